@@ -1,0 +1,3 @@
+"""Consilia: hospitals learn together, patients' data stay at home."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Aggregation and server-side strategies, as records of functions over explicit state."""

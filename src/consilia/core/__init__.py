@@ -1,0 +1,1 @@
+"""Pure decisions: ids, weights, rounds, selection, the audit chain. numpy and stdlib only."""

@@ -1,0 +1,35 @@
+"""Which ready sites take part in a round: a pure function of seed, round and the sites."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A fraction (0, 1] of the ready sites, at least `minimum` of them when there are as many."""
+
+    fraction: float = 1.0
+    minimum: int = 1
+
+
+def select(ready: Iterable[str], rule: Selection, seed: int, round: int) -> tuple[str, ...]:
+    """Return the selected sites, sorted.
+
+    Sites are ranked by SHA-256 of seed, round and name: uniform, independent between rounds,
+    the same on every machine, and one site's coming or going moves no other's rank.
+    """
+    sites = sorted(set(ready))
+    count = min(len(sites), max(rule.minimum, ceil(rule.fraction * len(sites))))
+    ranked = sorted(sites, key=lambda site: _rank(seed, round, site))
+    return tuple(sorted(ranked[:count]))
+
+
+def site_seed(seed: int, round: int, site: str) -> int:
+    """Seed (63 bits) of one site's task in one round."""
+    return int.from_bytes(_rank(seed, round, "seed/" + site)[:8], "big") >> 1
+
+
+def _rank(seed: int, round: int, text: str) -> bytes:
+    return hashlib.sha256(f"consilia select {seed} {round} {text}".encode()).digest()

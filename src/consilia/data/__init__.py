@@ -1,0 +1,1 @@
+"""Datasets of a site: the registry, and readers that turn them into typed columns."""

@@ -1,0 +1,1 @@
+"""The hub: coordinates studies and rounds; holds plans, aggregates, versions and audit."""

@@ -1,0 +1,1 @@
+"""The node: holds data, decides what may run, runs it, releases what its owner allows."""

@@ -1,0 +1,1 @@
+"""The training plan contract: what a researcher writes and a worker runs."""

@@ -1,0 +1,1 @@
+"""Everything that crosses a trust boundary: messages, tensor frames, signed envelopes."""

@@ -1,0 +1,202 @@
+"""Version 1 of what people's programs (SDK, command line, browser) send to the hub's REST API.
+
+JSON of these records under /api/v1; every list answers {"items": [...], "next": cursor|null}.
+Unknown fields in a request are errors that name the nearest valid field.
+"""
+
+import msgspec
+
+from consilia.wire.v1 import Arguments, Metrics, Plan, Study
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of request bodies."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """Base of response bodies."""
+
+
+class Strategy(Request, frozen=True):
+    """Server side of an experiment; names and options as in algo.strategy."""
+
+    name: str = "fedavg"
+    options: dict[str, float] = {}
+
+
+class Experiment(Request, frozen=True):
+    """A reproducible configuration; running it makes a job. The CONFIG.yaml of the CLI."""
+
+    study: str  # name
+    plan: str  # digest (a unique prefix of 12 or more hex digits is resolved by the client)
+    rounds: int
+    arguments: Arguments = {}
+    strategy: Strategy = Strategy()
+    min_updates: int = 2  # a round closes with at least this many
+    min_sites: int = 2  # a job starts when at least this many sites are ready
+    fraction: float = 1.0  # of the ready sites that a round selects
+    grace: float = 5.0  # seconds a round waits for stragglers once min_updates are in
+    deadline: float = 600.0  # seconds a round may take
+    seed: int = 0
+    deterministic: bool = False
+    base: str | None = None  # model version id or frame digest to start from; None: plan's init
+    name: str = ""
+
+
+class NewToken(Request, frozen=True):
+    """Make an API token for a person or program."""
+
+    name: str
+    role: str  # operator, researcher, auditor
+    days: int = 90
+
+
+class Invite(Request, frozen=True):
+    """Invite a site."""
+
+    site: str
+    hours: float = 72.0
+
+
+class SubmitPlan(Request, frozen=True):
+    """Offer a plan to the sites of a study."""
+
+    study: str
+    plan: Plan
+
+
+class ChangeArguments(Request, frozen=True):
+    """New argument values from the next round on; the others stay."""
+
+    arguments: Arguments
+
+
+class ResumeJob(Request, frozen=True):
+    """Go on with a stopped or failed job; `rounds` may raise its number of rounds."""
+
+    rounds: int | None = None
+
+
+class StudyView(View, frozen=True):
+    """A study and where it stands at each site."""
+
+    study: Study
+    digest: str | None  # None while a draft
+    state: str  # draft, submitted, closed
+    author: str
+    sites: dict[str, str]  # site -> invited, accepted
+
+
+class PlanView(View, frozen=True):
+    """A plan offered to a study and the sites that have approved it."""
+
+    digest: str
+    name: str
+    study: str
+    author: str
+    created: float
+    approved: tuple[str, ...]
+    plan: Plan | None = None  # only when asked for by digest
+
+
+class SiteView(View, frozen=True):
+    """A site as the hub sees it."""
+
+    name: str
+    state: str  # invited, enrolled, revoked
+    online: bool
+    last_seen: float | None
+    certificate_expires: float | None
+    version: str = ""
+    datasets: tuple[str, ...] = ()
+
+
+class RoundView(View, frozen=True):
+    """One closed round."""
+
+    round: int
+    seconds: float
+    sites: tuple[str, ...]  # whose updates are in
+    records: int
+    metrics: Metrics  # record-weighted means over the sites
+    model: str  # version id
+    rejected: dict[str, str] = {}  # site -> cause
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class JobView(View, frozen=True):
+    """A job and how far it is."""
+
+    id: str
+    experiment: Experiment
+    state: str  # core.round phase
+    round: int
+    cause: str  # why it failed or waits; "" otherwise
+    author: str
+    created: float
+    sites: dict[
+        str, str
+    ]  # site -> what it does now: ready, waiting, training, reported, away, refused, failed
+    progress: dict[str, float]  # site -> fraction of the running task
+    rounds: tuple[RoundView, ...] = ()
+
+
+class ModelView(View, frozen=True):
+    """A model version with its lineage."""
+
+    id: str  # <job>.<round>
+    job: str
+    round: int
+    digest: str  # of the frame
+    bytes: int
+    created: float
+    study: str
+    plan: str
+    arguments: Arguments
+    strategy: Strategy
+    sites: tuple[str, ...]
+    records: int
+    metrics: Metrics
+    parent: str | None
+
+
+class AuditView(View, frozen=True):
+    """One line of the hub's audit chain."""
+
+    seq: int
+    at: float
+    actor: str
+    action: str
+    subject: str
+    outcome: str
+    detail: str
+    digest: str
+
+
+class TokenView(View, frozen=True):
+    """A made token; `secret` is shown once."""
+
+    id: str
+    name: str
+    role: str
+    expires: float
+    secret: str | None = None
+
+
+class JoinTokenView(View, frozen=True):
+    """A join token to hand to the site's administrator; shown once."""
+
+    site: str
+    token: str
+    expires: float
+    ca_fingerprint: str
+
+
+class ProblemView(View, frozen=True):
+    """RFC 9457 problem+json."""
+
+    title: str
+    status: int
+    detail: str
+    error: str  # class name in consilia.errors

@@ -1,0 +1,280 @@
+"""Version 1 of every message between hub, node and researcher, as frozen records.
+
+Rules of the wire (docs/reference/wire.md is the law, tests/vectors its golden bytes):
+
+- Bodies are msgpack of exactly one of these records. Within v1 a field may be added only
+  with a default; none is renamed, retyped, reordered or removed. Decoders ignore fields they
+  do not know and refuse everything else that does not fit.
+- Times between machines are durations in seconds, never clock readings: a node whose clock
+  is an hour wrong works.
+- What a party must be able to prove later (a report, an acceptance) travels in a `Sealed`
+  envelope (wire.seal): the exact bytes that were signed, never a re-encoding.
+- Tensors never travel in messages; a message names a tensor frame (wire.frames) by digest.
+"""
+
+import hashlib
+from typing import Literal, TypeVar
+
+import msgspec
+
+from consilia.errors import WireError
+
+VERSION = 1
+MAX_MESSAGE = 4 << 20  # bytes of any control message
+MAX_PLAN = 1 << 20  # bytes of all files of a training plan
+MAX_METRICS = 64  # named numbers in one report
+MAX_ARGUMENTS = 64
+
+Scalar = bool | int | float | str
+Metrics = dict[str, float]
+Arguments = dict[str, Scalar]
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of all wire records: immutable, compared by value."""
+
+
+# ---- what people write: plans and studies, named by digest ---------------------------------
+
+
+class Plan(Record, frozen=True):
+    """A training plan: the reviewed source that workers run. Named by `plan_digest`."""
+
+    name: str
+    files: dict[str, str]  # relative path -> source text; MAX_PLAN in all
+    entry: str  # "module:ATTRIBUTE", a module of `files`
+    requirements: tuple[str, ...] = ()  # PEP 508, what the plan imports beyond Consilia
+    description: str = ""
+
+
+class Study(Record, frozen=True):
+    """A governed project, locked when submitted. Named by `study_digest`."""
+
+    name: str
+    purpose: str
+    sites: tuple[str, ...]  # invited sites, sorted
+    tags: tuple[str, ...]  # a site's dataset must carry all of these
+    controller: str = ""
+    legal_basis: str = ""
+    ethics: str = ""
+    until: str = ""  # last day, ISO date; "" for none
+    min_records: int = 0  # the study may only raise a site's own minimum
+
+
+def plan_digest(plan: Plan) -> str:
+    """Digest of source, declared requirements and entry point; name and description are free."""
+    body = (1, plan.entry, sorted(plan.requirements), sorted(plan.files.items()))
+    return _sha256(b"consilia plan\0", body)
+
+
+def study_digest(study: Study) -> str:
+    """Digest of every field of a submitted study."""
+    fields = [(f, getattr(study, f)) for f in sorted(study.__struct_fields__)]
+    return _sha256(b"consilia study\0", (1, fields))
+
+
+def _sha256(domain: bytes, body: object) -> str:
+    return "sha256:" + hashlib.sha256(domain + msgspec.msgpack.encode(body)).hexdigest()
+
+
+# ---- hub -> node ---------------------------------------------------------------------------
+
+
+class Task(Record, frozen=True):
+    """What one node is asked to run. The node's policy decides on these facts alone."""
+
+    kind: Literal["init", "train"]  # later: evaluate, sums, one step of a masked round, ...
+    job: str
+    round: int  # 0 is the init round
+    study: str  # digest
+    study_name: str
+    plan: str  # digest
+    arguments: Arguments
+    tags: tuple[str, ...]
+    model: str | None  # frame digest of the model to start from; None for init
+    seed: int  # for this site and round; all randomness of the task derives from it
+    deterministic: bool = False
+
+
+class Lease(Record, frozen=True):
+    """A task given to one node. Delivered again until the node reports on it."""
+
+    id: str
+    task: Task
+    timeout: float  # seconds from delivery
+
+
+class Orders(Record, frozen=True):
+    """The hub's answer to a poll: reconcile to exactly this."""
+
+    leases: tuple[Lease, ...] = ()  # assigned to the node and not in Poll.running
+    cancel: tuple[str, ...] = ()  # in Poll.running and no longer assigned
+    catalogue: int = 0  # version of the catalogue; fetch it when it differs
+
+
+class Catalogue(Record, frozen=True):
+    """Studies that invite the site and plans submitted to them. Advice: the node decides."""
+
+    version: int
+    studies: tuple[Study, ...] = ()
+    plans: tuple["PlanEntry", ...] = ()
+
+
+class PlanEntry(Record, frozen=True):
+    """A plan on offer; its source is fetched by digest."""
+
+    digest: str
+    name: str
+    study: str  # name
+    author: str = ""
+
+
+class Verdict(Record, frozen=True):
+    """The hub's answer to a report. `accepted` is durable when it is sent."""
+
+    accepted: bool
+    reason: str = ""
+
+
+# ---- node -> hub ---------------------------------------------------------------------------
+
+
+class Enrol(Record, frozen=True):
+    """First contact: a one-time secret, a certificate request and the node's signing key."""
+
+    site: str
+    secret: str
+    csr: bytes  # PKCS#10 DER, key made at the site
+    signing_key: bytes  # Ed25519 public key, 32 bytes
+
+
+class Enrolled(Record, frozen=True):
+    """The node's certificate chain and the hub's own signing key."""
+
+    certificate: bytes  # PEM
+    ca: bytes  # PEM
+    hub_key: bytes  # Ed25519 public key, 32 bytes
+
+
+class Renew(Record, frozen=True):
+    """Ask for a new certificate over the old one's connection."""
+
+    csr: bytes
+
+
+class Poll(Record, frozen=True):
+    """Wait for orders. `wait` is the longest the node will hold the line, seconds."""
+
+    session: str  # new at every agent start
+    running: tuple[str, ...] = ()  # lease ids the node works on
+    catalogue: int = 0
+    wait: float = 25.0
+
+
+class OfferedDataset(Record, frozen=True):
+    """What a site says of a dataset to the consortium: no value, a rounded count."""
+
+    name: str
+    tags: tuple[str, ...]
+    records: (
+        int  # rounded down to a multiple of 5; what an update may claim at most is this + 4
+    )
+    columns: dict[str, str] = {}  # name -> type
+
+
+class Advertisement(Record, frozen=True):
+    """The site's public state, whole, sent at every connection and change."""
+
+    version: str  # agent release
+    datasets: tuple[OfferedDataset, ...] = ()
+    studies: tuple[str, ...] = ()  # digests accepted and in force
+    plans: tuple[str, ...] = ()  # digests approved and in force
+    audit_head: str = ""  # digest of the node's last audit line
+    audit_length: int = 0
+
+
+class Progress(Record, frozen=True, tag="progress"):
+    """Where a running task is. Not journalled."""
+
+    lease: str
+    fraction: float  # 0 to 1
+    metrics: Metrics = {}
+
+
+class Result(Record, frozen=True, tag="result"):
+    """A finished task. `model` names the frame the node has uploaded for this lease."""
+
+    lease: str
+    job: str
+    round: int
+    model: str | None
+    records: int  # records the update was computed on; 0 for init
+    metrics: Metrics = {}
+    seconds: float = 0.0  # bucketed
+
+
+# Closed lists: a free text would be a channel out of the site.
+FailureCause = Literal[
+    "plan-error",  # the plan raised
+    "plan-contract",  # the plan loaded or returned something else than its contract says
+    "requirements",  # declared requirements are not installed at the site
+    "data-error",  # the dataset could not be read as declared
+    "not-finite",  # NaN or infinity in the update
+    "crashed",  # the worker process died
+    "timeout",
+    "memory",
+    "disk",
+    "transfer",
+    "stopped",  # by the site's staff
+    "internal",
+]
+
+
+class Failed(Record, frozen=True, tag="failed"):
+    """The task did not finish. The traceback stays at the site."""
+
+    lease: str
+    cause: FailureCause
+
+
+class Declined(Record, frozen=True, tag="declined"):
+    """The site's policy refused the task. `disclosed` is what the site chose to tell."""
+
+    lease: str
+    disclosed: str = ""
+
+
+Report = Progress | Result | Failed | Declined
+
+
+class Sealed(Record, frozen=True):
+    """Signed bytes: `context` says what for, so that no signature serves another purpose."""
+
+    context: str
+    site: str
+    payload: bytes
+    signature: bytes  # Ed25519 over wire.seal's framing of the three fields above
+
+
+class Problem(Record, frozen=True):
+    """Body of every error answer on the node listener."""
+
+    error: str  # class name in consilia.errors
+    detail: str
+
+
+def encode(record: object) -> bytes:
+    """Encode one record."""
+    return msgspec.msgpack.encode(record)
+
+
+def decode(body: bytes, kind: type[T], limit: int = MAX_MESSAGE) -> T:
+    """Decode one record of `kind`, or raise WireError saying what does not fit where."""
+    if len(body) > limit:
+        raise WireError(f"message of {len(body)} bytes is over the limit of {limit}")
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as e:
+        raise WireError(f"not a valid {getattr(kind, '__name__', kind)}: {e}") from None

@@ -1,0 +1,114 @@
+"""Messages between a node's agent and its sandboxed worker, over the worker's stdin and stdout.
+
+The worker runs researcher code, so the agent trusts nothing it says. Each message is a
+4-byte little-endian length and that many bytes of msgpack. After a `Done` with tensors, their
+raw bytes follow in order, without padding; the agent counts them, checks them, and writes the
+tensor frame itself (node.release). Models go the other way as files in a read-only folder.
+"""
+
+from typing import BinaryIO
+
+import msgspec
+
+from consilia.errors import WireError
+from consilia.wire.v1 import Arguments, FailureCause, Metrics, Plan, Record
+
+MAX_WORKER_MESSAGE = 8 << 20
+
+
+class TableSource(Record, frozen=True):
+    """A registered table as the worker sees it: read-only files and the declared columns."""
+
+    path: str
+    format: str  # csv, tsv, parquet
+    columns: dict[str, str]  # name -> type of data.contract
+    missing: tuple[str, ...] = ("",)
+    records: int = 0
+
+
+class Load(Record, frozen=True, tag="load"):
+    """First message to a worker: the plan, and the dataset it may read (None for init)."""
+
+    plan: Plan
+    dataset: TableSource | None
+    threads: int
+    cuda: bool
+
+
+class Run(Record, frozen=True, tag="run"):
+    """One task. `model` is the path of a tensor frame inside the sandbox; None for init."""
+
+    kind: str
+    round: int
+    arguments: Arguments
+    model: str | None
+    seed: int
+    deterministic: bool
+
+
+ToWorker = Load | Run
+
+
+class Ready(Record, frozen=True, tag="ready"):
+    """The plan is loaded and the dataset opened; tells what was declared."""
+
+    framework: str
+    records: int  # of the dataset; 0 without one
+    arguments: Arguments = {}  # declared names and defaults
+
+
+class Step(Record, frozen=True, tag="step"):
+    """Progress inside a task."""
+
+    fraction: float
+    metrics: Metrics = {}
+
+
+class WorkerTensor(Record, frozen=True):
+    """One tensor that follows a Done."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Done(Record, frozen=True, tag="done"):
+    """The task's outcome; the tensors' bytes follow."""
+
+    records: int
+    metrics: Metrics
+    tensors: tuple[WorkerTensor, ...]
+
+
+class Broke(Record, frozen=True, tag="broke"):
+    """The plan failed. `detail` (with the traceback) is for the site's eyes only."""
+
+    cause: FailureCause
+    detail: str
+
+
+FromWorker = Ready | Step | Done | Broke
+
+
+def write(stream: BinaryIO, message: ToWorker | FromWorker) -> None:
+    """Write one message and flush."""
+    body = msgspec.msgpack.encode(message)
+    stream.write(len(body).to_bytes(4, "little") + body)
+    stream.flush()
+
+
+def read(stream: BinaryIO, kind: type[msgspec.Struct] | object) -> object | None:
+    """Read one message of union `kind`, None at end of stream; raise WireError otherwise."""
+    head = stream.read(4)
+    if not head:
+        return None
+    size = int.from_bytes(head, "little")
+    if len(head) < 4 or size > MAX_WORKER_MESSAGE:
+        raise WireError(f"worker message of {size} bytes, limit {MAX_WORKER_MESSAGE}")
+    body = stream.read(size)
+    if len(body) < size:
+        raise WireError(f"worker message cut off after {len(body)} of {size} bytes")
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as e:
+        raise WireError(f"worker message is not valid: {e}") from None
