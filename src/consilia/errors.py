@@ -87,7 +87,10 @@ class DataError(ConsiliaError):
 
 
 class WorkerError(ConsiliaError):
-    """A worker process crashed, timed out, or outgrew a limit. `cause` is from a closed list."""
+    """A worker process crashed, timed out, or outgrew a limit.
+
+    `cause` is from a closed list.
+    """
 
     exit_code = 11
 

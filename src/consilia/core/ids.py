@@ -15,10 +15,10 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base 32: no i, l, o,
 
 
 def name(text: str, what: str) -> str:
-    """Return `text` when it may name a `what` (site, study, dataset, tag), else raise ConfigError.
+    """Return `text` when it may name a `what` (site, study, dataset, tag).
 
     1 to 63 characters of a-z, 0-9, dot, hyphen and underscore, a letter or digit at both
-    ends: safe in a file name, a URL, a certificate and a shell.
+    ends: safe in a file name, a URL, a certificate and a shell. Else raises ConfigError.
     """
     if not _NAME.fullmatch(text):
         raise ConfigError(

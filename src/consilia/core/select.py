@@ -8,22 +8,27 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A fraction (0, 1] of the ready sites, at least `minimum` of them when there are as many."""
+    """A fraction (0, 1] of the ready sites, at least `minimum` when there are as many."""
 
     fraction: float = 1.0
     minimum: int = 1
 
 
 def select(ready: Iterable[str], rule: Selection, seed: int, round: int) -> tuple[str, ...]:
-    """Return the selected sites, sorted.
+    """Return the selected sites, sorted."""
+    ranked = order(ready, seed, round)
+    share = ceil(rule.fraction * len(ranked) - 1e-9)  # 0.07 * 100 is a little above 7
+    count = max(rule.minimum, share)
+    return tuple(sorted(ranked[:count]))
 
-    Sites are ranked by SHA-256 of seed, round and name: uniform, independent between rounds,
+
+def order(sites: Iterable[str], seed: int, round: int) -> tuple[str, ...]:
+    """Return the sites by rank, the first to be asked first.
+
+    The rank is the SHA-256 of seed, round and name: uniform, independent between rounds,
     the same on every machine, and one site's coming or going moves no other's rank.
     """
-    sites = sorted(set(ready))
-    count = min(len(sites), max(rule.minimum, ceil(rule.fraction * len(sites))))
-    ranked = sorted(sites, key=lambda site: _rank(seed, round, site))
-    return tuple(sorted(ranked[:count]))
+    return tuple(sorted(set(sites), key=lambda site: _rank(seed, round, site)))
 
 
 def site_seed(seed: int, round: int, site: str) -> int:

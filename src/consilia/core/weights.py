@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from consilia.errors import UpdateRejected
 
-
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 DTYPES: Mapping[str, "np.dtype[np.generic]"] = {
     "float64": np.dtype("<f8"),
@@ -59,7 +58,7 @@ Schema = tuple[TensorSpec, ...]
 
 
 def dtype_name(dtype: "np.dtype[np.generic]") -> str:
-    """Return the key of DTYPES for `dtype`; raise UpdateRejected for one the wire does not carry."""
+    """Return the key of DTYPES for `dtype`; raise UpdateRejected when it cannot travel."""
     try:
         return _NAMES[dtype]
     except KeyError:

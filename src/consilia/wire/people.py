@@ -4,6 +4,8 @@ JSON of these records under /api/v1; every list answers {"items": [...], "next":
 Unknown fields in a request are errors that name the nearest valid field.
 """
 
+from typing import Any, Generic, TypeVar
+
 import msgspec
 
 from consilia.wire.v1 import Arguments, Metrics, Plan, Study
@@ -15,6 +17,16 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class View(msgspec.Struct, frozen=True):
     """Base of response bodies."""
+
+
+T = TypeVar("T")
+
+
+class Page(View, Generic[T], frozen=True):
+    """A part of a list. Give `next` back as `cursor` for the part after it; None: no more."""
+
+    items: tuple[T, ...]
+    next: str | None = None
 
 
 class Strategy(Request, frozen=True):
@@ -191,6 +203,48 @@ class JoinTokenView(View, frozen=True):
     token: str
     expires: float
     ca_fingerprint: str
+
+
+class WhoamiView(View, frozen=True):
+    """Whose token it is, what it may do, and which hub answers."""
+
+    name: str
+    role: str
+    hub: str
+    version: str  # of the hub's software
+
+
+class EventView(View, frozen=True):
+    """One event of a job: what was journalled, and progress, which is not."""
+
+    seq: int
+    at: float
+    type: str  # a class name of core.events, or Progress
+    body: dict[str, Any]
+
+
+class ValidationView(View, frozen=True):
+    """What stands between an experiment and its start; empty when nothing does."""
+
+    problems: tuple[str, ...] = ()  # it would be refused
+    warnings: tuple[str, ...] = ()  # it would wait, or run with fewer sites
+
+
+class FrameView(View, frozen=True):
+    """An uploaded tensor frame."""
+
+    digest: str
+    bytes: int
+
+
+class AuditCheckView(View, frozen=True):
+    """Whether the hub's audit chain holds."""
+
+    intact: bool
+    lines: int
+    head: str
+    broken_at: int | None = None  # first line that does not hold
+    reason: str = ""
 
 
 class ProblemView(View, frozen=True):

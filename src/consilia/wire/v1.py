@@ -64,7 +64,7 @@ class Study(Record, frozen=True):
 
 
 def plan_digest(plan: Plan) -> str:
-    """Digest of source, declared requirements and entry point; name and description are free."""
+    """Digest of source, requirements and entry point; name and description are free."""
     body = (1, plan.entry, sorted(plan.requirements), sorted(plan.files.items()))
     return _sha256(b"consilia plan\0", body)
 
@@ -258,6 +258,13 @@ class Sealed(Record, frozen=True):
     signature: bytes  # Ed25519 over wire.seal's framing of the three fields above
 
 
+class AuditHead(Record, frozen=True):
+    """Payload of a sealed "audit-head": how long an audit chain is, and its last digest."""
+
+    length: int
+    digest: str
+
+
 class Problem(Record, frozen=True):
     """Body of every error answer on the node listener."""
 
@@ -276,5 +283,5 @@ def decode(body: bytes, kind: type[T], limit: int = MAX_MESSAGE) -> T:
         raise WireError(f"message of {len(body)} bytes is over the limit of {limit}")
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as e:
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeError) as e:
         raise WireError(f"not a valid {getattr(kind, '__name__', kind)}: {e}") from None

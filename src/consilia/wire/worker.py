@@ -33,6 +33,7 @@ class Load(Record, frozen=True, tag="load"):
     dataset: TableSource | None
     threads: int
     cuda: bool
+    site: str = ""
 
 
 class Run(Record, frozen=True, tag="run"):
@@ -110,5 +111,5 @@ def read(stream: BinaryIO, kind: type[msgspec.Struct] | object) -> object | None
         raise WireError(f"worker message cut off after {len(body)} of {size} bytes")
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as e:
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeError) as e:
         raise WireError(f"worker message is not valid: {e}") from None

@@ -1,0 +1,73 @@
+"""`./run bench NAME ...`: run one benchmark; its last line of output is one JSON object."""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import agent, rounds, training
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark named first; return the exit status."""
+    parser = argparse.ArgumentParser(prog="./run bench", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True)
+    w1 = names.add_parser("w1", help="N nodes, a small model")
+    w1.add_argument("--nodes", type=int, default=4)
+    w1.add_argument("--mb", type=float, default=1.0)
+    w1.add_argument("--rounds", type=int, default=20)
+    w2 = names.add_parser("w2", help="4 nodes, a large model")
+    w2.add_argument("--nodes", type=int, default=4)
+    w2.add_argument("--mb", type=float, default=100.0)
+    w2.add_argument("--rounds", type=int, default=5)
+    w3 = names.add_parser("w3", help="N nodes train on 30 columns, against one process")
+    w3.add_argument("--nodes", type=int, default=10)
+    w3.add_argument("--rows", type=int, default=1_000_000)
+    w3.add_argument("--rounds", type=int, default=3)
+    names.add_parser("agent", help="start time and memory of agent, hub and command")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="consilia-bench-") as root:
+        if chosen.name in ("w1", "w2"):
+            found = rounds.measure(Path(root), chosen.nodes, chosen.mb, chosen.rounds)
+        elif chosen.name == "w3":
+            found = training.measure(Path(root), chosen.nodes, chosen.rows, chosen.rounds)
+        else:
+            found = agent.measure(Path(root))
+    print(json.dumps({"name": chosen.name, **found, **_where()}))
+    return 0 if found.get("correct", True) else 1
+
+
+def _where() -> dict[str, Any]:
+    """Return what the figures depend on: machine, versions, commit, date."""
+    commit = subprocess.run(
+        ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    model = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "machine": f"{len(model)} x {model[0] if model else platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "commit": commit.stdout.strip() or "none",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Options and small habits that every command shares."""
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consilia.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+HubDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        envvar="CONSILIA_HUB",
+        show_default="~/.consilia/hub",
+        help="The hub's directory.",
+    ),
+]
+NodeDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        envvar="CONSILIA_NODE",
+        show_default="~/.consilia/node",
+        help="The node's directory.",
+    ),
+]
+
+
+def group(name: str, purpose: str) -> typer.Typer:
+    """Return an empty command group."""
+    return typer.Typer(name=name, help=purpose, no_args_is_help=True, rich_markup_mode=None)
+
+
+def example(*lines: str) -> str:
+    """Return the examples that end a command's --help."""
+    return "\b\nExample:\n" + "\n".join(f"  $ {line}" for line in lines)
+
+
+def hub_dir(given: Path | None) -> Path:
+    """Return the hub's directory: the one given, or the default."""
+    return (given or Path.home() / ".consilia" / "hub").absolute()
+
+
+def node_dir(given: Path | None) -> Path:
+    """Return the node's directory: the one given, or the default."""
+    return (given or Path.home() / ".consilia" / "node").absolute()
+
+
+def actor() -> str:
+    """Return the login name of the person at the keyboard, for the site's audit trail."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in some containers
+        return f"uid-{os.getuid()}"
+
+
+def pairs(items: Iterable[str], option: str) -> dict[str, str]:
+    """Return NAME=VALUE options as a mapping; raise ConfigError for any other form."""
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{option} {item!r} is not NAME=VALUE")
+        if name.strip() in found:
+            raise ConfigError(f"{option} {name.strip()!r} is given twice")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def scalar(text: str) -> bool | int | float | str:
+    """Read one argument value: 3 is a number, true a truth value, anything else text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text) if math.isfinite(float(text)) else text
+    except ValueError:
+        return text

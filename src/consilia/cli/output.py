@@ -1,0 +1,114 @@
+"""How commands speak: tables on a terminal, tab-separated text in a pipe, JSON when asked.
+
+Every command hands its answer over as plain records (msgspec structs, dataclasses, mappings);
+`--json` prints exactly those, so scripts never parse what is meant for people.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+T = TypeVar("T")
+Columns = Mapping[str, Callable[[T], object]]
+
+
+def say(text: str) -> None:
+    """Print one line of the answer."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """Print one line that is not part of the answer."""
+    sys.stderr.write(text + "\n")
+
+
+def json_text(value: object) -> str:
+    """Return `value` as indented JSON; paths as text, tuples as lists, sets sorted."""
+    import msgspec
+
+    plain = msgspec.to_builtins(value, enc_hook=str, order="deterministic")
+    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+
+
+def listing(
+    records: Sequence[T], columns: "Columns[T]", as_json: bool, empty: str = "none"
+) -> None:
+    """Print `records` as a table of `columns`, or as a JSON array of the whole records."""
+    if as_json:
+        say(json_text(records))
+    elif not records:
+        note(empty)
+    else:
+        table(columns.keys(), [[cell(get(r)) for get in columns.values()] for r in records])
+
+
+def record(value: object, fields: Mapping[str, object], as_json: bool) -> None:
+    """Print one record: `fields` as lines of name and value, or `value` whole as JSON."""
+    if as_json:
+        say(json_text(value))
+        return
+    width = max(map(len, fields))
+    for name, content in fields.items():
+        lines = cell(content).splitlines() or [""]
+        for first, line in zip([name] + [""] * len(lines), lines, strict=False):
+            say(f"{first:<{width}}  {line}".rstrip())
+
+
+def done(text: str, value: object, as_json: bool) -> None:
+    """Print the outcome of a step: `text` for people, `value` as JSON."""
+    say(json_text(value) if as_json else text)
+
+
+def table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows with a rich table on a terminal, tab-separated otherwise."""
+    if not sys.stdout.isatty():
+        for row in ([*headings], *rows):
+            say("\t".join(text.replace("\t", " ").replace("\n", " ") for text in row))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        grid.add_column(heading, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(text) for text in row))  # Text: never parsed as markup
+    Console().print(grid)
+
+
+def cell(value: object) -> str:
+    """Return how one value is written for people."""
+    if value is None or value in ("", {}, [], ()):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={cell(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(cell, value))
+    return str(value)
+
+
+def when(at: float | None) -> str:
+    """Return Unix seconds as UTC to the second, or a dash."""
+    return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def short(digest: str) -> str:
+    """Return a digest's algorithm and first 12 hex digits: enough to name it again."""
+    algorithm, colon, digits = digest.partition(":")
+    return f"{algorithm}:{digits[:12]}" if colon else digest
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,124 @@
+"""`consilia study`: governed projects at the hub, from draft to close."""
+
+from typing import Annotated
+
+import typer
+
+from consilia.cli.options import Json, example, group
+from consilia.cli.output import done, listing, record, short
+from consilia.wire.v1 import Study
+
+Name = Annotated[str, typer.Argument(help="The study's name.")]
+
+app = group("study", "Studies: what for, with whom, on which data.")
+
+
+@app.command(
+    epilog=example(
+        "consilia study create heart-failure --purpose 'Predict readmission' \\",
+        "    --site north --site south --tag heart-failure --ethics 'EC 2026-17'",
+    )
+)
+def create(
+    name: Name,
+    purpose: Annotated[str, typer.Option(help="What the study is for; sites decide on it.")],
+    site: Annotated[list[str], typer.Option(help="An invited site; may be given again.")],
+    tag: Annotated[
+        list[str], typer.Option(help="A tag its datasets must carry; may be given again.")
+    ],
+    controller: Annotated[str, typer.Option(help="Who answers for the data.")] = "",
+    legal_basis: Annotated[str, typer.Option(help="Such as: GDPR Art. 9(2)(j).")] = "",
+    ethics: Annotated[str, typer.Option(help="The ethics vote's reference.")] = "",
+    until: Annotated[str, typer.Option(help="Last day, YYYY-MM-DD; without it, no end.")] = "",
+    min_records: Annotated[
+        int, typer.Option(help="Fewest records a site must have; can only raise its own rule.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draft a study. Nobody sees it until it is submitted."""
+    from consilia.sdk.client import Client
+
+    study = Study(
+        name=name,
+        purpose=purpose,
+        sites=tuple(sorted(site)),
+        tags=tuple(sorted(tag)),
+        controller=controller,
+        legal_basis=legal_basis,
+        ethics=ethics,
+        until=until,
+        min_records=min_records,
+    )
+    with Client() as client:
+        view = client.create_study(study)
+    done(f"study {name}: {view.state}; next: consilia study submit {name}", view, as_json)
+
+
+@app.command(epilog=example("consilia study submit heart-failure"))
+def submit(name: Name, as_json: Json = False) -> None:
+    """Lock a draft and offer it to its sites. It never changes afterwards."""
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        view = client.submit_study(name)
+    done(f"study {name}: {view.state}, digest {view.digest}", view, as_json)
+
+
+@app.command(epilog=example("consilia study show heart-failure"))
+def show(name: Name, as_json: Json = False) -> None:
+    """Show a study and where it stands at each site."""
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        view = client.study(name)
+    study = view.study
+    record(
+        view,
+        {
+            "study": study.name,
+            "state": view.state,
+            "digest": view.digest,
+            "author": view.author,
+            "purpose": study.purpose,
+            "tags": study.tags,
+            "controller": study.controller,
+            "legal basis": study.legal_basis,
+            "ethics": study.ethics,
+            "until": study.until,
+            "min records": study.min_records,
+            "sites": "\n".join(f"{site}: {now}" for site, now in sorted(view.sites.items())),
+        },
+        as_json,
+    )
+
+
+@app.command("list", epilog=example("consilia study list --json"))
+def list_(as_json: Json = False) -> None:
+    """List studies."""
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        studies = client.studies()
+    listing(
+        studies,
+        {
+            "study": lambda v: v.study.name,
+            "state": lambda v: v.state,
+            "digest": lambda v: short(v.digest or ""),
+            "author": lambda v: v.author,
+            "accepted by": lambda v: [s for s, state in v.sites.items() if state == "accepted"],
+            "sites": lambda v: v.study.sites,
+        },
+        as_json,
+        "there is no study",
+    )
+
+
+@app.command(epilog=example("consilia study close heart-failure"))
+def close(name: Name, as_json: Json = False) -> None:
+    """End a study: no job starts in it any more."""
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        view = client.close_study(name)
+    done(f"study {name}: {view.state}", view, as_json)

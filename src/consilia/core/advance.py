@@ -1,0 +1,410 @@
+"""The transition functions of the round machine: one short pure function for each event.
+
+The rules are told in `core.round`. Every function returns the new state and the commands; the
+timer and the notice of a new phase are derived from the difference of old and new state.
+
+What a kind of round needs is one `_Recipe`: its quorum, whom it asks, how long it waits for
+the rest. That is where further kinds go: a round of several messages is a recipe whose sites
+are leased the next step before it closes; a plain sum or an evaluation is one whose Close
+makes no model; an asynchronous strategy is one with a quorum of 1 and no grace.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from consilia.core.events import (
+    Accepted,
+    CancelLease,
+    Changed,
+    Close,
+    Closed,
+    CloseFailed,
+    Command,
+    Event,
+    Fold,
+    GiveLease,
+    JobState,
+    Joined,
+    Kind,
+    Lease,
+    Leased,
+    LeaseStatus,
+    Left,
+    Notify,
+    Resumed,
+    RoundConfig,
+    Settled,
+    Started,
+    Stopped,
+    TimedOut,
+    Wake,
+)
+from consilia.core.ids import name
+from consilia.core.select import Selection, order, select, site_seed
+from consilia.errors import ConfigError
+
+Step = tuple[JobState, tuple[Command, ...]]
+
+
+def new_job(job: str, config: RoundConfig) -> JobState:
+    """Return the state of a job that is not started, or raise ConfigError on a bad limit."""
+    rule = config.selection
+    if "." in job:  # lease ids of two jobs could be the same text
+        raise ConfigError(f"job name {job[:80]!r} is not allowed: it holds a dot")
+    limits = (
+        ("rounds", config.rounds, config.rounds >= 1, "1 or more"),
+        ("min_updates", config.min_updates, config.min_updates >= 1, "1 or more"),
+        ("min_sites", config.min_sites, config.min_sites >= 1, "1 or more"),
+        ("fraction", rule.fraction, 0 < rule.fraction <= 1, "above 0, up to 1"),
+        ("selection minimum", rule.minimum, rule.minimum >= 1, "1 or more"),
+        ("grace", config.grace, config.grace >= 0 and isfinite(config.grace), "0 s or more"),
+        ("deadline", config.deadline, 0 < config.deadline < float("inf"), "more than 0 s"),
+    )
+    for what, found, good, needed in limits:
+        if not good:
+            raise ConfigError(f"{what} is {found}, needs to be {needed}")
+    return JobState(name(job, "job"), config)
+
+
+def advance(state: JobState, event: Event) -> Step:
+    """Return the state after `event`, and what the engine must do, in this order."""
+    after, commands = _ON[type(event)](state, event)
+    if (due := _due(after)) is not None and due != _due(state):
+        commands = (*commands, due)
+    if (after.phase, after.cause) != (state.phase, state.cause):
+        commands = (*commands, Notify(after.phase, after.cause))
+    return after, commands
+
+
+def pending(state: JobState) -> tuple[Lease, ...]:
+    """Return the leases that may still end in an update: out, or their site is away."""
+    return _having(state, "out", "away")
+
+
+def outstanding(state: JobState) -> tuple[Command, ...]:
+    """Return the commands that a restarted hub must take up again, having replayed a journal.
+
+    The pending leases to give, the accepted updates to fold, the close that is in flight,
+    and the timer.
+    """
+    gives = (_give(state, lease) for lease in pending(state))
+    folds = (_fold(state, lease) for lease in _accepted_by_site(state))
+    close = (_close_command(state),) if state.closing else ()
+    due = _due(state)
+    return (*gives, *folds, *close, *(() if due is None else (due,)))
+
+
+# ---- what differs between kinds of rounds ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """What one kind of round needs."""
+
+    quorum: Callable[[RoundConfig], int]  # updates it closes with at least
+    grace: Callable[[RoundConfig], float]  # seconds it waits for the rest after quorum
+    ask: Callable[[JobState], Iterable[str]]  # sites to lease to when it opens
+    replaces: bool  # whether a site that cannot go on is replaced by another ready one
+
+
+def _ask_one(state: JobState) -> Iterable[str]:
+    """Return the first ready site, by seeded rank, not yet asked since the round opened."""
+    asked = {lease.site for lease in state.leases.values()}
+    return order(state.ready - asked, state.config.seed, state.round)[:1]
+
+
+def _ask_many(state: JobState) -> Iterable[str]:
+    """Return the selected sites without those whose update was kept from before a resume."""
+    rule, config = state.config.selection, state.config
+    rule = Selection(rule.fraction, max(rule.minimum, config.min_updates))
+    kept = {lease.site for lease in state.leases.values()}
+    chosen = select(state.ready | kept, rule, config.seed, state.round)
+    return (site for site in chosen if site not in kept)
+
+
+_RECIPES: Mapping[Kind, _Recipe] = {
+    "init": _Recipe(lambda _: 1, lambda _: 0.0, _ask_one, replaces=True),
+    "train": _Recipe(lambda c: c.min_updates, lambda c: c.grace, _ask_many, replaces=False),
+}
+
+
+# ---- opening, judging and closing a round ----------------------------------------------------
+
+
+def _open(state: JobState, at: float) -> Step:
+    """Open the round in turn; or wait for sites; or the job is done."""
+    if not state.started:
+        return state, ()
+    if state.round > state.config.rounds:
+        return replace(state, phase="done", cause=""), ()
+    recipe, kept = _RECIPES[state.kind], _having(state, "accepted")
+    quorum = recipe.quorum(state.config)
+    here = state.ready | {lease.site for lease in kept}
+    needed = max(state.config.min_sites, quorum)
+    if len(kept) < quorum and len(here) < needed:
+        found = f"{len(here)} ({', '.join(sorted(here))})" if here else "none"
+        cause = f"round {state.round} waits for {needed} ready sites, found {found}"
+        return replace(state, phase="waiting", cause=cause), ()
+    arguments = state.round_arguments if kept else state.arguments
+    state = replace(
+        state,
+        phase="running",
+        cause="",
+        opened_at=at,
+        quorum_at=None,
+        round_arguments=arguments,
+    )
+    asked = () if recipe.replaces and kept else recipe.ask(state)
+    state, gives = _lease(state, asked)
+    state, commands = _judge(state, at)
+    return state, (*gives, *commands)
+
+
+def _judge(state: JobState, at: float) -> Step:
+    """Decide whether the open round closes, fails or goes on. `at` is the time now."""
+    recipe = _RECIPES[state.kind]
+    quorum, accepted = recipe.quorum(state.config), len(_having(state, "accepted"))
+    if accepted >= quorum and state.quorum_at is None:
+        state = replace(state, quorum_at=at)
+    due = _due(state)
+    late = due is not None and at >= due.at
+    if accepted >= quorum:
+        return _close(state) if late or not pending(state) else (state, ())
+    if late:
+        return _fail(state, f"deadline of {state.config.deadline:g} s passed", quorum)
+    gives: tuple[Command, ...] = ()
+    if recipe.replaces and not _having(state, "out"):
+        again = replace(state, attempt=state.attempt + 1)
+        again, gives = _lease(again, recipe.ask(state))
+        state = again if gives else state
+    if accepted + len(pending(state)) < quorum:
+        return _fail(state, "too few sites are left", quorum)
+    return state, gives
+
+
+def _close(state: JobState) -> Step:
+    state, cancels = _cancel(replace(state, phase="closing", closing=True))
+    return state, (*cancels, _close_command(state))
+
+
+def _fail(state: JobState, why: str, quorum: int) -> Step:
+    sites = sorted(state.leases.values(), key=lambda lease: (lease.site, lease.id))
+    each = "; ".join(
+        f"{lease.site}: {lease.status}{f' ({lease.cause})' if lease.cause else ''}"
+        for lease in sites
+    )
+    count = len(_having(state, "accepted"))
+    cause = f"round {state.round}: {why}; found {count} of {quorum} updates; {each}"
+    state, cancels = _cancel(replace(state, phase="failed", cause=cause))
+    return state, cancels
+
+
+def _due(state: JobState) -> Wake | None:
+    """Return when the open round must be judged even if nothing happens."""
+    if state.phase != "running":
+        return None
+    due = state.opened_at + state.config.deadline
+    if state.quorum_at is not None:
+        due = min(due, state.quorum_at + _RECIPES[state.kind].grace(state.config))
+    return Wake(due, state.round)
+
+
+# ---- leases ----------------------------------------------------------------------------------
+
+
+def _having(state: JobState, *statuses: LeaseStatus) -> tuple[Lease, ...]:
+    return tuple(lease for lease in state.leases.values() if lease.status in statuses)
+
+
+def _accepted_by_site(state: JobState) -> list[Lease]:
+    return sorted(_having(state, "accepted"), key=lambda lease: lease.site)
+
+
+def _put(state: JobState, lease: Lease) -> JobState:
+    return replace(state, leases={**state.leases, lease.id: lease})
+
+
+def _lease(state: JobState, sites: Iterable[str]) -> Step:
+    """Give a new lease to each of `sites`."""
+    new = [
+        Lease(f"{state.job}.{state.round}.{state.attempt}.{site}", site, "out")
+        for site in sites
+    ]
+    state = replace(state, leases={**state.leases, **{lease.id: lease for lease in new}})
+    return state, tuple(_give(state, lease) for lease in new)
+
+
+def _cancel(state: JobState) -> Step:
+    """Take every pending lease back."""
+    taken = pending(state)
+    cancelled = {lease.id: replace(lease, status="cancelled") for lease in taken}
+    state = replace(state, leases={**state.leases, **cancelled})
+    return state, tuple(CancelLease(lease.id, lease.site) for lease in taken)
+
+
+def _give(state: JobState, lease: Lease) -> GiveLease:
+    # The initial model must not depend on which site happens to make it.
+    who = "init" if state.kind == "init" else lease.site
+    seed = site_seed(state.config.seed, state.round, who)
+    model, arguments = state.model, state.round_arguments
+    return GiveLease(lease.id, lease.site, state.kind, state.round, model, arguments, seed)
+
+
+def _fold(state: JobState, lease: Lease) -> Fold:
+    return Fold(state.round, lease.id, lease.site, lease.digest, lease.records)
+
+
+def _close_command(state: JobState) -> Close:
+    updates = _accepted_by_site(state)
+    return Close(
+        state.round, state.kind, tuple((u.site, u.id, u.digest, u.records) for u in updates)
+    )
+
+
+def _open_lease(state: JobState, id: str) -> Lease | None:
+    """Return the lease if the open round still waits for it."""
+    lease = state.leases.get(id)  # pending leases exist only while the round runs
+    return lease if lease is not None and lease.status in ("out", "away") else None
+
+
+# ---- one short function for each event -------------------------------------------------------
+
+
+def _on_started(state: JobState, event: Started) -> Step:
+    if state.started:
+        return state, ()
+    first = 0 if event.model is None else 1
+    arguments = {**event.arguments, **state.arguments}
+    state = replace(state, started=True, model=event.model, arguments=arguments, round=first)
+    return _open(state, event.at) if state.phase == "waiting" else (state, ())
+
+
+def _on_joined(state: JobState, event: Joined) -> Step:
+    if event.site in state.ready:
+        return state, ()
+    state = _move(replace(state, ready=state.ready | {event.site}), event.site, "away", "out")
+    return _reconsider(state, event.at)
+
+
+def _on_left(state: JobState, event: Left) -> Step:
+    if event.site not in state.ready:
+        return state, ()
+    state = _move(replace(state, ready=state.ready - {event.site}), event.site, "out", "away")
+    return _reconsider(state, event.at)
+
+
+def _move(state: JobState, site: str, old: LeaseStatus, new: LeaseStatus) -> JobState:
+    for lease in _having(state, old):
+        if lease.site == site:
+            return _put(state, replace(lease, status=new))
+    return state
+
+
+def _reconsider(state: JobState, at: float) -> Step:
+    if state.phase == "waiting":
+        return _open(state, at)
+    return _judge(state, at) if state.phase == "running" else (state, ())
+
+
+def _on_leased(state: JobState, event: Leased) -> Step:
+    lease = _open_lease(state, event.lease)
+    if lease is None or lease.delivered:
+        return state, ()
+    return _put(state, replace(lease, delivered=True)), ()
+
+
+def _on_accepted(state: JobState, event: Accepted) -> Step:
+    lease = _open_lease(state, event.lease)
+    if lease is None:
+        return state, ()
+    lease = replace(
+        lease,
+        status="accepted",
+        digest=event.digest,
+        records=event.records,
+        metrics=event.metrics,
+    )
+    fold = _fold(state, lease)
+    state, commands = _judge(_put(state, lease), event.at)
+    return state, (fold, *commands)
+
+
+def _on_settled(state: JobState, event: Settled) -> Step:
+    lease = _open_lease(state, event.lease)
+    if lease is None:
+        return state, ()
+    return _judge(_put(state, replace(lease, status=event.status, cause=event.cause)), event.at)
+
+
+def _on_timed_out(state: JobState, event: TimedOut) -> Step:
+    due = _due(state)
+    if due is None or event.round != due.round:
+        return state, ()
+    if event.at < due.at:  # an older timer, or a clock set back: ask again, lest none is left
+        return state, (due,)
+    return _judge(state, event.at)
+
+
+def _on_closed(state: JobState, event: Closed) -> Step:
+    if not state.closing or event.round != state.round:
+        return state, ()
+    state = replace(
+        state,
+        closing=False,
+        model=event.model,
+        round=state.round + 1,
+        leases={},
+        attempt=0,
+        quorum_at=None,
+    )
+    return _open(state, event.at) if state.phase == "closing" else (state, ())
+
+
+def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
+    if not state.closing or event.round != state.round:
+        return state, ()
+    cause = f"round {state.round} could not be closed: {event.cause}"
+    if state.phase == "stopped":
+        return replace(state, closing=False, cause=f"{state.cause}; {cause}"), ()
+    return replace(state, closing=False, phase="failed", cause=cause), ()
+
+
+def _on_changed(state: JobState, event: Changed) -> Step:
+    return replace(state, arguments={**state.arguments, **event.arguments}), ()
+
+
+def _on_stopped(state: JobState, event: Stopped) -> Step:
+    if state.phase in ("done", "stopped", "failed"):
+        return state, ()
+    return _cancel(replace(state, phase="stopped", cause=event.cause))
+
+
+def _on_resumed(state: JobState, event: Resumed) -> Step:
+    rounds = max(state.config.rounds, event.rounds or 0)
+    more = rounds > state.config.rounds
+    if state.phase not in ("stopped", "failed") and not (state.phase == "done" and more):
+        return state, ()
+    state = replace(state, config=replace(state.config, rounds=rounds), cause="")
+    if state.closing:  # stopped while the close was in flight: its answer is still to come
+        return replace(state, phase="closing"), ()
+    kept = {lease.id: lease for lease in _having(state, "accepted")}
+    state = replace(state, phase="waiting", leases=kept, attempt=state.attempt + 1)
+    return _open(state, event.at)
+
+
+_ON: Mapping[type[Event], Callable[[JobState, Any], Step]] = {
+    Started: _on_started,
+    Joined: _on_joined,
+    Left: _on_left,
+    Leased: _on_leased,
+    Accepted: _on_accepted,
+    Settled: _on_settled,
+    TimedOut: _on_timed_out,
+    Closed: _on_closed,
+    CloseFailed: _on_close_failed,
+    Changed: _on_changed,
+    Stopped: _on_stopped,
+    Resumed: _on_resumed,
+}

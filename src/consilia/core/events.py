@@ -1,0 +1,283 @@
+"""What a job's rounds are made of: configuration, events in, commands out, and the state.
+
+Plain frozen records without behaviour; `core.round` is the machine that moves them. Times are
+Unix seconds as the hub observed them, durations are seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from consilia.core.select import Selection
+
+Phase = Literal["waiting", "running", "closing", "done", "stopped", "failed"]
+Kind = Literal["init", "train"]
+LeaseStatus = Literal[
+    "out",  # its site works on it, or has yet to fetch it
+    "away",  # its site is not ready now; it may come back and report
+    "accepted",
+    "rejected",
+    "failed",
+    "declined",
+    "cancelled",  # the round closed without it, or the job stopped or failed
+]
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundConfig:
+    """What a job's rounds obey. Durations in seconds."""
+
+    rounds: int
+    min_updates: int = 2
+    min_sites: int = 2
+    selection: Selection = field(default_factory=Selection)
+    grace: float = 5.0
+    deadline: float = 600.0
+    seed: int = 0
+
+
+# ---- events: what happened ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The job begins. `model` is the base frame's digest, None to init by the plan."""
+
+    at: float
+    model: str | None
+    arguments: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A site became ready: connected, with study, plan and dataset in force."""
+
+    at: float
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A site is no longer ready: silent, revoked, or it withdrew something."""
+
+    at: float
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A lease reached its site (first delivery)."""
+
+    at: float
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An update was spooled, verified and made durable. `digest` names its frame.
+
+    `records` is at least 1, except in the init round: the hub rejects any other claim before
+    it becomes an event.
+    """
+
+    at: float
+    lease: str
+    digest: str
+    records: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A lease ended without an update: rejected by the hub, failed or declined at the site."""
+
+    at: float
+    lease: str
+    status: Literal["rejected", "failed", "declined"]
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """A timer asked for by `Wake` went off."""
+
+    at: float
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The new model version of the round is stored. `model` is its frame's digest."""
+
+    at: float
+    round: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFailed:
+    """The hub could not make or store the model (disk full, not finite)."""
+
+    at: float
+    round: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A person changed arguments; they hold from the next round that opens."""
+
+    at: float
+    arguments: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A person stopped the job. Accepted updates of the open round are kept."""
+
+    at: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A person resumed a stopped or failed job, or gave a done one more rounds.
+
+    `rounds` is the new number of rounds when it is larger than the job's own.
+    """
+
+    at: float
+    rounds: int | None
+
+
+Event = (
+    Started
+    | Joined
+    | Left
+    | Leased
+    | Accepted
+    | Settled
+    | TimedOut
+    | Closed
+    | CloseFailed
+    | Changed
+    | Stopped
+    | Resumed
+)
+
+
+# ---- commands: what the engine must do -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GiveLease:
+    """Hand a task to a site. The engine completes it from the job's experiment."""
+
+    lease: str
+    site: str
+    kind: Kind
+    round: int
+    model: str | None
+    arguments: Mapping[str, Scalar]
+    seed: int  # of this site and round; one for all sites in the init round
+
+
+@dataclass(frozen=True, slots=True)
+class CancelLease:
+    """Take a lease back; its site stops the task."""
+
+    lease: str
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Fold an accepted update into the round's aggregate (in the background).
+
+    Given once for each accepted lease, also when the job is stopped and resumed in between.
+    """
+
+    round: int
+    lease: str
+    site: str
+    digest: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Make the model version of the round from exactly these updates.
+
+    Each is (site, lease, digest, records); they are sorted by site, which is the order of
+    folding in the deterministic mode.
+    """
+
+    round: int
+    kind: Kind
+    updates: tuple[tuple[str, str, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Send TimedOut(round) at time `at`, or at once if it is past.
+
+    Replaces an earlier Wake of the job.
+    """
+
+    at: float
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell the people who watch: the phase, or what it waits for, changed."""
+
+    phase: Phase
+    cause: str
+
+
+Command = GiveLease | CancelLease | Fold | Close | Wake | Notify
+
+
+# ---- state -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One site's part in the open round."""
+
+    id: str
+    site: str
+    status: LeaseStatus
+    delivered: bool = False
+    digest: str = ""
+    records: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """Everything the machine knows of a job. Plain data: snapshots are free."""
+
+    job: str
+    config: RoundConfig
+    phase: Phase = "waiting"
+    cause: str = ""
+    round: int = 0  # the open round, or the one to open next
+    model: str | None = None
+    arguments: Mapping[str, Scalar] = field(default_factory=dict)
+    ready: frozenset[str] = frozenset()
+    leases: Mapping[str, Lease] = field(default_factory=dict)  # of the open round, by id
+    attempt: int = 0  # how often this round was opened again (init retries, resumes)
+    opened_at: float = 0.0
+    quorum_at: float | None = None  # when min_updates were first in
+    started: bool = False
+    closing: bool = False  # a Close was commanded and has not been answered
+    round_arguments: Mapping[str, Scalar] = field(default_factory=dict)  # of the open round
+
+    @property
+    def kind(self) -> Kind:
+        """What the tasks of the round do."""
+        return "init" if self.round == 0 else "train"

@@ -1,0 +1,144 @@
+"""The hub's audit chain: who did what, when, on what, with what outcome.
+
+A line is appended in the transaction that it records, so neither is there without the other.
+Lines are hash-chained (core.chain), and the hub signs its head: who kept an earlier head can
+prove any later change to what came before it. Lines never hold records, values or secrets.
+
+Several hub processes on one PostgreSQL append one after another: each takes an advisory lock
+that its COMMIT releases. Within a process, and on SQLite, the single writer gives the order.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection
+
+from consilia.core.chain import GENESIS, Break, Line, link, verify
+from consilia.errors import ConfigError
+from consilia.hub.tables import audit
+from consilia.wire.seal import seal
+from consilia.wire.v1 import AuditHead, Sealed, encode
+
+CONTEXT = "audit-head"
+MAX_TEXT = 2000  # characters of one field
+_LOCK = sa.text("SELECT pg_advisory_xact_lock(1668183910)")
+_HEAD = sa.select(audit.c.seq, audit.c.digest).order_by(audit.c.seq.desc()).limit(1)
+_INSERT = sa.insert(audit)
+_AFTER = sa.select(audit).where(audit.c.seq > sa.bindparam("after")).order_by(audit.c.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line with its digest."""
+
+    line: Line
+    digest: str
+
+
+def append(  # noqa: PLR0913 - a line has this many parts
+    db: Connection,
+    at: float,
+    actor: str,
+    action: str,
+    subject: str,
+    *,
+    outcome: str = "done",
+    detail: str = "",
+) -> Entry:
+    """Append one line, to be called inside the transaction of what it records.
+
+    `actor` is `user:<name>`, `site:<name>` or `hub`. Text from outside is cut at MAX_TEXT and
+    cleared of what a database cannot hold (NUL, lone surrogates): no line is lost over it.
+    """
+    if db.dialect.name == "postgresql":
+        db.execute(_LOCK)
+    length, previous = head(db)
+    texts = (_storable(text) for text in (actor, action, subject, outcome, detail))
+    line = Line(length + 1, float(at), *texts)
+    digest = link(previous, line)
+    db.execute(_INSERT, {**asdict(line), "digest": digest})
+    return Entry(line, digest)
+
+
+def head(db: Connection) -> tuple[int, str]:
+    """The chain's length and the digest of its last line."""
+    row = db.execute(_HEAD).first()
+    return (row.seq, row.digest) if row else (0, GENESIS)
+
+
+def signed_head(db: Connection, key: Ed25519PrivateKey, hub: str = "hub") -> Sealed:
+    """The head as wire.v1.AuditHead, sealed by the hub for the context "audit-head"."""
+    length, digest = head(db)
+    return seal(CONTEXT, hub, encode(AuditHead(length, digest)), key)
+
+
+def lines(db: Connection, after: int = 0, limit: int | None = None) -> Iterator[Entry]:
+    """Lines after number `after`, in order, read in batches: use it inside the transaction."""
+    query = _AFTER if limit is None else _AFTER.limit(limit)
+    rows = db.execution_options(yield_per=1000).execute(query, {"after": after})
+    for row in rows:
+        yield Entry(_line(row), row.digest)
+
+
+def check(db: Connection, length: int = 0, digest: str = GENESIS) -> Break | tuple[int, str]:
+    """Check the whole chain; return its first break, or its (length, head).
+
+    `length` and `digest` may be a head that was kept earlier: a chain that is sound in itself
+    but no longer contains that head was rewritten or cut off, and is reported as broken.
+    """
+    found = {0: GENESIS}
+
+    def pairs() -> Iterator[tuple[Line, str]]:
+        for entry in lines(db):
+            if entry.line.seq == length:
+                found[length] = entry.digest
+            yield entry.line, entry.digest
+
+    result = verify(pairs())
+    if isinstance(result, Break):
+        return result
+    if length not in found:
+        return Break(result[0] + 1, f"the chain ends before line {length}, which a head names")
+    if found[length] != digest:
+        return Break(length, "the line is not the one that the kept head names")
+    return result
+
+
+def export(db: Connection, form: str, after: int = 0) -> Iterator[str]:
+    """Text lines of the trail as `json` (one object a line) or `csv` (with a header)."""
+    if form == "json":
+        for entry in lines(db, after):
+            yield json.dumps(asdict(entry.line) | {"digest": entry.digest}) + "\n"
+    elif form == "csv":
+        yield _csv((*(c.name for c in audit.c),))
+        for entry in lines(db, after):
+            yield _csv((*map(_inert, asdict(entry.line).values()), entry.digest))
+    else:
+        raise ConfigError(f"audit export form {form!r} is not known: use json or csv")
+
+
+def _line(row: Any) -> Line:
+    return Line(row.seq, row.at, row.actor, row.action, row.subject, row.outcome, row.detail)
+
+
+def _storable(text: str) -> str:
+    cleared = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return cleared if len(cleared) <= MAX_TEXT else cleared[: MAX_TEXT - 1] + "…"
+
+
+def _inert(value: object) -> object:
+    """Keep a spreadsheet from taking text for a formula."""
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if risky else value
+
+
+def _csv(row: tuple[object, ...]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(row)
+    return text.getvalue()

@@ -1,0 +1,81 @@
+"""Does an update fit its round? Pure rules; a returned text says what was found and needed."""
+
+import math
+from collections.abc import Mapping
+
+from consilia.core.weights import mismatch
+from consilia.errors import UpdateRejected
+from consilia.wire import frames
+from consilia.wire.v1 import MAX_METRICS, Advertisement, Result, Task
+
+MAX_METRIC_NAME = 64  # characters
+ROUNDING = 4  # advertised counts are rounded down to a multiple of 5
+
+
+def metrics_misfit(metrics: Mapping[str, float]) -> str | None:
+    """Say why the named numbers of a report cannot be kept, or None."""
+    if len(metrics) > MAX_METRICS:
+        return f"{len(metrics)} metrics, at most {MAX_METRICS} are allowed"
+    for name, value in metrics.items():
+        if not 0 < len(name) <= MAX_METRIC_NAME:
+            return f"a metric's name has {len(name)} characters, needed 1 to {MAX_METRIC_NAME}"
+        if not math.isfinite(value):
+            return f"metric {name!r} is {value}, needed a finite number"
+    return None
+
+
+def records_limit(advertised: Advertisement | None, tags: tuple[str, ...]) -> int:
+    """Return the most records a site may claim: its largest dataset with all the tags."""
+    datasets = () if advertised is None else advertised.datasets
+    fitting = [d.records for d in datasets if set(tags) <= set(d.tags)]
+    return max(fitting, default=0) + ROUNDING
+
+
+def result_misfit(
+    result: Result, task: Task, update: "frames.Header", base: "frames.Header | None", most: int
+) -> str | None:
+    """Say why an uploaded update cannot enter the round, or None.
+
+    `base` is the frame the round started from, None in the init round; `most` bounds the
+    records that the site may claim for its update.
+    """
+    if (result.job, result.round) != (task.job, task.round):
+        return (
+            f"the result is of job {result.job!r} round {result.round}, "
+            f"its lease of job {task.job!r} round {task.round}"
+        )
+    if result.model != update.digest:
+        return f"the result names frame {result.model}, uploaded was {update.digest}"
+    return metrics_misfit(result.metrics) or (
+        _init_misfit(update)
+        if base is None
+        else _records_misfit(result, most) or _frame_misfit(update, base)
+    )
+
+
+def _records_misfit(result: Result, most: int) -> str | None:
+    if 1 <= result.records <= most:
+        return None
+    return (
+        f"the update claims {result.records} records, needed 1 to {most}, "
+        "as the site's dataset is advertised"
+    )
+
+
+def _frame_misfit(update: frames.Header, base: frames.Header) -> str | None:
+    if problem := mismatch(update.schema, base.schema):
+        return f"the update does not have the model's shape: {problem}"
+    try:
+        frames.borrowed(update, base)
+    except UpdateRejected as e:
+        return str(e)
+    return None
+
+
+def _init_misfit(update: "frames.Header") -> str | None:
+    absent = [e.name for e in update.entries if not e.stored]
+    if absent:
+        return (
+            f"the first model leaves out tensor {absent[0]!r}; there is no base to take it from"
+        )
+    return None

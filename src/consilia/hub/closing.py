@@ -1,0 +1,126 @@
+"""Closing a round: which work makes the model, and what is recorded of it.
+
+The work runs in the folding thread; the record is one transaction with the event `Closed`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from consilia.core.round import Close, JobState, Lease
+from consilia.errors import EmptyRound
+from consilia.hub import audit, records, tables
+from consilia.hub.blobs import Blobs
+from consilia.hub.folding import Aggregate, Made, Recipe, Update
+from consilia.hub.job import Book
+from consilia.hub.records import Version
+from consilia.wire import frames
+from consilia.wire.v1 import Metrics
+
+
+def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it explicit
+    book: Book,
+    state: JobState,
+    command: Close,
+    blobs: Blobs,
+    aggregate: Callable[[Book, str], Aggregate],
+    checkpoint: Callable[[str], None],
+) -> Callable[[], Made]:
+    """Return what the folding thread has to do for `command`."""
+    updates = tuple(Update(*fields) for fields in command.updates)
+    recipe = Recipe(book.strategy, book.options, book.optimizer)
+    name = f"close.{state.job}.{command.round}.{state.attempt}"
+    base = state.model
+
+    def first() -> Made:
+        """The init round: the one update is the model, as it is."""
+        if len(updates) != 1:
+            raise EmptyRound(f"the init round has {len(updates)} models, needed exactly one")
+        (update,) = updates
+        checkpoint("close.synced")
+        blobs.adopt(update.lease, update.digest)
+        checkpoint("close.adopted")
+        with blobs.open(update.digest) as blob:
+            return Made(frames.read_header(blob.fd), None)
+
+    def next_model() -> Made:
+        if base is None:
+            raise EmptyRound(f"round {command.round} has no model to start from")
+        return aggregate(book, base).close(name, command.round, updates, recipe)
+
+    return first if command.kind == "init" else next_model
+
+
+def version(book: Book, state: JobState, command: Close, made: Made, now: float) -> Version:
+    """Return the model version that `command` makes."""
+    experiment = book.record.experiment
+    accepted = [lease for lease in state.leases.values() if lease.status == "accepted"]
+    bytes_in, bytes_out = book.traffic.take()
+    return Version(
+        id=f"{state.job}.{command.round}",
+        job=state.job,
+        round=command.round,
+        digest=made.header.digest,
+        bytes=made.header.total_bytes,
+        parent=_parent(book, state, command.round),
+        study=experiment.study,
+        study_digest=book.record.study_digest,
+        plan=experiment.plan,
+        arguments=dict(state.round_arguments),
+        strategy=experiment.strategy,
+        sites=tuple(site for site, _, _, _ in command.updates),
+        records=sum(count for _, _, _, count in command.updates),
+        metrics=weighted(accepted),
+        created=now,
+        seconds=max(0.0, now - state.opened_at),
+        optimizer=made.optimizer,
+        rejected=_rejected(state.leases),
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+    )
+
+
+def enter(db: Connection, made: Version, command: Close) -> None:
+    """Record a version with its audit line; the optimizer state before it is out of use."""
+    records.add_version(db, made)
+    if made.optimizer is not None:
+        v = tables.versions.c
+        older = (v.job == made.job) & (v.round < made.round)
+        db.execute(sa.update(tables.versions).where(older).values(optimizer=None))
+    each = (f"{site} {digest[:19]} {count}" for site, _, digest, count in command.updates)
+    detail = f"{made.digest}; {made.records} records; {', '.join(each)}"
+    audit.append(db, made.created, "hub", "round close", made.id, detail=detail)
+
+
+def weighted(accepted: "list[Lease]") -> Metrics:
+    """Return record-weighted means of the metrics, each over the sites that report it."""
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for lease in sorted(accepted, key=lambda lease: lease.site):
+        weight = float(max(lease.records, 1))  # an init reports no records
+        for name, value in lease.metrics.items():
+            weights[name] = weights.get(name, 0.0) + weight
+            # A running mean: no sum of huge values can overflow on the way.
+            mean = sums.get(name, 0.0)
+            sums[name] = mean * (1 - weight / weights[name]) + value * (weight / weights[name])
+    return sums
+
+
+def _parent(book: Book, state: JobState, round: int) -> str | None:
+    if round == 0:
+        return None
+    if round == 1 and book.record.experiment.base is not None:
+        return book.record.experiment.base
+    return f"{state.job}.{round - 1}"
+
+
+def _rejected(leases: Mapping[str, Lease]) -> dict[str, str]:
+    """Return why the sites without an update have none: site -> status and cause."""
+    ended = (
+        lease for lease in leases.values() if lease.status in ("rejected", "failed", "declined")
+    )
+    return {
+        lease.site: f"{lease.status}: {lease.cause}" if lease.cause else lease.status
+        for lease in ended
+    }

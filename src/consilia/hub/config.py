@@ -1,0 +1,215 @@
+"""hub.yaml: everything an operator may set, as one frozen record, and `init`, which writes it.
+
+Unknown keys are errors that name the nearest valid key and the line. Relative paths are
+relative to the hub's directory. Secrets never stand in the file: a database password is
+named by file or by environment variable.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from consilia.core import ids
+from consilia.errors import ConfigError, Conflict, StorageError
+from consilia.wire import strict
+
+FILE = "hub.yaml"
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9a-fA-F:]*:[0-9a-fA-F:]*")
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one party may ask of the hub."""
+
+    init_frame_bytes: int = 2 << 30  # of an uploaded base model, and of what an init task sends
+    enrol_attempts: int = 10  # failed enrolments per minute and address
+    poll_wait: float = 25.0  # seconds a node's or a person's long poll is held
+    people_connections: int = 512  # open at the people listener
+
+
+class HubConfig(msgspec.Struct, frozen=True):
+    """The operator's settings; defaults suit one machine."""
+
+    name: str = "hub"
+    people_listen: str = "127.0.0.1:8443"
+    node_listen: str = "0.0.0.0:8444"
+    hosts: tuple[str, ...] = ("localhost",)  # names and addresses others reach this hub by
+    database: str = "sqlite"  # or postgresql://user@host:port/name
+    database_password_file: str = ""
+    database_password_env: str = ""
+    blobs: str = "."  # the directory of the folders blobs/ and spool/, one file system
+    limits: Limits = Limits()
+    presence_seconds: float = 15.0  # without a poll after which a site counts as away
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Where a hub keeps what: the layout under its directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings file."""
+        return self.root / FILE
+
+    @property
+    def secrets(self) -> Path:
+        """Keys, certificates and the operator's token; mode 0700."""
+        return self.root / "secrets"
+
+    @property
+    def operator_token(self) -> Path:
+        """The first operator's API token; mode 0600."""
+        return self.secrets / "operator.token"
+
+    @property
+    def spool(self) -> Path:
+        """Frames on their way in."""
+        return self.root / "spool"
+
+    @property
+    def run(self) -> Path:
+        """Of the running process: lock and addresses."""
+        return self.root / "run"
+
+    @property
+    def addresses(self) -> Path:
+        """Where the running hub listens, as JSON; absent when it does not run."""
+        return self.run / "addresses.json"
+
+    @property
+    def log(self) -> Path:
+        """For whoever redirects the hub's log to a file."""
+        return self.root / "log"
+
+
+def load(directory: Path) -> HubConfig:
+    """Read and check DIR/hub.yaml; raise ConfigError with the line and the remedy."""
+    path = Directory(directory).config
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; make a hub with: consilia hub init {directory}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} cannot be read: {e}") from None
+    return check(strict.from_yaml(text, HubConfig, str(path)))
+
+
+def check(config: HubConfig) -> HubConfig:
+    """Return `config` when its values make sense together, else raise ConfigError."""
+    ids.name(config.name, "hub")
+    parse_listen(config.people_listen, "people_listen")
+    parse_listen(config.node_listen, "node_listen")
+    if not config.hosts:
+        raise ConfigError("hosts is empty: name at least one host name or address of the hub")
+    for host in config.hosts:
+        if not _HOST.fullmatch(host) or len(host) > 253:
+            raise ConfigError(
+                f"hosts: {host!r} is no host name or IP address (no port, no URL)"
+            )
+    limits = config.limits
+    for name, value, low, high in (
+        ("limits.init_frame_bytes", limits.init_frame_bytes, 1024, 1 << 40),
+        ("limits.enrol_attempts", limits.enrol_attempts, 1, 10_000),
+        ("limits.poll_wait", limits.poll_wait, 1, 300),
+        ("limits.people_connections", limits.people_connections, 8, 100_000),
+        ("presence_seconds", config.presence_seconds, 1, 3600),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"{name} is {value:g}, must be between {low} and {high}")
+    _check_database(config)
+    return config
+
+
+def parse_listen(text: str, what: str) -> tuple[str, int]:
+    """Split "host:port" ("[::1]:8443" for IPv6); port 0 lets the system choose."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{what}: {text!r} is not host:port, such as 0.0.0.0:8444")
+    if not _HOST.fullmatch(host):
+        raise ConfigError(f"{what}: {host!r} is no host name or IP address")
+    return host, int(port)
+
+
+def _check_database(config: HubConfig) -> None:
+    if config.database_password_file and config.database_password_env:
+        raise ConfigError("set database_password_file or database_password_env, not both")
+    if config.database == "sqlite":
+        return
+    url = urlsplit(config.database)
+    if url.scheme not in ("postgresql", "postgresql+psycopg"):
+        raise ConfigError(
+            f"database: {url.scheme or config.database} is not known; use sqlite "
+            "or postgresql://user@host:port/name"
+        )
+    if url.password is not None:
+        raise ConfigError(
+            "database: a password must not stand in hub.yaml; put it into a file named by "
+            "database_password_file, or a variable named by database_password_env"
+        )
+
+
+def database_url(
+    directory: Path, config: HubConfig, environ: Mapping[str, str] = os.environ
+) -> str:
+    """Return the SQLAlchemy URL, with the password filled in. Never log it."""
+    if config.database == "sqlite":
+        return f"sqlite:///{(directory / 'hub.sqlite').resolve()}"
+    url = urlsplit(config.database)
+    netloc, password = url.netloc, _password(directory, config, environ)
+    if password:
+        user, at, host = netloc.rpartition("@")
+        if not at:
+            raise ConfigError("database: a password is set but no user: postgresql://USER@host")
+        netloc = f"{user}:{quote(password, safe='')}@{host}"
+    return url._replace(scheme="postgresql+psycopg", netloc=netloc).geturl()
+
+
+def _password(directory: Path, config: HubConfig, environ: Mapping[str, str]) -> str:
+    if name := config.database_password_env:
+        try:
+            return environ[name]
+        except KeyError:
+            raise ConfigError(f"database_password_env: variable {name} is not set") from None
+    if config.database_password_file:
+        path = directory / config.database_password_file
+        try:
+            return path.read_text("utf-8").strip()
+        except OSError as e:
+            raise ConfigError(f"database_password_file: {path} cannot be read: {e}") from None
+    return ""
+
+
+def write(directory: Path, config: HubConfig) -> None:
+    """Write DIR/hub.yaml and make the directories; raise Conflict when a hub is there."""
+    import yaml  # noqa: PLC0415  # only `hub init` writes YAML
+
+    check(config)
+    layout = Directory(directory)
+    if layout.config.exists() or layout.secrets.exists():
+        raise Conflict(f"{directory} holds a hub already; choose another directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        layout.secrets.mkdir(mode=0o700)
+        for path in (layout.run, layout.spool, layout.log, directory / config.blobs):
+            path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        body = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+        layout.config.write_text(_HEADER + body, "utf-8")
+    except OSError as e:
+        raise StorageError(f"a hub cannot be made in {directory}: {e}") from None
+
+
+_HEADER = """\
+# Settings of this Consilia hub. Every key is explained in docs/reference/hub-config.md;
+# a key that does not exist is an error, not ignored. Restart the hub after a change.
+"""

@@ -1,0 +1,282 @@
+"""Carrying out what the round machine commands: leases, timers, folding and closing.
+
+One folding thread serves all jobs, in the order in which work was commanded, so that two
+rounds never compete for memory and disk. The model of a round, its version row, its audit line
+and the event `Closed` are durable together; spools go only after that.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from consilia.core.round import (
+    CancelLease,
+    Close,
+    Closed,
+    CloseFailed,
+    Command,
+    Fold,
+    GiveLease,
+    Notify,
+    TimedOut,
+    Wake,
+)
+from consilia.errors import ConsiliaError, StorageError
+from consilia.hub import closing
+from consilia.hub.blobs import Blobs
+from consilia.hub.clock import Clock
+from consilia.hub.folding import Aggregate, Made, Update
+from consilia.hub.job import Book, LiveJob
+from consilia.hub.presence import Assignment, Presence
+from consilia.hub.uploads import Uploads
+from consilia.wire.v1 import Task
+
+_log = logging.getLogger(__name__)
+
+
+class Meter(Protocol):
+    """What is counted for the operator; hub.telemetry.Metrics is one."""
+
+    def round_closed(self, seconds: float) -> None:
+        """Count a closed round that was open for `seconds`."""
+
+    def update(self, outcome: str) -> None:
+        """Count the end of a lease: accepted, rejected, failed or declined."""
+
+
+class Uncounted:
+    """A meter for those who need none."""
+
+    def round_closed(self, seconds: float) -> None:
+        """Count nothing."""
+
+    def update(self, outcome: str) -> None:
+        """Count nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the hub grants. Durations in seconds, sizes in bytes."""
+
+    silence: float = 15.0  # until a site that stopped polling counts as away
+    close: float = 3600.0  # for making and storing one model
+    init_bytes: int = 2 << 30  # of a first model
+    slack_bytes: int = 64 << 10  # of an update beyond its base model
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a driver works with."""
+
+    blobs: Blobs
+    clock: Clock
+    presence: Presence
+    uploads: Uploads
+    limits: Limits
+    meter: Meter
+    checkpoint: Callable[[str], None]  # called at every step that a crash could separate
+
+
+class Driver:
+    """Executes commands. Its methods belong to the event loop."""
+
+    def __init__(self, parts: Parts, finished: Callable[[LiveJob], None]) -> None:
+        """`finished(job)` is told when a job has done its last round."""
+        self._parts = parts
+        self._finished = finished
+        self._worker = _new_worker()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def execute(self, job: LiveJob, command: Command) -> None:
+        """Carry out one command; what takes time goes on in the background."""
+        parts = self._parts
+        match command:
+            case GiveLease():
+                parts.presence.assign(self._assignment(job, command))
+            case CancelLease():
+                parts.presence.withdraw(command.site, command.lease)
+                self.later(lambda: parts.uploads.forget(command.lease))
+            case Fold():
+                self._fold(job, command)
+            case Close():
+                self.spawn(self._close(job, command))
+            case Wake():
+                self._wake(job, command)
+            case Notify():
+                self._notice(job, command)
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Queue `work` in the folding thread; failures are logged, nothing waits for them."""
+        self._worker.submit(work).add_done_callback(_complain)
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run a coroutine to its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("hub: %s", error, exc_info=error)
+
+    async def close(self) -> None:
+        """Stop: what runs in the folding thread ends, what is not recorded is done again."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._worker.shutdown, cancel_futures=True)
+
+    # ---- leases, timers, phases --------------------------------------------------------------
+
+    def _assignment(self, job: LiveJob, command: GiveLease) -> Assignment:
+        book, state, limits = job.book, job.state, self._parts.limits
+        arguments = book.strategy.configure(book.options, command.arguments, command.round)
+        task = Task(
+            kind=command.kind,
+            job=job.id,
+            round=command.round,
+            study=book.needs.study_digest,
+            study_name=book.needs.study.name,
+            plan=book.needs.plan,
+            arguments=arguments,
+            tags=book.needs.study.tags,
+            model=command.model,
+            seed=command.seed,
+            deterministic=book.record.experiment.deterministic,
+        )
+        limit = limits.init_bytes
+        if command.model is not None and book.base is not None:
+            limit = book.base.total_bytes + limits.slack_bytes
+        until = state.opened_at + state.config.deadline
+        return Assignment(command.lease, command.site, task, until, limit)
+
+    def _wake(self, job: LiveJob, command: Wake) -> None:
+        clock = self._parts.clock
+
+        def due() -> None:
+            job.note(TimedOut(max(clock.now(), command.at), command.round))
+
+        if job.book.timer is not None:
+            job.book.timer.cancel()
+        job.book.timer = clock.call_later(max(0.0, command.at - clock.now()), due)
+
+    def _notice(self, job: LiveJob, command: Notify) -> None:
+        if command.phase not in ("done", "stopped", "failed"):
+            return
+        if job.book.timer is not None:
+            job.book.timer.cancel()
+        if not job.state.closing:
+            self.later(lambda: _release(job.book))
+        if command.phase == "done":
+            self._finished(job)
+
+    # ---- folding and closing -----------------------------------------------------------------
+
+    def _fold(self, job: LiveJob, command: Fold) -> None:
+        """Fold in the background; what fails here is folded again, and told, by the close."""
+        base = job.state.model
+        if base is None or job.book.record.experiment.deterministic:
+            return
+        update = Update(command.site, command.lease, command.digest, command.records)
+
+        def work() -> None:
+            aggregate = self._aggregate(job.book, base)
+            try:
+                aggregate.add(update)
+            except ConsiliaError as e:
+                _log.warning("job %s: %s", job.id, e)
+                aggregate.reset()
+
+        self.later(work)
+
+    def _aggregate(self, book: Book, base: str) -> Aggregate:
+        """Return the round's aggregate; in the folding thread."""
+        if book.aggregate is None or book.aggregate.header.digest != base:
+            _release(book)
+            book.aggregate = Aggregate(self._parts.blobs, base, self._parts.checkpoint)
+        return book.aggregate
+
+    async def _close(self, job: LiveJob, command: Close) -> None:
+        """Make the round's model, then record it; the machine hears of it either way."""
+        parts, state = self._parts, job.state
+        work = closing.work(
+            job.book, state, command, parts.blobs, self._aggregate, parts.checkpoint
+        )
+        try:
+            made = await self._in_worker(work)
+        except Exception as e:
+            if not isinstance(e, ConsiliaError):
+                _log.error("job %s: closing round %s", job.id, command.round, exc_info=e)
+            cause = str(e) if isinstance(e, ConsiliaError) else f"a defect of the hub: {e!r}"
+            self.later(lambda: _release(job.book))
+            job.note(CloseFailed(parts.clock.now(), command.round, cause))
+            return
+        parts.checkpoint("close.made")
+        now = parts.clock.now()
+        version = closing.version(job.book, state, command, made, now)
+
+        def then() -> None:
+            self._closed(job, command, made, version.seconds)
+
+        job.note(
+            Closed(now, command.round, made.header.digest),
+            lambda db: closing.enter(db, version, command),
+            then=then,
+        )
+
+    def _closed(self, job: LiveJob, command: Close, made: Made, seconds: float) -> None:
+        """The version is durable: the next round starts from it, and the spools may go."""
+        book, parts = job.book, self._parts
+        old, book.base, book.optimizer = book.optimizer, made.header, made.optimizer
+        book.progress.clear()
+        parts.meter.round_closed(seconds)
+        parts.checkpoint("close.committed")
+
+        def tidy() -> None:
+            _release(book)
+            for _, lease, _, _ in command.updates:
+                parts.uploads.forget(lease)
+            parts.checkpoint("close.tidied")
+            if old is not None and old != made.optimizer:
+                parts.blobs.delete(old)
+
+        self.later(tidy)
+
+    async def _in_worker(self, work: Callable[[], Made]) -> Made:
+        """Run `work` in the folding thread; StorageError when it does not end in time."""
+        loop = asyncio.get_running_loop()
+        limit = self._parts.limits.close
+        late: asyncio.Future[None] = loop.create_future()
+        timer = self._parts.clock.call_later(
+            limit, lambda: None if late.done() else late.set_result(None)
+        )
+        running = loop.run_in_executor(self._worker, work)
+        try:
+            await asyncio.wait((running, late), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+        if running.done():
+            return running.result()
+        running.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._worker.shutdown(wait=False)  # it hangs; what it does later is not waited for
+        self._worker = _new_worker()
+        raise StorageError(f"the model was not made in {limit:g} s; does the disk answer?")
+
+
+def _new_worker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="consilia-fold")
+
+
+def _release(book: Book) -> None:
+    if book.aggregate is not None:
+        book.aggregate.release()
+        book.aggregate = None
+
+
+def _complain(done: "Future[object]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.error("folding thread: %s", error, exc_info=error)

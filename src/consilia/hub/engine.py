@@ -1,0 +1,467 @@
+"""The hub's live jobs: events become durable, states move, commands are carried out.
+
+One `LiveJob` each holds a state and its serial queue; this module connects them with the
+sites (`presence`), the spools (`uploads`), the one folding thread and the people who watch.
+
+- A lease goes to its site the moment its round is open; a waiting poll answers at once.
+- Folding and closing run in one worker thread, in the order in which they were commanded.
+- A round's model, its version row, its audit line and the event `Closed` are one transaction;
+  spools are deleted only after it.
+- `recover` replays every unfinished journal and takes up what `core.round.outstanding` lists:
+  the same leases, the accepted updates, a pending close, the timer.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import msgspec
+from sqlalchemy import Connection
+
+from consilia.algo.strategy import strategy
+from consilia.core import ids
+from consilia.core.round import (
+    Accepted,
+    Changed,
+    Event,
+    Fold,
+    Joined,
+    Leased,
+    Left,
+    Resumed,
+    Settled,
+    Started,
+    Stopped,
+    advance,
+    new_job,
+    outstanding,
+)
+from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
+from consilia.hub import audit, experiments, journal, records, views
+from consilia.hub.blobs import Blobs
+from consilia.hub.clock import Clock
+from consilia.hub.driver import Driver, Limits, Meter, Parts, Uncounted
+from consilia.hub.experiments import Problem
+from consilia.hub.job import Also, Book, LiveJob
+from consilia.hub.paging import Page
+from consilia.hub.presence import Assignment, Presence
+from consilia.hub.readiness import Needs, lack
+from consilia.hub.records import JobRecord
+from consilia.hub.store import Store
+from consilia.hub.uploads import Uploads
+from consilia.wire import frames
+from consilia.wire.people import Experiment, JobView
+from consilia.wire.v1 import Advertisement, Arguments, Plan, Study
+
+
+class Engine:
+    """All jobs of the hub. Its methods belong to one event loop."""
+
+    def __init__(  # noqa: PLR0913 - the parts it connects
+        self,
+        store: Store,
+        blobs: Blobs,
+        clock: Clock,
+        random_bytes: Callable[[int], bytes],
+        *,
+        limits: Limits | None = None,
+        meter: Meter | None = None,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`checkpoint(name)` is called, on any thread, at every step a crash could separate."""
+        self.limits = limits or Limits()
+        self.presence = Presence(
+            clock, self._site_changed, self._delivered, self.limits.silence
+        )
+        self.uploads = Uploads(blobs)
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._random = random_bytes
+        self._meter = meter or Uncounted()
+        self._checkpoint = checkpoint
+        parts = Parts(
+            blobs, clock, self.presence, self.uploads, self.limits, self._meter, checkpoint
+        )
+        self._driver = Driver(parts, self._finished)
+        self._jobs: dict[str, LiveJob] = {}
+        self._said: dict[str, Advertisement] = {}
+        self._loading = asyncio.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    # ---- life --------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Take up every unfinished job where its journal ends; call once, before serving."""
+        self.loop = asyncio.get_running_loop()
+        sites = await self._store.read(_all_sites)
+        for site in sites:
+            if site.state == "enrolled" and site.advertisement:
+                self._said[site.name] = msgspec.msgpack.decode(
+                    site.advertisement, type=Advertisement
+                )
+        for record in await self._store.read(records.unfinished_jobs):
+            await self._load(record)
+        await self._sweep()
+
+    async def close(self) -> None:
+        """Stop working; what is journalled goes on after the next `recover`."""
+        for job in self._jobs.values():
+            job.close()
+        self.presence.close()
+        await self._driver.close()
+        for job in self._jobs.values():
+            await job.settle()
+
+    async def _load(self, record: JobRecord) -> LiveJob:
+        """Replay a job's journal and carry out what is outstanding."""
+        study = await self._store.read(
+            lambda db: records.get_study(db, record.experiment.study)
+        )
+        events = await self._store.read(lambda db: journal.replay(db, record.id))
+        latest = await self._store.read(lambda db: records.latest_version(db, record.id))
+        job = self._new(record, study.study, len(events))
+        for _, event in events:
+            job.state, _ = advance(job.state, event)
+        job.book.ready = set(job.state.ready)
+        job.book.optimizer = latest.optimizer if latest else None
+        if job.state.model is not None:
+            job.book.base = await asyncio.to_thread(self._header, job.state.model)
+        for site in job.state.ready:
+            if site in self._said:
+                self.presence.expect(site)
+        self._jobs[record.id] = job
+        for command in outstanding(job.state):
+            # A stopped job is not folded for: the close folds what is missing.
+            if not isinstance(command, Fold) or job.state.phase in ("running", "closing"):
+                self._driver.execute(job, command)
+        self._sync(job)
+        return job
+
+    async def _sweep(self) -> None:
+        """Drop spools that nothing refers to any more: deleted late, or of closes cut short."""
+        needed = {
+            lease.id
+            for job in self._jobs.values()
+            for lease in job.state.leases.values()
+            if lease.status in ("out", "away", "accepted")
+        }
+        for name in (await asyncio.to_thread(self._blobs.spools)).keys() - needed:
+            if await self._is_rest(name):
+                await asyncio.to_thread(self._blobs.discard, name)
+
+    async def _is_rest(self, spool: str) -> bool:
+        """Return whether a spool that no live job needs can go."""
+        if spool.startswith("close."):
+            return True
+        owner = spool.split(".", 1)[0]
+        if not owner.startswith("job-"):
+            return False  # a base frame on its way in
+        if owner in self._jobs:
+            return True
+        try:
+            record = await self._store.read(lambda db: records.get_job(db, owner))
+        except NotFound:
+            return True
+        return record.phase == "done"  # a stopped or failed job may be resumed with what it has
+
+    def _new(self, record: JobRecord, study: Study, seq: int) -> LiveJob:
+        experiment = record.experiment
+        chosen, options = strategy(experiment.strategy.name, experiment.strategy.options)
+        needs = Needs(study, record.study_digest, experiment.plan)
+        state = new_job(record.id, experiments.rounds_of(experiment))
+        return LiveJob(
+            Book(record, needs, chosen, options),
+            state,
+            seq,
+            self._store,
+            self._clock,
+            self._driver.execute,
+            self._checkpoint,
+        )
+
+    # ---- for people --------------------------------------------------------------------------
+
+    async def validate(self, experiment: Experiment) -> tuple[Problem, ...]:
+        """Return everything that keeps an experiment from running; () when it may start."""
+        refers = await self._store.read(
+            lambda db: experiments.missing(db, experiment, self._blobs)
+        )
+        return (*experiments.problems(experiment), *refers)
+
+    async def start(self, experiment: Experiment, author: str, study: Study, plan: Plan) -> str:
+        """Start a job and return its id; ConfigError lists every problem of the experiment."""
+        experiments.matches(experiment, study, plan)
+        if found := await self.validate(experiment):
+            raise ConfigError("; ".join(map(str, found)))
+        base = await self._store.read(lambda db: experiments.base_frame(db, experiment))
+        now = self._clock.now()
+        record = JobRecord(
+            id=ids.new_id("job", self._random(10)),
+            experiment=experiment,
+            study_digest=experiments.digest_of(study),
+            author=author,
+            created=now,
+        )
+        job = self._new(record, study, 0)
+        if base is not None:
+            job.book.base = await asyncio.to_thread(self._header, base)
+        # Sites join first, so that the first round selects among all that are ready; the job's
+        # row, and all of this, is one transaction.
+        job.book.ready = {s for s in study.sites if self._lack(job, s) is None}
+        first = [Joined(now, site) for site in sorted(job.book.ready)]
+        started = Started(now, base, dict(experiment.arguments))
+        self._jobs[record.id] = job
+        try:
+            events: tuple[Event, ...] = (*first, started)
+            row = (lambda db: _enter(db, record, now),)
+            futures = [job.submit(e, *(() if n else row)) for n, e in enumerate(events)]
+            await asyncio.gather(*futures)
+        except ConsiliaError:
+            del self._jobs[record.id]
+            raise
+        return record.id
+
+    async def stop(self, id: str, author: str) -> None:
+        """Stop a job; accepted updates of its open round are kept for `resume`."""
+        job = await self._live(id)
+        cause = f"stopped by {author}"
+        now = self._clock.now()
+        line = _line(now, f"user:{author}", "job stop", id)
+        if not await job.submit(Stopped(now, cause), line):
+            raise Conflict(f"job {id} is {job.state.phase}: there is nothing to stop")
+
+    async def resume(self, id: str, rounds: int | None, author: str) -> None:
+        """Go on with a stopped or failed job, or a finished one that is given more rounds."""
+        job = await self._live(id)
+        if rounds is not None and rounds < job.state.config.rounds:
+            raise ConfigError(
+                f"rounds is {rounds}, job {id} has {job.state.config.rounds} already: "
+                "give that many or more"
+            )
+        now = self._clock.now()
+        self._sync(job, always=True)
+        detail = "" if rounds is None else f"rounds {rounds}"
+        line = _line(now, f"user:{author}", "job resume", id, detail=detail)
+        if not await job.submit(Resumed(now, rounds), line):
+            raise Conflict(
+                f"job {id} is {job.state.phase}: only a stopped or failed job goes on, or a "
+                "finished one that is given more rounds"
+            )
+
+    async def change(self, id: str, arguments: Arguments, author: str) -> None:
+        """Change arguments from the next round that opens."""
+        if problem := experiments.arguments_misfit(arguments):
+            raise ConfigError(str(problem))
+        job = await self._live(id)
+        if job.state.phase == "done":
+            raise Conflict(f"job {id} is done: its arguments cannot change any more")
+        now = self._clock.now()
+        line = _line(
+            now, f"user:{author}", "job change", id, detail=", ".join(sorted(arguments))
+        )
+        await job.submit(Changed(now, dict(arguments)), line)
+
+    async def view(self, id: str) -> JobView:
+        """Return a job, how far it is, and its closed rounds."""
+        versions = await self._store.read(lambda db: records.job_versions(db, id))
+        job = self._jobs.get(id)
+        if job is None:
+            record = await self._store.read(lambda db: records.get_job(db, id))
+            return views.finished(record, versions)
+        return views.live(job, versions, self._lacking(job))
+
+    async def list(
+        self, *, limit: int = 50, cursor: str | None = None, study: str | None = None
+    ) -> Page[JobView]:
+        """Return jobs, newest first, without their rounds."""
+        page = await self._store.read(
+            lambda db: records.list_jobs(db, limit=limit, cursor=cursor, study=study)
+        )
+        items = tuple(
+            views.live(self._jobs[r.id], (), self._lacking(self._jobs[r.id]))
+            if r.id in self._jobs
+            else views.finished(r, ())
+            for r in page.items
+        )
+        return Page(items, page.next)
+
+    async def events(self, id: str, after: int = 0, wait: float = 0.0) -> views.Feed:
+        """Return what happened after cursor `after`; wait up to `wait` s for the first."""
+        until = self._clock.now() + wait
+        while True:
+            feed = await self._feed(id, after)
+            left = until - self._clock.now()
+            job = self._jobs.get(id)
+            if feed.items or job is None or left <= 0:
+                return feed
+            await job.changed(left)
+
+    async def _feed(self, id: str, after: int) -> views.Feed:
+        job = self._jobs.get(id)
+        if job is not None and not views.anything(job, after):
+            return views.Feed((), after)
+        entries = await self._store.read(lambda db: views.read_entries(db, id, after))
+        return views.feed(entries, () if job is None else job.book.progress.values(), after)
+
+    async def _live(self, id: str) -> LiveJob:
+        """Return a job, bringing it back to life when it is not (any more)."""
+        async with self._loading:
+            if (job := self._jobs.get(id)) is not None:
+                return job
+            return await self._load(await self._store.read(lambda db: records.get_job(db, id)))
+
+    # ---- for the federation ------------------------------------------------------------------
+
+    def job(self, id: str) -> LiveJob | None:
+        """Return a live job, or None."""
+        return self._jobs.get(id)
+
+    def said(self, site: str) -> Advertisement | None:
+        """Return what the site last said of itself."""
+        return self._said.get(site)
+
+    def advertised(self, site: str, advertisement: Advertisement) -> None:
+        """Take a site's new advertisement: jobs it may now join, or has to leave, are told."""
+        self._said[site] = advertisement
+        self._site_changed(site)
+
+    def catalogue_changed(self) -> None:
+        """Tell the waiting sites that studies or plans have changed."""
+        self.presence.wake_all()
+
+    def revoked(self, site: str) -> None:
+        """Send a revoked site away: its leases are lost to it at once."""
+        self._said.pop(site, None)
+        self.presence.drop(site)
+        self._site_changed(site)
+
+    async def accept(
+        self, assignment: Assignment, digest: str, records_: int, metrics: Mapping[str, float]
+    ) -> bool:
+        """Journal an update as accepted; True once that is durable, False when it came late."""
+        self._checkpoint("accept.verified")
+        job = self._jobs.get(assignment.task.job)
+        if job is None:
+            return False
+        event = Accepted(self._clock.now(), assignment.lease, digest, records_, dict(metrics))
+
+        def then() -> None:
+            self._ended(job, assignment, "accepted")
+
+        took = await job.submit(event, then=then)
+        self._checkpoint("accept.acknowledged")
+        return took
+
+    async def settle(
+        self, assignment: Assignment, status: "experiments.Ending", cause: str
+    ) -> bool:
+        """End a lease without an update, with an audit line; False when it had ended before."""
+        job = self._jobs.get(assignment.task.job)
+        if job is None:
+            return False
+        now = self._clock.now()
+        event = Settled(now, assignment.lease, status, cause)
+        who = f"site:{assignment.site}"
+        line = _line(now, who, "update", assignment.lease, outcome=status, detail=cause)
+
+        def then() -> None:
+            self._ended(job, assignment, status)
+            self._driver.later(lambda: self.uploads.forget(assignment.lease))
+
+        return await job.submit(event, line, then=then)
+
+    def reject_soon(self, assignment: Assignment, cause: str) -> None:
+        """Settle a lease as rejected; from any thread, returns at once."""
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(
+                lambda: self._driver.spawn(self.settle(assignment, "rejected", cause))
+            )
+
+    async def uploaded(self, assignment: Assignment) -> frames.Header | None:
+        """Return the header of a lease's update, once it is whole, sound and durable."""
+        known = self.uploads.known(assignment.lease)
+        if known is not None:
+            return known
+        return await asyncio.to_thread(self.uploads.durable, assignment.lease, assignment.limit)
+
+    async def ending(self, id: str, lease: str) -> "Accepted | Settled | None":
+        """Return how a lease ended that is not open any more, from the journal."""
+        events = await self._store.read(lambda db: journal.replay(db, id))
+        for _, event in reversed(events):
+            if isinstance(event, Accepted | Settled) and event.lease == lease:
+                return event
+        return None
+
+    def _ended(self, job: LiveJob, assignment: Assignment, outcome: str) -> None:
+        self.presence.settle(assignment.site, assignment.lease)
+        job.book.progress.pop(assignment.site, None)
+        self._meter.update(outcome)
+
+    # ---- sites come and go -------------------------------------------------------------------
+
+    def _finished(self, job: LiveJob) -> None:
+        self._jobs.pop(job.id, None)
+
+    def _site_changed(self, site: str) -> None:
+        if not self.presence.online(site) and (at := self.presence.last_seen(site)) is not None:
+            self._driver.spawn(self._store.write(lambda db: records.set_seen(db, {site: at})))
+        for job in self._jobs.values():
+            if site in job.book.needs.study.sites:
+                self._sync(job, (site,))
+
+    def _sync(
+        self, job: LiveJob, sites: tuple[str, ...] | None = None, always: bool = False
+    ) -> None:
+        """Tell the job which sites are ready or no longer so. Idle jobs are not told."""
+        if job.state.phase in ("done", "stopped", "failed") and not always:
+            return
+        now = self._clock.now()
+        for site in job.book.needs.study.sites if sites is None else sites:
+            ready = self._lack(job, site) is None
+            if ready and site not in job.book.ready:
+                job.book.ready.add(site)
+                job.note(Joined(now, site))
+            elif not ready and site in job.book.ready:
+                job.book.ready.discard(site)
+                job.note(Left(now, site))
+
+    def _lack(self, job: LiveJob, site: str) -> str | None:
+        return lack(site, job.book.needs, self._said.get(site), self.presence.online(site))
+
+    def _lacking(self, job: LiveJob) -> dict[str, str | None]:
+        return {site: self._lack(job, site) for site in job.book.needs.study.sites}
+
+    def _delivered(self, lease: str) -> None:
+        job = self._jobs.get(lease.split(".", 1)[0])
+        known = None if job is None else job.state.leases.get(lease)
+        if job is not None and known is not None and not known.delivered:
+            job.note(Leased(self._clock.now(), lease), lazy=True)
+
+    def _header(self, digest: str) -> frames.Header:
+        with self._blobs.open(digest) as blob:
+            return frames.read_header(blob.fd)
+
+
+def _line(  # noqa: PLR0913 - the parts of an audit line
+    at: float, actor: str, action: str, subject: str, *, detail: str = "", outcome: str = "done"
+) -> Also:
+    """Return what writes one audit line into an event's transaction."""
+    return lambda db: audit.append(
+        db, at, actor, action, subject, outcome=outcome, detail=detail
+    )
+
+
+def _enter(db: Connection, record: JobRecord, at: float) -> None:
+    records.add_job(db, record)
+    detail = f"study {record.experiment.study}, plan {record.experiment.plan}"
+    audit.append(db, at, f"user:{record.author}", "job start", record.id, detail=detail)
+
+
+def _all_sites(db: Connection) -> list[records.SiteRecord]:
+    found: list[records.SiteRecord] = []
+    cursor: str | None = None
+    while True:
+        page = records.list_sites(db, cursor=cursor)
+        found.extend(page.items)
+        if (cursor := page.next) is None:
+            return found

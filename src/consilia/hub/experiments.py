@@ -1,0 +1,182 @@
+"""What makes an experiment fit to run. Every problem is found at once; each names its field."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from consilia.algo.strategy import strategy
+from consilia.core import ids
+from consilia.core.round import RoundConfig, Selection
+from consilia.errors import ConfigError, NotFound
+from consilia.hub import records
+from consilia.hub.blobs import Blobs
+from consilia.wire.people import Experiment
+from consilia.wire.v1 import (
+    MAX_ARGUMENTS,
+    Arguments,
+    Plan,
+    Study,
+    plan_digest,
+    study_digest,
+)
+
+MAX_ROUNDS = 1_000_000
+MAX_SECONDS = 30 * 86400.0  # of grace and deadline
+MAX_TEXT = 200  # characters of an argument's name
+MAX_VALUE = 4000  # characters of a text argument
+MAX_SEED = 1 << 63
+
+Ending = Literal["rejected", "failed", "declined"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: the field, what it holds, and what it needs."""
+
+    field: str
+    found: str
+    needed: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: found {self.found}, needed {self.needed}"
+
+
+def rounds_of(experiment: Experiment) -> RoundConfig:
+    """Return what the round machine obeys for this experiment."""
+    return RoundConfig(
+        rounds=experiment.rounds,
+        min_updates=experiment.min_updates,
+        min_sites=experiment.min_sites,
+        selection=Selection(experiment.fraction),
+        grace=experiment.grace,
+        deadline=experiment.deadline,
+        seed=experiment.seed,
+    )
+
+
+def problems(experiment: Experiment) -> tuple[Problem, ...]:
+    """Return what is wrong with the experiment by itself."""
+    return (*_numbers(experiment), *_strategy(experiment), *_arguments(experiment.arguments))
+
+
+def arguments_misfit(arguments: Arguments) -> Problem | None:
+    """Return the first problem of changed arguments, or None."""
+    return next(_arguments(arguments), None)
+
+
+def missing(db: Connection, experiment: Experiment, blobs: Blobs) -> tuple[Problem, ...]:
+    """Return what the experiment refers to that is not there, or not in the right state."""
+    return (*_study(db, experiment), *_plan(db, experiment), *_base(db, experiment, blobs))
+
+
+def matches(experiment: Experiment, study: Study, plan: Plan) -> None:
+    """Raise ConfigError unless `study` and `plan` are the ones that the experiment names."""
+    if experiment.study != study.name:
+        raise ConfigError(
+            f"the experiment is of study {experiment.study!r}, not {study.name!r}"
+        )
+    if experiment.plan != (found := plan_digest(plan)):
+        raise ConfigError(f"the experiment names plan {experiment.plan}, not {found}")
+
+
+def digest_of(study: Study) -> str:
+    """Return the study's digest."""
+    return study_digest(study)
+
+
+def base_frame(db: Connection, experiment: Experiment) -> str | None:
+    """Return the digest of the frame to start from, None to init; ConfigError if unknown."""
+    base = experiment.base
+    if base is None:
+        return None
+    if base.startswith("b3:"):
+        return ids.digest(base)
+    try:
+        return records.get_version(db, base).digest
+    except NotFound:
+        raise ConfigError(f"base: there is no model version {base[:80]!r}") from None
+
+
+def _numbers(e: Experiment) -> Iterator[Problem]:
+    rules: tuple[tuple[str, float, bool, str], ...] = (
+        ("rounds", e.rounds, 1 <= e.rounds <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
+        ("min_updates", e.min_updates, e.min_updates >= 1, "1 or more"),
+        ("min_sites", e.min_sites, e.min_sites >= 1, "1 or more"),
+        ("fraction", e.fraction, 0 < e.fraction <= 1, "above 0, at most 1"),
+        ("grace", e.grace, 0 <= e.grace <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} seconds"),
+        (
+            "deadline",
+            e.deadline,
+            0 < e.deadline <= MAX_SECONDS,
+            f"above 0, at most {MAX_SECONDS:g} seconds",
+        ),
+        ("seed", e.seed, 0 <= e.seed < MAX_SEED, f"0 to {MAX_SEED - 1}"),
+    )
+    for field, found, good, needed in rules:
+        if not good:
+            yield Problem(field, f"{found}", needed)
+    if len(e.name) > MAX_TEXT:
+        yield Problem("name", f"{len(e.name)} characters", f"at most {MAX_TEXT}")
+
+
+def _strategy(e: Experiment) -> Iterator[Problem]:
+    try:
+        strategy(e.strategy.name, e.strategy.options)
+    except ConfigError as error:
+        options = ", ".join(f"{k}={v:g}" for k, v in e.strategy.options.items())
+        yield Problem("strategy", f"{e.strategy.name}({options})", f"another: {error}")
+
+
+def _arguments(arguments: Arguments) -> Iterator[Problem]:
+    if len(arguments) > MAX_ARGUMENTS:
+        yield Problem("arguments", f"{len(arguments)} of them", f"at most {MAX_ARGUMENTS}")
+    for name, value in arguments.items():
+        field = f"arguments.{name[:80]}"
+        if not 0 < len(name) <= MAX_TEXT:
+            yield Problem(field, f"a name of {len(name)} characters", f"1 to {MAX_TEXT}")
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Problem(field, f"{value}", "a finite number")
+        if isinstance(value, str) and len(value) > MAX_VALUE:
+            yield Problem(field, f"{len(value)} characters", f"at most {MAX_VALUE}")
+
+
+def _study(db: Connection, e: Experiment) -> Iterator[Problem]:
+    try:
+        found = records.get_study(db, e.study)
+    except NotFound:
+        yield Problem("study", repr(e.study[:80]), "the name of a submitted study")
+        return
+    if found.state != "submitted":
+        yield Problem("study", f"{e.study!r}, which is {found.state}", "a submitted study")
+    invited = len(found.study.sites)
+    for field, count in (("min_sites", e.min_sites), ("min_updates", e.min_updates)):
+        if count > invited:
+            yield Problem(
+                field,
+                f"{count}",
+                f"at most {invited}, the sites that study {e.study!r} invites",
+            )
+
+
+def _plan(db: Connection, e: Experiment) -> Iterator[Problem]:
+    studies = records.plan_studies(db, e.plan)
+    if e.study not in studies:
+        offered = f"one offered to {', '.join(studies)} only" if studies else "an unknown one"
+        yield Problem(
+            "plan", f"{e.plan[:80]} ({offered})", f"the digest of a plan offered to {e.study!r}"
+        )
+
+
+def _base(db: Connection, e: Experiment, blobs: Blobs) -> Iterator[Problem]:
+    try:
+        digest = base_frame(db, e)
+    except ConfigError as error:
+        yield Problem("base", repr((e.base or "")[:80]), f"a model version or frame; {error}")
+        return
+    if digest is not None and blobs.size(digest) is None:
+        yield Problem(
+            "base", f"{e.base}, whose frame {digest} is not stored", "upload the frame first"
+        )

@@ -1,0 +1,313 @@
+"""What a node may ask of the hub, without a transport: the listener and the simulator call it.
+
+The caller has proved which site it speaks for. Nothing a node says is believed without its
+signature (reports, advertisements), nothing it uploads without a check of every byte, and a
+digest that it knows authorises nothing: a site reads the models and writes the updates of the
+leases it holds.
+
+`poll`, `report`, `advertise`, `catalogue` and `plan` run on the event loop; `readable`,
+`upload` and `moved` are called from the blob plane's threads.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+
+from consilia.core import ids
+from consilia.core.round import Accepted, Settled
+from consilia.errors import AuthError, ConfigError, Conflict, NotFound, Refused, WireError
+from consilia.hub import audit, records
+from consilia.hub.blobs import Blob, Blobs
+from consilia.hub.checks import metrics_misfit, records_limit, result_misfit
+from consilia.hub.engine import Engine
+from consilia.hub.paging import MAX_PAGE
+from consilia.hub.presence import Assignment
+from consilia.hub.store import Store
+from consilia.hub.uploads import Upload
+from consilia.wire.frames import Header
+from consilia.wire.seal import open_sealed
+from consilia.wire.v1 import (
+    MAX_MESSAGE,
+    Advertisement,
+    Catalogue,
+    Declined,
+    Failed,
+    Orders,
+    Plan,
+    PlanEntry,
+    Poll,
+    Progress,
+    Report,
+    Result,
+    Sealed,
+    Verdict,
+    encode,
+)
+
+T = TypeVar("T")
+MAX_DATASETS = 1000  # in one advertisement
+MAX_DISCLOSED = 500  # characters of what a site tells of a refusal
+
+_REPORT: "msgspec.msgpack.Decoder[Report]" = msgspec.msgpack.Decoder(Report)
+_ADVERTISEMENT = msgspec.msgpack.Decoder(Advertisement)
+
+
+class Federation:
+    """The hub's side of the wire, for sites that are who they say they are."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        blobs: Blobs,
+        signing_key: Callable[[str], bytes],
+        now: Callable[[], float],
+    ) -> None:
+        """`signing_key(site)` is the site's registered Ed25519 key, or AuthError."""
+        self._engine = engine
+        self._store = store
+        self._blobs = blobs
+        self._signing_key = signing_key
+        self._now = now
+        self._reading: dict[str, str] = {}  # site -> job whose model it last opened
+
+    # ---- control plane -----------------------------------------------------------------------
+
+    async def poll(self, site: str, poll: Poll) -> Orders:
+        """Answer with what differs from what the node does; wait for it as long as asked."""
+        if not math.isfinite(poll.wait):
+            raise WireError(f"site {site!r} would wait {poll.wait} seconds, needed a number")
+        return await self._engine.presence.poll(
+            site, poll, lambda: self._store.generation("catalogue")
+        )
+
+    async def report(self, site: str, sealed: Sealed) -> Verdict:
+        """Take a report; its answer is durable. The same report again gets the same answer."""
+        report = self._opened(site, sealed, "report", _REPORT)
+        assignment = self._engine.presence.holds(site, report.lease)
+        if isinstance(report, Progress):
+            return self._progress(site, assignment, report)
+        if assignment is None:
+            return await self._ended(site, report)
+        if isinstance(report, Result):
+            return await self._result(assignment, report)
+        if isinstance(report, Failed):
+            done = await self._engine.settle(assignment, "failed", report.cause)
+        else:
+            cause = report.disclosed[:MAX_DISCLOSED]
+            done = await self._engine.settle(assignment, "declined", cause)
+        return Verdict(True) if done else await self._ended(site, report)
+
+    async def advertise(self, site: str, sealed: Sealed) -> Verdict:
+        """Take what a site says of itself; jobs see the change at once."""
+        said = self._opened(site, sealed, "advertisement", _ADVERTISEMENT)
+        _check_advertisement(site, said)
+        before = self._engine.said(site)
+        now = self._now()
+
+        def write(db: Connection) -> None:
+            records.set_advertisement(db, site, encode(said), now)
+            if before is not None and (problem := _history(before, said)):
+                audit.append(
+                    db,
+                    now,
+                    f"site:{site}",
+                    "audit head",
+                    site,
+                    outcome="broken",
+                    detail=problem,
+                )
+
+        await self._store.write(write)
+        self._engine.advertised(site, said)
+        return Verdict(True)
+
+    async def catalogue(self, site: str) -> Catalogue:
+        """Return the studies that invite the site, and the plans on offer in them."""
+        version = self._store.generation("catalogue")
+        return await self._store.read(lambda db: _catalogue(db, site, version))
+
+    async def plan(self, site: str, digest: str) -> Plan:
+        """Return a plan's source, if a study that invites the site is offered it."""
+
+        def read(db: Connection) -> Plan:
+            mine = {found.study.name for found in records.studies_of(db, site)}
+            if not mine.intersection(records.plan_studies(db, digest)):
+                raise NotFound(f"no study that invites site {site!r} is offered plan {digest}")
+            return records.get_plan(db, digest).plan
+
+        return await self._store.read(read)
+
+    # ---- blob plane --------------------------------------------------------------------------
+
+    def readable(self, site: str, digest: str) -> Blob:
+        """Open the model of a lease that the site holds; raise Refused for any other."""
+        assignment = self._engine.presence.may_read(site, digest)
+        if assignment is None:
+            raise Refused(f"site {site!r} has no lease that starts from frame {digest}")
+        blob = self._blobs.open(digest)
+        self._reading[site] = assignment.task.job
+        return blob
+
+    def upload(self, site: str, lease: str) -> Upload:
+        """Begin or go on with the upload of a lease that the site holds."""
+        assignment = self._engine.presence.holds(site, lease)
+        job = None if assignment is None else self._engine.job(assignment.task.job)
+        if assignment is None or job is None:
+            raise Refused(
+                f"site {site!r} does not hold lease {lease[:200]!r}: its round is over, or it "
+                "was never given"
+            )
+        held = assignment
+
+        def faulty(cause: str) -> None:
+            self._engine.reject_soon(held, cause)
+
+        return self._engine.uploads.open(
+            lease, held.limit, faulty=faulty, received=job.book.traffic.received
+        )
+
+    def moved(self, site: str, way: str, count: int) -> None:
+        """Count frame bytes that went "out"; what comes "in" is counted as it lands."""
+        if way == "out" and (job := self._engine.job(self._reading.get(site, ""))) is not None:
+            job.book.traffic.sent(count)
+
+    # ---- reports -----------------------------------------------------------------------------
+
+    def _opened(
+        self,
+        site: str,
+        sealed: Sealed,
+        context: str,
+        decoder: "msgspec.msgpack.Decoder[T]",
+    ) -> T:
+        if sealed.site != site:
+            raise AuthError(
+                f"site {site!r} sent a {context} signed in the name of {sealed.site[:63]!r}"
+            )
+        if len(sealed.payload) > MAX_MESSAGE:
+            raise WireError(f"{context} of {len(sealed.payload)} bytes, limit {MAX_MESSAGE}")
+        payload = open_sealed(sealed, context, self._signing_key(site))
+        try:
+            return decoder.decode(payload)
+        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as e:
+            raise WireError(f"the {context} of site {site!r} is not valid: {e}") from None
+
+    def _progress(self, site: str, assignment: Assignment | None, report: Progress) -> Verdict:
+        job = None if assignment is None else self._engine.job(assignment.task.job)
+        if job is None:
+            return Verdict(False, f"lease {report.lease[:200]!r} is not open")
+        if not 0 <= report.fraction <= 1:
+            raise WireError(f"site {site!r} reports progress {report.fraction}, needed 0 to 1")
+        if problem := metrics_misfit(report.metrics):
+            raise WireError(f"progress of site {site!r}: {problem}")
+        job.progressed(site, report.lease, report.fraction, report.metrics)
+        return Verdict(True)
+
+    async def _result(self, held: Assignment, report: Result) -> Verdict:
+        job = self._engine.job(held.task.job)
+        if job is None:
+            return await self._ended(held.site, report)
+        header: Header | None = None
+        if report.model is not None:
+            header = await self._engine.uploaded(held)
+            if header is None:
+                raise Conflict(
+                    f"upload of lease {held.lease} is not complete: send the rest first"
+                )
+        base = None if held.task.kind == "init" else job.book.base
+        most = records_limit(self._engine.said(held.site), held.task.tags)
+        problem = (
+            "the result names no model: an empty update cannot be averaged"
+            if header is None
+            else result_misfit(report, held.task, header, base, most)
+        )
+        if problem is not None or header is None:
+            cause = problem or ""
+            if await self._engine.settle(held, "rejected", cause):
+                return Verdict(False, f"update of site {held.site!r} rejected: {cause}")
+            return await self._ended(held.site, report)
+        count = report.records if base is not None else 0
+        if await self._engine.accept(held, header.digest, count, report.metrics):
+            return Verdict(True)
+        return await self._ended(held.site, report)
+
+    async def _ended(self, site: str, report: Result | Failed | Declined) -> Verdict:
+        """Answer a report on a lease that is not open: again, late, or of somebody else."""
+        id, _, rest = report.lease.partition(".")
+        if not rest.endswith(f".{site}"):
+            cause = f"lease {report.lease[:200]!r} was not given to site {site!r}"
+            now = self._now()
+            await self._store.write(
+                lambda db: audit.append(
+                    db,
+                    now,
+                    f"site:{site}",
+                    "report",
+                    report.lease[:200],
+                    outcome="refused",
+                    detail=cause,
+                )
+            )
+            return Verdict(False, cause)
+        ending = await self._engine.ending(id, report.lease)
+        match ending, report:
+            case Accepted(), Result():
+                if ending.digest == report.model:
+                    return Verdict(True)
+                return Verdict(
+                    False, f"lease {report.lease} has another update already: {ending.digest}"
+                )
+            case Settled(status="rejected"), Result():
+                return Verdict(False, f"update of site {site!r} rejected: {ending.cause}")
+            case Settled(), (Failed() | Declined()):
+                return Verdict(True)
+        return Verdict(
+            False, f"lease {report.lease} is not open any more: its round or its job is over"
+        )
+
+
+def _check_advertisement(site: str, said: Advertisement) -> None:
+    if len(said.datasets) > MAX_DATASETS:
+        raise WireError(
+            f"site {site!r} advertises {len(said.datasets)} datasets, limit {MAX_DATASETS}"
+        )
+    try:
+        for dataset in said.datasets:
+            ids.name(dataset.name, "dataset")
+            for tag in dataset.tags:
+                ids.name(tag, "tag")
+            if dataset.records < 0:
+                raise ConfigError(f"dataset {dataset.name!r} has {dataset.records} records")
+        for digest in (*said.studies, *said.plans):
+            ids.digest(digest)
+    except ConfigError as e:
+        raise WireError(f"advertisement of site {site!r}: {e}") from None
+
+
+def _history(before: Advertisement, now: Advertisement) -> str | None:
+    """Say how a node's audit chain contradicts what it said before, or None."""
+    if now.audit_length < before.audit_length:
+        return (
+            f"the node's audit chain has {now.audit_length} lines, it had "
+            f"{before.audit_length}: restored from a backup, or rewritten"
+        )
+    if now.audit_length == before.audit_length and now.audit_head != before.audit_head:
+        return f"line {now.audit_length} of the node's audit chain was rewritten"
+    return None
+
+
+def _catalogue(db: Connection, site: str, version: int) -> Catalogue:
+    studies = tuple(found.study for found in records.studies_of(db, site))
+    plans: list[PlanEntry] = []
+    for study in studies:
+        cursor: str | None = None
+        while True:
+            page = records.list_plans(db, study=study.name, limit=MAX_PAGE, cursor=cursor)
+            plans += (PlanEntry(p.digest, p.plan.name, p.study, p.author) for p in page.items)
+            if (cursor := page.next) is None:
+                break
+    return Catalogue(version, studies, tuple(plans))

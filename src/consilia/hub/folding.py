@@ -1,0 +1,270 @@
+"""From spooled updates to the next model's frame, streamed: what the folding thread does.
+
+An `Aggregate` belongs to one round of one job. Updates are folded as they are accepted; `close`
+folds what is still missing (all of them in deterministic mode, in site order) and streams base
+model, mean and optimizer state through the strategy, chunk by chunk, into new frames. Memory
+is one model (the mean) and a few chunks.
+
+The optimizer state of strategies that keep one (FedAdam's m and v) is a frame of its own: its
+first tensor names job and round, so that no two rounds share a frame; then, for every piece of
+every floating-point tensor, one piece per slot, in the order in which they are used.
+
+Everything here blocks and runs in one thread at a time. Errors are ConsiliaErrors whose text
+tells why the round cannot be closed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from consilia.algo.aggregate import Accumulator, Fold, accumulator, cast, widen_into
+from consilia.algo.strategy import Strategy, steps
+from consilia.core.weights import Array, Schema, TensorSpec, dtype_name
+from consilia.errors import StorageError, UpdateRejected
+from consilia.hub.blobs import Blob, Blobs
+from consilia.wire import frames
+from consilia.wire.frames import CHUNK, FrameWriter, Header, TensorEntry
+
+PIECE = CHUNK // 4  # elements handled at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One accepted update, as core.round's Close lists it."""
+
+    site: str
+    lease: str
+    digest: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a job makes its next model: the strategy, its options, and its state so far."""
+
+    strategy: Strategy
+    options: Mapping[str, float]
+    optimizer: str | None  # digest of the state frame, None before the first round
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A new model, durable under its digest; `optimizer` likewise, None without state."""
+
+    header: Header
+    optimizer: str | None
+
+
+class Aggregate:
+    """The updates of one round, folded as they come. Not thread-safe."""
+
+    def __init__(
+        self, blobs: Blobs, base: str, checkpoint: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Open the frame `base` that the round starts from."""
+        self._blobs = blobs
+        self._checkpoint = checkpoint
+        self._base = blobs.open(base)
+        self.header = frames.read_header(self._base.fd)
+        self._buffer = bytearray(CHUNK)
+        self._fold: Fold | None = None
+        self._folded: list[str] = []  # leases
+
+    def add(self, update: Update) -> None:
+        """Fold one spooled update; on an error everything folded so far must be folded anew."""
+        if self._fold is None:
+            self._fold = Fold(self.header.schema)
+        with self._blobs.read_spool(update.lease) as spool:
+            try:
+                self._fold.add(update.records, self._reader(spool, update))
+            except UpdateRejected as e:
+                raise UpdateRejected(f"update of site {update.site!r}: {e}") from e
+        self._folded.append(update.lease)
+
+    def close(self, name: str, round: int, updates: Sequence[Update], recipe: Recipe) -> Made:
+        """Make the model of exactly `updates` durable; `name` is unique to this attempt."""
+        leases = {u.lease for u in updates}
+        if not leases.issuperset(self._folded):
+            self.reset()
+        for update in updates:
+            if update.lease not in self._folded:
+                self.add(update)
+        self._checkpoint("close.folded")
+        if self._fold is None:
+            raise StorageError(f"{name}: there is no update to make a model of")
+        step = _Step(self._blobs, self._base, self.header, self._fold, recipe, self._checkpoint)
+        return step.run(name, round)
+
+    def reset(self) -> None:
+        """Forget what was folded; the base stays open."""
+        self._fold, self._folded = None, []
+
+    def release(self) -> None:
+        """Free the arrays and close the base."""
+        self.reset()
+        self._base.close()
+
+    def _reader(self, spool: Blob, update: Update) -> Callable[[TensorSpec], Iterator[Array]]:
+        """Return how `Fold` reads the update: tensors it leaves out come from the base."""
+        header = frames.read_header(spool.fd)
+        if header.digest != update.digest:
+            raise StorageError(
+                f"the spool of update {update.lease} holds frame {header.digest}, needed "
+                f"{update.digest} as it was accepted: the disk has changed it"
+            )
+        own = {e.name: e for e in header.entries if e.stored}
+        borrowed = frames.borrowed(header, self.header)
+
+        def read(spec: TensorSpec) -> Iterator[Array]:
+            entry = own.get(spec.name)
+            if entry is not None:
+                return frames.chunks(spool.fd, header, entry, self._buffer)
+            return frames.chunks(self._base.fd, self.header, borrowed[spec.name], self._buffer)
+
+        return read
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One pass over base, mean and optimizer state, writing the next model and state."""
+
+    _blobs: Blobs
+    _base: Blob
+    _header: Header
+    _fold: Fold
+    _recipe: Recipe
+    _checkpoint: Callable[[str], None]
+
+    def run(self, name: str, round: int) -> Made:
+        """Write both frames under spool names made of `name`, and adopt them durably."""
+        model = f"{name}.model"
+        if not self._recipe.strategy.slots:
+            with self._blobs.open_spool(model) as spool:
+                header = self._write(FrameWriter(spool.fd, self._header.schema), round, None)
+                self._checkpoint("close.written")
+                spool.sync()
+            self._adopt(model, header)
+            return Made(header, None)
+        state = f"{name}.optimizer"
+        with self._blobs.open_spool(model) as spool, self._blobs.open_spool(state) as slots:
+            kept = _Slots(self._blobs, self._recipe, name, self._header.schema, slots.fd)
+            try:
+                header = self._write(FrameWriter(spool.fd, self._header.schema), round, kept)
+                optimizer = kept.finish()
+            finally:
+                kept.close()
+            self._checkpoint("close.written")
+            slots.sync()
+            spool.sync()
+        self._adopt(state, optimizer)
+        self._adopt(model, header)
+        return Made(header, optimizer.digest)
+
+    def _adopt(self, spool: str, header: Header) -> None:
+        self._checkpoint("close.synced")
+        self._blobs.adopt(spool, header.digest)
+        self._checkpoint("close.adopted")
+
+    def _write(self, out: FrameWriter, round: int, slots: "_Slots | None") -> Header:
+        try:
+            for entry in self._header.entries:
+                if steps(entry.spec):
+                    self._float_tensor(out, entry, round, slots)
+                else:
+                    for start, stop in _pieces(entry.spec):
+                        out.append(
+                            frames.raw_bytes(self._fold.result_chunk(entry.spec, start, stop))
+                        )
+            return out.finish()
+        except UpdateRejected as e:
+            raise UpdateRejected(f"the new model is not finite: {e}") from e
+
+    def _float_tensor(
+        self, out: FrameWriter, entry: TensorEntry, round: int, slots: "_Slots | None"
+    ) -> None:
+        """Move one tensor by the strategy's rule, piece by piece, in the mean's precision."""
+        spec, mean = entry.spec, self._fold.mean(entry.spec)
+        strategy, options = self._recipe.strategy, self._recipe.options
+        old = np.empty(min(PIECE, spec.size), mean.dtype)
+        reader = _exact(self._base.fd, self._header, entry)
+        for start, stop in _pieces(spec):
+            part = old[: stop - start]
+            widen_into(next(reader), part, spec)
+            state = slots.read(mean.dtype, stop - start) if slots else {}
+            # What overflows here is found by the writer, which takes finite values only.
+            with np.errstate(all="ignore"):
+                new = strategy.step(options, part, mean[start:stop], state, round)
+            if slots:
+                slots.write(state)
+            out.append(frames.raw_bytes(cast(new, spec.dtype)))
+
+
+class _Slots:
+    """The optimizer state of one round, read from the last frame and written to the next."""
+
+    def __init__(
+        self, blobs: Blobs, recipe: Recipe, name: str, schema: Schema, fd: int
+    ) -> None:
+        self._slots = recipe.strategy.slots
+        self._initial = recipe.strategy.initial(recipe.options)
+        body = tuple(_slot_schema(schema, self._slots))
+        self._out = FrameWriter(fd, (TensorSpec(name, "bool", (0,)), *body))
+        self._old = blobs.open(recipe.optimizer) if recipe.optimizer else None
+        self._entries: Iterator[TensorEntry] = iter(())
+        if self._old is not None:
+            self._header = frames.read_header(self._old.fd)
+            if self._header.schema[1:] != body:
+                self._old.close()
+                raise StorageError(
+                    f"optimizer state {recipe.optimizer} does not fit the model: it was kept "
+                    "for another schema or strategy"
+                )
+            self._entries = iter(self._header.entries[1:])
+
+    def read(
+        self, dtype: "np.dtype[np.float32] | np.dtype[np.float64]", size: int
+    ) -> dict[str, Accumulator]:
+        """Return the next piece of every slot; the strategy's start in the first round."""
+        pieces: dict[str, Accumulator] = {
+            slot: np.full(size, self._initial[slot], dtype) for slot in self._slots
+        }
+        if self._old is not None:
+            for piece in pieces.values():
+                frames.read_tensor(self._old.fd, self._header, next(self._entries), piece)
+        return pieces
+
+    def write(self, pieces: Mapping[str, Accumulator]) -> None:
+        """Write what the strategy made of the pieces that `read` gave."""
+        for slot in self._slots:
+            self._out.append(frames.raw_bytes(pieces[slot]))
+
+    def finish(self) -> Header:
+        """Complete the frame."""
+        return self._out.finish()
+
+    def close(self) -> None:
+        """Close the last round's frame."""
+        if self._old is not None:
+            self._old.close()
+
+
+def _pieces(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    for start in range(0, spec.size, PIECE):
+        yield start, min(start + PIECE, spec.size)
+
+
+def _exact(fd: int, header: Header, entry: TensorEntry) -> Iterator[Array]:
+    """Yield a stored tensor in pieces of PIECE elements, as `_pieces` cuts it."""
+    width = entry.nbytes // max(1, entry.spec.size)
+    return frames.chunks(fd, header, entry, bytearray(PIECE * width))
+
+
+def _slot_schema(schema: Schema, slots: Sequence[str]) -> Iterator[TensorSpec]:
+    """Yield the state frame's tensors: `<tensor number>.<piece>.<slot>`."""
+    for number, spec in enumerate(schema):
+        if steps(spec):
+            kind = dtype_name(accumulator(spec.dtype))
+            for piece, (start, stop) in enumerate(_pieces(spec)):
+                for slot in slots:
+                    yield TensorSpec(f"{number}.{piece}.{slot}", kind, (stop - start,))

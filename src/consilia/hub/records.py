@@ -1,0 +1,471 @@
+"""The hub's rows as typed records, and the functions that read and change them.
+
+Each function takes a Connection first, to be called inside `Store.write` or `Store.read`; what
+belongs together goes into one function given to `write`. Times are Unix seconds, given by
+the caller. Journals are in hub/journal, audit lines in hub/audit.
+
+Lists answer a `Page` (hub/paging), newest first or by name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from consilia.core.ids import name as checked_name
+from consilia.core.round import Phase
+from consilia.errors import Conflict, NotFound
+from consilia.hub import tables as t
+from consilia.hub.paging import MAX_PAGE, Listing, Page
+from consilia.wire.people import Experiment, Strategy
+from consilia.wire.v1 import Arguments, Metrics, Plan, Study, plan_digest, study_digest
+
+T = TypeVar("T")
+StudyState = Literal["draft", "submitted", "closed"]
+SiteState = Literal["invited", "enrolled", "revoked"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job. Its rounds are in the journal; `phase` and `cause` are kept here for lists."""
+
+    id: str
+    experiment: Experiment
+    study_digest: str
+    author: str
+    created: float
+    phase: Phase = "waiting"
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A study; `digest` is None while it is a draft."""
+
+    study: Study
+    digest: str | None
+    state: StudyState
+    author: str
+    created: float
+    changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A plan offered to a study; `study` is the study's name."""
+
+    plan: Plan
+    digest: str
+    study: str
+    author: str
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRecord:
+    """A site. `advertisement` is the msgpack of its last wire.v1.Advertisement."""
+
+    name: str
+    state: SiteState
+    signing_key: bytes | None
+    advertisement: bytes | None
+    advertised: float | None
+    last_seen: float | None
+    created: float
+    certificate_expires: float | None  # of its newest certificate in force
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A model version with its lineage."""
+
+    id: str  # <job>.<round>
+    job: str
+    round: int
+    digest: str  # of the frame
+    bytes: int
+    parent: str | None  # version id or frame digest
+    study: str  # name
+    study_digest: str
+    plan: str
+    arguments: Arguments
+    strategy: Strategy
+    sites: tuple[str, ...]
+    records: int
+    metrics: Metrics
+    created: float
+    seconds: float = 0.0
+    optimizer: str | None = None  # digest of the strategy's state, if it has any
+    rejected: dict[str, str] = field(default_factory=dict)  # site -> cause
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+# ---- generations ----------------------------------------------------------------------------
+
+
+def bump(db: Connection, what: str) -> int:
+    """Count one more change of `what` ("catalogue", "access") and return the new value."""
+    row = t.generations
+    changed = db.execute(
+        sa.update(row)
+        .where(row.c.name == what)
+        .values(value=row.c.value + 1)
+        .returning(row.c.value)
+    ).scalar()
+    if changed is None:
+        db.execute(sa.insert(row).values(name=what, value=1))
+        return 1
+    return int(changed)
+
+
+def generation(db: Connection, what: str) -> int:
+    """How often `what` has changed, as of this transaction."""
+    row = t.generations
+    return int(db.execute(sa.select(row.c.value).where(row.c.name == what)).scalar() or 0)
+
+
+# ---- jobs -----------------------------------------------------------------------------------
+
+
+def add_job(db: Connection, job: JobRecord) -> None:
+    """Record a new job; its study and plan are there already."""
+    db.execute(
+        sa.insert(t.jobs).values(
+            id=job.id,
+            study=job.experiment.study,
+            study_digest=job.study_digest,
+            plan=job.experiment.plan,
+            experiment=_dump(job.experiment),
+            author=job.author,
+            created=job.created,
+            phase=job.phase,
+            cause=job.cause,
+        )
+    )
+
+
+def get_job(db: Connection, id: str) -> JobRecord:
+    """Return a job or raise NotFound."""
+    return _job(_one(db, sa.select(t.jobs).where(t.jobs.c.id == id), f"job {id!r}"))
+
+
+def set_phase(db: Connection, id: str, phase: Phase, cause: str = "") -> None:
+    """Note where a job is, for lists; the journal is what counts."""
+    done = db.execute(_SET_PHASE, {"job": id, "new_phase": phase, "new_cause": cause})
+    if not done.rowcount:
+        raise NotFound(f"there is no job {id!r}")
+
+
+def list_jobs(
+    db: Connection,
+    *,
+    limit: int = 50,
+    cursor: str | None = None,
+    study: str | None = None,
+    phases: Sequence[Phase] | None = None,
+) -> Page[JobRecord]:
+    """Jobs, newest first."""
+    found = _JOBS
+    if study is not None:
+        found = found.where(t.jobs.c.study == study)
+    if phases is not None:
+        found = found.where(t.jobs.c.phase.in_(phases))
+    return found.page(db, limit, cursor)
+
+
+def unfinished_jobs(db: Connection) -> tuple[JobRecord, ...]:
+    """Jobs a starting hub has to go on with, oldest first."""
+    query = sa.select(t.jobs).where(t.jobs.c.phase.in_(("waiting", "running", "closing")))
+    return tuple(map(_job, db.execute(query.order_by(t.jobs.c.created, t.jobs.c.id))))
+
+
+# ---- studies --------------------------------------------------------------------------------
+
+
+def add_study(db: Connection, study: Study, author: str, at: float) -> StudyRecord:
+    """Record a draft; raise Conflict when the name is taken."""
+    checked_name(study.name, "study")
+    if db.execute(sa.select(t.studies.c.name).where(t.studies.c.name == study.name)).first():
+        raise Conflict(f"study {study.name!r} exists already: choose another name")
+    db.execute(
+        sa.insert(t.studies).values(
+            name=study.name,
+            body=_dump(study),
+            digest=None,
+            state="draft",
+            author=author,
+            created=at,
+            changed=at,
+        )
+    )
+    return StudyRecord(study, None, "draft", author, at, at)
+
+
+def change_study(db: Connection, study: Study, at: float) -> StudyRecord:
+    """Replace a draft; raise Conflict once it is submitted."""
+    found = get_study(db, study.name)
+    _need_state(found, "draft", "changed")
+    db.execute(
+        sa.update(t.studies)
+        .where(t.studies.c.name == study.name)
+        .values(body=_dump(study), changed=at)
+    )
+    return StudyRecord(study, None, "draft", found.author, found.created, at)
+
+
+def submit_study(db: Connection, name: str, at: float) -> StudyRecord:
+    """Lock a draft under its digest and offer it to its sites."""
+    found = get_study(db, name)
+    _need_state(found, "draft", "submitted")
+    return _move_study(db, found, "submitted", study_digest(found.study), at)
+
+
+def close_study(db: Connection, name: str, at: float) -> StudyRecord:
+    """End a submitted study: nothing new runs in it."""
+    found = get_study(db, name)
+    _need_state(found, "submitted", "closed")
+    return _move_study(db, found, "closed", found.digest, at)
+
+
+def get_study(db: Connection, name: str) -> StudyRecord:
+    """Return a study or raise NotFound."""
+    query = sa.select(t.studies).where(t.studies.c.name == name)
+    return _study(_one(db, query, f"study {name!r}"))
+
+
+def list_studies(
+    db: Connection,
+    *,
+    limit: int = 50,
+    cursor: str | None = None,
+    state: StudyState | None = None,
+) -> Page[StudyRecord]:
+    """Studies by name."""
+    found = _STUDIES if state is None else _STUDIES.where(t.studies.c.state == state)
+    return found.page(db, limit, cursor)
+
+
+def studies_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
+    """The submitted studies that invite a site, by name."""
+    query = sa.select(t.studies).where(t.studies.c.state == "submitted")
+    every = map(_study, db.execute(query.order_by(t.studies.c.name)))
+    return tuple(s for s in every if site in s.study.sites)
+
+
+# ---- plans ----------------------------------------------------------------------------------
+
+
+def add_plan(db: Connection, plan: Plan, study: str, author: str, at: float) -> PlanRecord:
+    """Offer a plan to a submitted study; raise Conflict when it is offered there already."""
+    _need_state(get_study(db, study), "submitted", "offered a plan")
+    digest, p = plan_digest(plan), t.plans
+    mine = (p.c.digest == digest) & (p.c.study == study)
+    if db.execute(sa.select(p.c.digest).where(mine)).first():
+        raise Conflict(f"plan {digest} is offered to study {study!r} already")
+    known = sa.select(t.plan_sources.c.digest).where(t.plan_sources.c.digest == digest)
+    if not db.execute(known).first():
+        db.execute(sa.insert(t.plan_sources).values(digest=digest, body=_dump(plan)))
+    db.execute(
+        sa.insert(p).values(
+            digest=digest, study=study, name=plan.name, author=author, created=at
+        )
+    )
+    bump(db, "catalogue")
+    return PlanRecord(plan, digest, study, author, at)
+
+
+def get_plan(db: Connection, digest: str) -> PlanRecord:
+    """Return a plan as it was first offered, or raise NotFound."""
+    query = _PLANS.where(t.plans.c.digest == digest).order_by(t.plans.c.created).limit(1)
+    return _plan(_one(db, query, f"plan {digest}"))
+
+
+def plan_studies(db: Connection, digest: str) -> tuple[str, ...]:
+    """Names of the studies a plan is offered to, sorted; () for an unknown plan."""
+    query = sa.select(t.plans.c.study).where(t.plans.c.digest == digest)
+    return tuple(db.execute(query.order_by(t.plans.c.study)).scalars())
+
+
+def list_plans(
+    db: Connection, *, study: str | None = None, limit: int = 50, cursor: str | None = None
+) -> Page[PlanRecord]:
+    """Plans on offer, newest first; one that is offered to two studies is there twice."""
+    found = _OFFERS if study is None else _OFFERS.where(t.plans.c.study == study)
+    return found.page(db, limit, cursor)
+
+
+# ---- sites ----------------------------------------------------------------------------------
+
+
+def get_site(db: Connection, name: str) -> SiteRecord:
+    """Return a site or raise NotFound."""
+    return _site(_one(db, _SITES.where(t.sites.c.name == name), f"site {name!r}"))
+
+
+def list_sites(
+    db: Connection, *, limit: int = MAX_PAGE, cursor: str | None = None
+) -> Page[SiteRecord]:
+    """Sites by name, the revoked ones too."""
+    return Listing(_SITES, (t.sites.c.name,), _site, descending=False).page(db, limit, cursor)
+
+
+def set_advertisement(db: Connection, name: str, body: bytes, at: float) -> None:
+    """Keep what a site last said of itself: the msgpack of a wire.v1.Advertisement."""
+    _change_site(db, name, advertisement=body, advertised=at, last_seen=at)
+
+
+def set_seen(db: Connection, seen: Mapping[str, float]) -> None:
+    """Note when sites were last heard of; for a batch now and then, not for every request."""
+    for name, at in seen.items():
+        _change_site(db, name, last_seen=at)
+
+
+def _change_site(db: Connection, name: str, **values: object) -> None:
+    if not db.execute(
+        sa.update(t.sites).where(t.sites.c.name == name).values(**values)
+    ).rowcount:
+        raise NotFound(f"there is no site {name!r}")
+
+
+# ---- model versions -------------------------------------------------------------------------
+
+
+def add_version(db: Connection, version: Version) -> None:
+    """Record a model version; its job is there already."""
+    documents = {name: _dump(getattr(version, name)) for name in _DOCUMENTS}
+    fields = {name: getattr(version, name) for name in version.__slots__}
+    db.execute(sa.insert(t.versions), fields | documents)
+
+
+def get_version(db: Connection, id: str) -> Version:
+    """Return a model version or raise NotFound."""
+    query = sa.select(t.versions).where(t.versions.c.id == id)
+    return _version(_one(db, query, f"model version {id!r}"))
+
+
+def latest_version(db: Connection, job: str) -> Version | None:
+    """The newest model version of a job, None when it has none."""
+    query = sa.select(t.versions).where(t.versions.c.job == job)
+    row = db.execute(query.order_by(t.versions.c.round.desc()).limit(1)).first()
+    return None if row is None else _version(row)
+
+
+def job_versions(db: Connection, job: str) -> tuple[Version, ...]:
+    """Every model version of a job, in the order of its rounds."""
+    query = sa.select(t.versions).where(t.versions.c.job == job).order_by(t.versions.c.round)
+    return tuple(map(_version, db.execute(query)))
+
+
+def list_versions(
+    db: Connection, *, job: str | None = None, limit: int = 50, cursor: str | None = None
+) -> Page[Version]:
+    """Model versions, newest first."""
+    found = _VERSIONS if job is None else _VERSIONS.where(t.versions.c.job == job)
+    return found.page(db, limit, cursor)
+
+
+def version_digests(db: Connection) -> frozenset[str]:
+    """Digests of all frames that versions name: models and optimizer states."""
+    v = t.versions.c
+    rows = sa.union(sa.select(v.digest), sa.select(v.optimizer).where(v.optimizer.is_not(None)))
+    return frozenset(db.execute(rows).scalars())
+
+
+# ---- rows and pages -------------------------------------------------------------------------
+
+_DOCUMENTS = ("arguments", "strategy", "sites", "metrics", "rejected")
+_SET_PHASE = (
+    sa.update(t.jobs)
+    .where(t.jobs.c.id == sa.bindparam("job"))
+    .values(phase=sa.bindparam("new_phase"), cause=sa.bindparam("new_cause"))
+)
+_PLANS = sa.select(t.plans, t.plan_sources.c.body).join(t.plan_sources)
+_SITES = sa.select(
+    t.sites,
+    sa.select(sa.func.max(t.certificates.c.expires))
+    .where(t.certificates.c.site == t.sites.c.name, t.certificates.c.revoked.is_(None))
+    .scalar_subquery()
+    .label("certificate_expires"),
+)
+
+
+def _dump(value: object) -> str:
+    """JSON text, by the standard encoder: it keeps NaN, which a node's metrics may hold."""
+    return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
+
+
+def _load(text: str, kind: type[T]) -> T:
+    return msgspec.convert(json.loads(text), kind)
+
+
+def _job(row: Any) -> JobRecord:
+    return JobRecord(
+        row.id,
+        _load(row.experiment, Experiment),
+        row.study_digest,
+        row.author,
+        row.created,
+        row.phase,
+        row.cause,
+    )
+
+
+def _study(row: Any) -> StudyRecord:
+    study = _load(row.body, Study)
+    return StudyRecord(study, row.digest, row.state, row.author, row.created, row.changed)
+
+
+def _plan(row: Any) -> PlanRecord:
+    # The source is shared by all who offer it; name and description are each offer's own.
+    plan = msgspec.structs.replace(_load(row.body, Plan), name=row.name)
+    return PlanRecord(plan, row.digest, row.study, row.author, row.created)
+
+
+def _site(row: Any) -> SiteRecord:
+    return SiteRecord(**row._mapping)
+
+
+def _version(row: Any) -> Version:
+    fields = dict(row._mapping)
+    kinds: tuple[Any, ...] = (Arguments, Strategy, tuple[str, ...], Metrics, dict[str, str])
+    for name, kind in zip(_DOCUMENTS, kinds, strict=True):
+        fields[name] = _load(fields[name], kind)
+    return Version(**fields)
+
+
+def _need_state(study: StudyRecord, needed: StudyState, step: str) -> None:
+    if study.state != needed:
+        raise Conflict(
+            f"study {study.study.name!r} is {study.state}: "
+            f"only a study that is {needed} can be {step}"
+        )
+
+
+def _move_study(
+    db: Connection, found: StudyRecord, state: StudyState, digest: str | None, at: float
+) -> StudyRecord:
+    db.execute(
+        sa.update(t.studies)
+        .where(t.studies.c.name == found.study.name)
+        .values(state=state, digest=digest, changed=at)
+    )
+    bump(db, "catalogue")
+    return StudyRecord(found.study, digest, state, found.author, found.created, at)
+
+
+def _one(db: Connection, query: sa.Select[Any], what: str) -> Any:
+    row = db.execute(query).first()
+    if row is None:
+        raise NotFound(f"there is no {what}")
+    return row
+
+
+_JOBS = Listing(sa.select(t.jobs), (t.jobs.c.created, t.jobs.c.id), _job)
+_STUDIES = Listing(sa.select(t.studies), (t.studies.c.name,), _study, descending=False)
+_OFFERS = Listing(_PLANS, (t.plans.c.created, t.plans.c.digest, t.plans.c.study), _plan)
+_VERSIONS = Listing(sa.select(t.versions), (t.versions.c.created, t.versions.c.id), _version)

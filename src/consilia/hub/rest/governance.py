@@ -1,0 +1,248 @@
+"""Routes of studies and plans: what people agree on before anything runs.
+
+A study is a draft until it is submitted; from then on it is locked under its digest, and its
+sites see it. A researcher sees and moves only what is their own; an operator everything.
+"""
+
+import asyncio
+import contextlib
+from datetime import date
+from functools import partial
+
+import msgspec
+from litestar import get, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
+from sqlalchemy import Connection
+
+from consilia.core import ids
+from consilia.core.events import Phase
+from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused
+from consilia.hub import audit, records
+from consilia.hub.records import StudyRecord
+from consilia.hub.rest.guard import Caller, Who, allow
+from consilia.hub.rest.plancheck import check_plan
+from consilia.hub.rest.services import Hub, Services
+from consilia.hub.rest.views import plan_view, said_by_all, study_view, visible_studies
+from consilia.wire.people import Page, PlanView, StudyView, SubmitPlan
+from consilia.wire.v1 import Study, plan_digest
+
+MAX_TEXT = 4000  # characters of purpose and the like
+MAX_SITES = 1000
+MAX_TAGS = 64
+READERS = allow("operator", "researcher", "auditor")
+WRITERS = allow("operator", "researcher")
+
+
+def own_study(db: Connection, who: Caller, name: str) -> StudyRecord:
+    """Return a study the caller may move. One they may not even see does not exist for them."""
+    found = seen_study(db, who, name)
+    if not who.owns(found.author):
+        raise Refused(
+            f"study {name!r} is {found.author}'s: only they or an operator may do that"
+        )
+    return found
+
+
+def seen_study(db: Connection, who: Caller, name: str) -> StudyRecord:
+    """Return a study the caller may see, else raise NotFound."""
+    found = records.get_study(db, name)
+    if not who.sees(found.author):
+        raise NotFound(f"there is no study {name!r}")
+    return found
+
+
+@get("/studies", opt=READERS)
+async def list_studies(
+    hub: Hub, who: Who, limit: FromQuery[int] = 100, cursor: FromQuery[str | None] = None
+) -> Page[StudyView]:
+    """List studies by name: a researcher's own, or all."""
+
+    def read(db: Connection) -> Page[StudyView]:
+        page, said = records.list_studies(db, limit=limit, cursor=cursor), said_by_all(db)
+        views = (study_view(s, said) for s in page.items if who.sees(s.author))
+        return Page(items=tuple(views), next=page.next)
+
+    return await hub.store.read(read)
+
+
+@post("/studies", opt=WRITERS)
+async def create_study(hub: Hub, who: Who, data: JSONBody[Study]) -> StudyView:
+    """Make a draft."""
+    study, at = checked_study(data, hub.now()), hub.now()
+
+    def write(db: Connection) -> StudyRecord:
+        made = records.add_study(db, study, who.name, at)
+        audit.append(db, at, who.actor, "study created", study.name)
+        return made
+
+    return study_view(await hub.store.write(write), {})
+
+
+@get("/studies/{name:str}", opt=READERS)
+async def get_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
+    """Show one study."""
+    return await hub.store.read(
+        lambda db: study_view(seen_study(db, who, name), said_by_all(db))
+    )
+
+
+@put("/studies/{name:str}", opt=WRITERS)
+async def change_study(
+    hub: Hub, who: Who, name: FromPath[str], data: JSONBody[Study]
+) -> StudyView:
+    """Replace a draft."""
+    if data.name != name:
+        raise ConfigError(
+            f"the body's name {data.name[:80]!r} is not the {name!r} of the address; "
+            "a study keeps its name"
+        )
+    study, at = checked_study(data, hub.now()), hub.now()
+
+    def write(db: Connection) -> StudyRecord:
+        own_study(db, who, name)
+        changed = records.change_study(db, study, at)
+        audit.append(db, at, who.actor, "study changed", name)
+        return changed
+
+    return study_view(await hub.store.write(write), {})
+
+
+@post("/studies/{name:str}/submit", opt=WRITERS, status_code=200)
+async def submit_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
+    """Lock a draft and offer it to its sites."""
+    at = hub.now()
+
+    def write(db: Connection) -> StudyView:
+        checked_study(own_study(db, who, name).study, at)
+        done = records.submit_study(db, name, at)
+        audit.append(db, at, who.actor, "study submitted", name, detail=done.digest or "")
+        return study_view(done, said_by_all(db))
+
+    view = await hub.store.write(write)
+    hub.engine.presence.wake_all()
+    return view
+
+
+@post("/studies/{name:str}/close", opt=WRITERS, status_code=200)
+async def close_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
+    """End a study: its jobs stop, and none starts any more."""
+    at = hub.now()
+
+    def write(db: Connection) -> StudyView:
+        own_study(db, who, name)
+        done = records.close_study(db, name, at)
+        audit.append(db, at, who.actor, "study closed", name, detail=done.digest or "")
+        return study_view(done, said_by_all(db))
+
+    view = await hub.store.write(write)
+    hub.engine.presence.wake_all()
+    await _stop_jobs(hub, who, name)
+    return view
+
+
+async def _stop_jobs(hub: Services, who: Caller, study: str) -> None:
+    """Stop whatever still runs in a study that was closed."""
+    phases: tuple[Phase, ...] = ("waiting", "running", "closing")
+    cursor: str | None = None
+    while True:
+        read = partial(records.list_jobs, study=study, phases=phases, cursor=cursor)
+        page = await hub.store.read(read)
+        for job in page.items:
+            with contextlib.suppress(Conflict):  # it ended by itself meanwhile
+                await hub.engine.stop(job.id, who.name)
+        if (cursor := page.next) is None:
+            return
+
+
+def checked_study(study: Study, now: float) -> Study:
+    """Return the study with sites and tags sorted; raise ConfigError naming what is wrong."""
+    ids.name(study.name, "study")
+    if not study.purpose.strip():
+        raise ConfigError(f"study {study.name!r} has no purpose: say what it is for")
+    for field in ("purpose", "controller", "legal_basis", "ethics"):
+        if len(getattr(study, field)) > MAX_TEXT:
+            raise ConfigError(f"{field} has more than {MAX_TEXT} characters")
+    for what, names, most in (
+        ("site", study.sites, MAX_SITES),
+        ("tag", study.tags, MAX_TAGS),
+    ):
+        if not 1 <= len(names) <= most:
+            raise ConfigError(f"study {study.name!r} needs 1 to {most} {what}s")
+        for name in names:
+            ids.name(name, what)
+    if study.min_records < 0:
+        raise ConfigError(f"min_records is {study.min_records}, must not be negative")
+    if study.until:
+        _check_until(study.until, now)
+    return msgspec.structs.replace(
+        study, sites=tuple(sorted(set(study.sites))), tags=tuple(sorted(set(study.tags)))
+    )
+
+
+def _check_until(until: str, now: float) -> None:
+    try:
+        last = date.fromisoformat(until)
+    except ValueError:
+        raise ConfigError(f"until {until[:40]!r} is not a date such as 2027-12-31") from None
+    if last.isoformat() != until:
+        raise ConfigError(f"until {until[:40]!r} is not a date such as 2027-12-31")
+    if last < date.fromtimestamp(now):
+        raise ConfigError(f"until {until} lies in the past")
+
+
+# ---- plans ----------------------------------------------------------------------------------
+
+
+@get("/plans", opt=READERS)
+async def list_plans(
+    hub: Hub,
+    who: Who,
+    study: FromQuery[str | None] = None,
+    limit: FromQuery[int] = 100,
+    cursor: FromQuery[str | None] = None,
+) -> Page[PlanView]:
+    """List plans on offer, newest first, without their source."""
+
+    def read(db: Connection) -> Page[PlanView]:
+        if study is not None:
+            seen_study(db, who, study)
+        page = records.list_plans(db, study=study, limit=limit, cursor=cursor)
+        seen, said = visible_studies(db, who), said_by_all(db)
+        views = (plan_view(p, said, source=False) for p in page.items if seen(p.study))
+        return Page(items=tuple(views), next=page.next)
+
+    return await hub.store.read(read)
+
+
+@post("/plans", opt=WRITERS)
+async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanView:
+    """Offer a plan to the sites of a study. Its code is read, never run, at the hub."""
+    await asyncio.to_thread(check_plan, data.plan)
+    at = hub.now()
+
+    def write(db: Connection) -> PlanView:
+        own_study(db, who, data.study)
+        made = records.add_plan(db, data.plan, data.study, who.name, at)
+        audit.append(db, at, who.actor, "plan offered", made.digest, detail=data.study)
+        return plan_view(made, said_by_all(db), source=True)
+
+    view = await hub.store.write(write)
+    hub.engine.presence.wake_all()
+    return view
+
+
+@get("/plans/{digest:str}", opt=READERS)
+async def get_plan(hub: Hub, who: Who, digest: FromPath[str]) -> PlanView:
+    """Show one plan with its source."""
+    ids.digest(digest)
+
+    def read(db: Connection) -> PlanView:
+        found = records.get_plan(db, digest)
+        seen = visible_studies(db, who)
+        if not any(map(seen, records.plan_studies(db, digest))):
+            raise NotFound(f"there is no plan {digest}")
+        if plan_digest(found.plan) != digest:
+            raise PlanError(f"plan {digest} does not match its digest: the database is damaged")
+        return plan_view(found, said_by_all(db), source=True)
+
+    return await hub.store.read(read)

@@ -1,0 +1,199 @@
+"""Routes of experiments and jobs."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from litestar import get, post
+from litestar.params import FromPath, FromQuery, JSONBody
+from sqlalchemy import Connection
+
+from consilia.core import ids
+from consilia.errors import NotFound, Refused
+from consilia.hub import records, tables
+from consilia.hub.readiness import Needs, lack
+from consilia.hub.records import PlanRecord, StudyRecord
+from consilia.hub.rest.governance import READERS, WRITERS, own_study, seen_study
+from consilia.hub.rest.guard import Caller, Who
+from consilia.hub.rest.services import Hub, Services
+from consilia.hub.rest.views import visible_studies
+from consilia.wire.people import (
+    ChangeArguments,
+    EventView,
+    Experiment,
+    JobView,
+    Page,
+    ResumeJob,
+    ValidationView,
+)
+
+T = TypeVar("T")
+
+
+async def own_job(hub: Services, who: Caller, id: str) -> None:
+    """Return when the caller may steer the job; NotFound when they may not even see it."""
+
+    def read(db: Connection) -> None:
+        job = records.get_job(db, id)
+        seen_study(db, who, job.experiment.study)
+        if not who.owns(job.author):
+            raise Refused(f"job {id} is {job.author}'s: only they or an operator may do that")
+
+    await hub.store.read(read)
+
+
+async def seen_job(hub: Services, who: Caller, id: str) -> None:
+    """Return when the caller may see the job, else raise NotFound."""
+
+    def read(db: Connection) -> None:
+        job = records.get_job(db, id)
+        if not visible_studies(db, who)(job.experiment.study):
+            raise NotFound(f"there is no job {id!r}")
+
+    await hub.store.read(read)
+
+
+def may_start_from(db: Connection, who: Caller, base: str) -> None:
+    """Raise NotFound unless `base` is a model the caller may see, or a frame they uploaded.
+
+    A digest names a frame; it does not entitle anybody to it.
+    """
+    if who.role == "operator":
+        return
+    v, a, seen = tables.versions.c, tables.audit.c, visible_studies(db, who)
+    rows = db.execute(sa.select(v.study).where((v.id == base) | (v.digest == base)))
+    if any(seen(study) for study in rows.scalars()):
+        return
+    mine = (a.action == "frame uploaded") & (a.subject == base) & (a.actor == who.actor)
+    if not db.execute(sa.select(a.seq).where(mine).limit(1)).first():
+        raise NotFound(f"there is no model version or uploaded frame {base[:80]!r} of yours")
+
+
+@post("/experiments/validate", opt=WRITERS, status_code=200)
+async def validate(hub: Hub, who: Who, data: JSONBody[Experiment]) -> ValidationView:
+    """Tell what would keep an experiment from starting, and what it would wait for."""
+
+    def read(db: Connection) -> StudyRecord:
+        found = own_study(db, who, data.study)
+        if data.base is not None:
+            may_start_from(db, who, data.base)
+        return found
+
+    study = await hub.store.read(read)
+    problems = await hub.engine.validate(data)
+    warnings: list[str] = []
+    if study.digest is not None:
+        needs = Needs(study.study, study.digest, data.plan)
+        for site in study.study.sites:
+            why = lack(site, needs, hub.engine.said(site), hub.engine.presence.online(site))
+            if why is not None:
+                warnings.append(f"{site} {why}")
+    return ValidationView(problems=tuple(map(str, problems)), warnings=tuple(warnings))
+
+
+@post("/jobs", opt=WRITERS)
+async def start_job(hub: Hub, who: Who, data: JSONBody[Experiment]) -> JobView:
+    """Run an experiment."""
+    ids.digest(data.plan)
+
+    def read(db: Connection) -> tuple[StudyRecord, PlanRecord]:
+        study = own_study(db, who, data.study)
+        if data.base is not None:
+            may_start_from(db, who, data.base)
+        if data.study not in records.plan_studies(db, data.plan):
+            raise NotFound(f"plan {data.plan} is not offered to study {data.study!r}")
+        return study, records.get_plan(db, data.plan)
+
+    study, plan = await hub.store.read(read)
+    id = await hub.engine.start(data, who.name, study.study, plan.plan)
+    return await hub.engine.view(id)
+
+
+@get("/jobs", opt=READERS)
+async def list_jobs(
+    hub: Hub,
+    who: Who,
+    study: FromQuery[str | None] = None,
+    limit: FromQuery[int] = 50,
+    cursor: FromQuery[str | None] = None,
+) -> Page[JobView]:
+    """List jobs, newest first, without their rounds."""
+
+    def read(db: Connection) -> Callable[[str], bool]:
+        if study is not None:
+            seen_study(db, who, study)
+        return visible_studies(db, who)
+
+    seen = await hub.store.read(read)
+    page = await hub.engine.list(limit=limit, cursor=cursor, study=study)
+    return Page(
+        items=tuple(job for job in page.items if seen(job.experiment.study)), next=page.next
+    )
+
+
+@get("/jobs/{id:str}", opt=READERS)
+async def get_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
+    """Show one job with its closed rounds."""
+    await seen_job(hub, who, id)
+    return await hub.engine.view(id)
+
+
+@post("/jobs/{id:str}/stop", opt=WRITERS, status_code=200)
+async def stop_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
+    """Stop a job; accepted updates of its open round are kept."""
+    await own_job(hub, who, id)
+    await hub.engine.stop(id, who.name)
+    return await hub.engine.view(id)
+
+
+@post("/jobs/{id:str}/resume", opt=WRITERS, status_code=200)
+async def resume_job(
+    hub: Hub, who: Who, id: FromPath[str], data: JSONBody[ResumeJob]
+) -> JobView:
+    """Go on with a stopped or failed job in the same round, perhaps with more rounds."""
+    await own_job(hub, who, id)
+    await hub.engine.resume(id, data.rounds, who.name)
+    return await hub.engine.view(id)
+
+
+@post("/jobs/{id:str}/arguments", opt=WRITERS, status_code=200)
+async def change_arguments(
+    hub: Hub, who: Who, id: FromPath[str], data: JSONBody[ChangeArguments]
+) -> JobView:
+    """Set arguments from the next round on; the others stay."""
+    await own_job(hub, who, id)
+    await hub.engine.change(id, data.arguments, who.name)
+    return await hub.engine.view(id)
+
+
+@get("/jobs/{id:str}/events", opt=READERS)
+async def job_events(
+    hub: Hub,
+    who: Who,
+    id: FromPath[str],
+    after: FromQuery[int] = 0,
+    wait: FromQuery[float] = 0.0,
+) -> Page[EventView]:
+    """Return events after cursor `after`, waiting up to `wait` seconds for the first.
+
+    `next` is the cursor to go on from, always.
+    """
+    await seen_job(hub, who, id)
+    longest = min(max(wait, 0.0), hub.config.limits.poll_wait)
+    feed = await _unless(hub.stopping, hub.engine.events(id, max(after, 0), longest))
+    if feed is None:
+        return Page(items=(), next=str(after))
+    items = (EventView(seq=e.seq, at=e.at, type=e.type, body=dict(e.body)) for e in feed.items)
+    return Page(items=tuple(items), next=str(feed.next))
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `work` gives, or None when the hub goes down before."""
+    task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        stop.cancel()

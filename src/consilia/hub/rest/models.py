@@ -1,0 +1,156 @@
+"""Routes of model versions and their tensor frames."""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import Request, get, put
+from litestar.exceptions import HTTPException
+from litestar.params import FromPath, FromQuery
+from litestar.response import Stream
+from sqlalchemy import Connection
+
+from consilia.errors import ConfigError, NotFound, WireError
+from consilia.hub import audit, records
+from consilia.hub.blobs import Blob
+from consilia.hub.records import Version
+from consilia.hub.rest.governance import READERS, WRITERS
+from consilia.hub.rest.guard import Caller, Who, allow
+from consilia.hub.rest.services import Hub, Services
+from consilia.hub.rest.views import visible_studies
+from consilia.hub.uploads import Upload
+from consilia.hub.views import model_view
+from consilia.wire.frames import CHUNK, Header
+from consilia.wire.people import FrameView, ModelView, Page
+
+SPOOL = "frame-"  # of base frames on their way in; see `app`, which clears what a crash left
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
+_BATCH = 1 << 20  # bytes handed to a thread at once
+
+
+def seen_version(db: Connection, who: Caller, id: str) -> Version:
+    """Return a model version the caller may see, else raise NotFound."""
+    found = records.get_version(db, id)
+    if not visible_studies(db, who)(found.study):
+        raise NotFound(f"there is no model version {id!r}")
+    return found
+
+
+@get("/models", opt=READERS)
+async def list_models(
+    hub: Hub,
+    who: Who,
+    job: FromQuery[str | None] = None,
+    limit: FromQuery[int] = 100,
+    cursor: FromQuery[str | None] = None,
+) -> Page[ModelView]:
+    """List model versions, newest first."""
+
+    def read(db: Connection) -> Page[ModelView]:
+        page = records.list_versions(db, job=job, limit=limit, cursor=cursor)
+        seen = visible_studies(db, who)
+        return Page(
+            items=tuple(model_view(v) for v in page.items if seen(v.study)), next=page.next
+        )
+
+    return await hub.store.read(read)
+
+
+@get("/models/{id:str}", opt=READERS)
+async def get_model(hub: Hub, who: Who, id: FromPath[str]) -> ModelView:
+    """Show one model version with its lineage."""
+    return await hub.store.read(lambda db: model_view(seen_version(db, who, id)))
+
+
+@get("/models/{id:str}/frame", opt=WRITERS)
+async def get_frame(
+    hub: Hub, who: Who, id: FromPath[str], request: Request[Any, Any, Any]
+) -> Stream:
+    """Return the tensor frame of a model version, or the asked range of its bytes."""
+    version = await hub.store.read(lambda db: seen_version(db, who, id))
+    asked = request.headers.get("range", "")
+    if not asked:  # one line for a download, not for each of its parts
+        at = hub.now()
+        await hub.store.write(lambda db: audit.append(db, at, who.actor, "model read", id))
+    blob = await asyncio.to_thread(hub.blobs.open, version.digest)
+    start, stop = 0, blob.size
+    if found := _RANGE.fullmatch(asked):
+        start = int(found[1])
+        stop = min(int(found[2]) + 1, blob.size) if found[2] else blob.size
+        if start >= stop:
+            blob.close()
+            raise HTTPException(
+                f"range {asked!r} lies outside the frame's {blob.size} bytes",
+                status_code=416,
+            )
+    headers = {
+        "Content-Length": str(stop - start),
+        "Accept-Ranges": "bytes",
+        "ETag": f'"{version.digest}"',
+    }
+    if found:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
+    return Stream(
+        _pieces(hub, blob, start, stop),
+        status_code=206 if found else 200,
+        media_type="application/octet-stream",
+        headers=headers,
+    )
+
+
+async def _pieces(hub: Services, blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:
+    try:
+        while start < stop:
+            piece = await asyncio.to_thread(os.pread, blob.fd, min(CHUNK, stop - start), start)
+            if not piece:
+                return  # cut short on disk: the missing bytes make the client fail
+            start += len(piece)
+            yield piece
+    finally:
+        blob.close()
+
+
+@put("/frames", opt=allow("operator", "researcher"), request_max_body_size=None)
+async def put_frame(hub: Hub, who: Who, request: Request[Any, Any, Any]) -> FrameView:
+    """Store a base model's tensor frame, checked while it arrives."""
+    limit = hub.config.limits.init_frame_bytes
+    length = request.headers.get("content-length", "")
+    if length and (not length.isascii() or not length.isdigit() or int(length) > limit):
+        raise ConfigError(f"the frame has {length[:20]} bytes, at most {limit} are admitted")
+    name = f"{SPOOL}{hub.random_bytes(10).hex()}"
+    upload = await asyncio.to_thread(hub.engine.uploads.open, name, limit)
+    try:
+        header = await _receive(request, upload)
+        if not header.whole:
+            raise WireError("a base frame must hold all its tensors; this one leaves some out")
+        at = hub.now()
+        await asyncio.to_thread(hub.blobs.adopt, name, header.digest)
+        await hub.store.write(
+            lambda db: audit.append(
+                db,
+                at,
+                who.actor,
+                "frame uploaded",
+                header.digest,
+                detail=str(header.total_bytes),
+            )
+        )
+    finally:
+        upload.close()
+        await asyncio.to_thread(hub.engine.uploads.forget, name)
+    return FrameView(digest=header.digest, bytes=header.total_bytes)
+
+
+async def _receive(request: Request[Any, Any, Any], upload: Upload) -> Header:
+    """Spool and verify the body in batches, off the event loop."""
+    batch = bytearray()
+    async for piece in request.stream():
+        batch += piece
+        if len(batch) >= _BATCH:
+            await asyncio.to_thread(upload.write, memoryview(bytes(batch)))
+            batch.clear()
+    if batch:
+        await asyncio.to_thread(upload.write, memoryview(bytes(batch)))
+    return await asyncio.to_thread(upload.finish)

@@ -1,0 +1,117 @@
+"""Errors as RFC 9457 problem+json: the class decides the status, the message goes along.
+
+The client raises the same class again, so a person reads the same words wherever they are.
+What is not a ConsiliaError is a defect: the person gets a number, the log the traceback.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from consilia.errors import (
+    AuthError,
+    ConfigError,
+    Conflict,
+    ConsiliaError,
+    DataError,
+    EmptyRound,
+    NotFound,
+    PlanError,
+    Refused,
+    StorageError,
+    TransferError,
+    UpdateRejected,
+    WireError,
+    WorkerError,
+)
+from consilia.hub.telemetry import Log
+from consilia.wire.people import ProblemView
+
+Handler = Callable[[Request[Any, Any, Any], Any], Response[Any]]
+
+STATUS: Mapping[type[ConsiliaError], tuple[int, str]] = {
+    ConfigError: (400, "The request is wrong"),
+    WireError: (400, "The data are malformed"),
+    AuthError: (401, "Not authenticated"),
+    Refused: (403, "Not allowed"),
+    NotFound: (404, "Not found"),
+    Conflict: (409, "Conflicts with what is there"),
+    EmptyRound: (409, "Nothing to average"),
+    UpdateRejected: (422, "The weights cannot be used"),
+    PlanError: (422, "The training plan cannot be used"),
+    DataError: (422, "The data cannot be used"),
+    WorkerError: (500, "A worker failed"),
+    TransferError: (502, "A transfer failed"),
+    StorageError: (503, "Storage refused"),
+    ConsiliaError: (500, "Failed"),
+}
+_FRAMEWORK: Mapping[int, type[ConsiliaError]] = {
+    401: AuthError,
+    403: Refused,
+    404: NotFound,
+    405: ConfigError,
+    413: ConfigError,
+    415: ConfigError,
+}
+
+
+def handlers(log: Log) -> dict[int | type[Exception], Handler]:
+    """Return what turns every exception of a route into a problem."""
+
+    def deliberate(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        kind = next(k for k in type(error).__mro__ if k in STATUS)
+        status, title = STATUS[kind]
+        return _problem(status, title, str(error), kind)
+
+    def framework(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        if not isinstance(error, HTTPException) or error.status_code >= 500:
+            return defect(request, error)
+        kind = _FRAMEWORK.get(error.status_code, ConfigError)
+        return _problem(error.status_code, STATUS[kind][1], _explain(request, error), kind)
+
+    def defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        number = os.urandom(4).hex()
+        log.error(
+            "defect",
+            number=number,
+            method=request.method,
+            path=request.url.path,
+            exc_info=error,
+        )
+        detail = f"a defect of the hub; its log has the details under number {number}"
+        return _problem(500, "Internal error", detail, ConsiliaError)
+
+    return {ConsiliaError: deliberate, HTTPException: framework, Exception: defect}
+
+
+def _explain(request: Request[Any, Any, Any], error: HTTPException) -> str:
+    """Say what the framework found wrong, in our words where its own say too little."""
+    match error.status_code:
+        case 404:
+            return f"there is nothing at {request.url.path}; see docs/reference/rest.md"
+        case 405:
+            return f"{request.url.path} does not answer {request.method}"
+        case 413:
+            return "the request's body is longer than this route admits"
+    extra = error.extra if isinstance(error.extra, list) else []
+    parts = [
+        f"{e.get('key', '')}: {e.get('message', '')}" for e in extra if isinstance(e, dict)
+    ]
+    return "; ".join(parts) or error.detail
+
+
+def _problem(
+    status: int, title: str, detail: str, kind: type[ConsiliaError]
+) -> Response[bytes]:
+    body = ProblemView(title=title, status=status, detail=detail, error=kind.__name__)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return Response(
+        msgspec.json.encode(body),
+        status_code=status,
+        media_type="application/problem+json",
+        headers=headers,
+    )

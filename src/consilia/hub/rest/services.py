@@ -1,0 +1,38 @@
+"""What the routes work with, as one record that the application hands to each of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
+
+from consilia.hub.access import Access
+from consilia.hub.blobs import Blobs
+from consilia.hub.config import HubConfig
+from consilia.hub.engine import Engine
+from consilia.hub.store import Store
+from consilia.hub.telemetry import Log, Metrics
+
+# Asks one part whether it can work: None, or what is wrong.
+Probe = Callable[[], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The hub's parts, as the people's routes see them."""
+
+    config: HubConfig
+    store: Store
+    access: Access
+    blobs: Blobs
+    engine: Engine
+    metrics: Metrics
+    log: Log
+    now: Callable[[], float]
+    random_bytes: Callable[[int], bytes]
+    stopping: asyncio.Event  # long polls end when it is set
+    probes: Mapping[str, Probe]  # of readiness
+
+
+Hub = NamedDependency[SkipValidation[Services]]  # how a route asks for it

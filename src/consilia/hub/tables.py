@@ -1,0 +1,171 @@
+"""The hub's database: one definition for SQLite and PostgreSQL. Times are Unix seconds.
+
+A change here needs a migration (hub/migrations), and `HEAD` names the newest one; a test
+compares the two. Documents (experiments, studies, plans) are JSON text of their wire
+records, so a new optional field needs no migration. Every list endpoint has its index.
+"""
+
+import sqlalchemy as sa
+
+HEAD = "r0001"  # the migration that makes exactly these tables
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Counters that tell other processes, and nodes, that something they cache has changed.
+generations = sa.Table(
+    "generations",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),  # "access", "catalogue"
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+sites = sa.Table(
+    "sites",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),  # invited, enrolled, revoked
+    sa.Column("signing_key", sa.LargeBinary),  # Ed25519 public key, 32 bytes
+    sa.Column("advertisement", sa.LargeBinary),  # msgpack of wire.v1.Advertisement
+    sa.Column("advertised", sa.Double),
+    sa.Column("last_seen", sa.Double),
+    sa.Column("created", sa.Double, nullable=False),
+)
+
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("serial", sa.String(40), primary_key=True),  # lower-case hex
+    sa.Column("fingerprint", sa.String(64), nullable=False, unique=True),  # SHA-256 of DER
+    sa.Column("site", sa.ForeignKey("sites.name"), nullable=False, index=True),
+    sa.Column("issued", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("revoked", sa.Double),
+)
+
+invites = sa.Table(
+    "invites",
+    metadata,
+    sa.Column("secret_hash", sa.String(64), primary_key=True),  # SHA-256, hex
+    sa.Column("site", sa.ForeignKey("sites.name"), nullable=False, index=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("used", sa.Double),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),  # operator, researcher, auditor
+    sa.Column("secret_hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("revoked", sa.Double),
+    sa.Index("ix_tokens_created_id", "created", "id"),
+)
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),  # wire.v1.Study
+    sa.Column("digest", sa.String(80), unique=True),  # None while a draft
+    sa.Column("state", sa.String(16), nullable=False, index=True),  # draft, submitted, closed
+    sa.Column("author", sa.String(100), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("changed", sa.Double, nullable=False),
+)
+
+plan_sources = sa.Table(
+    "plan_sources",
+    metadata,
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),  # wire.v1.Plan
+)
+
+plans = sa.Table(  # a plan offered to a study; one source may be offered to several
+    "plans",
+    metadata,
+    sa.Column("digest", sa.ForeignKey("plan_sources.digest"), primary_key=True),
+    sa.Column("study", sa.ForeignKey("studies.name"), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("author", sa.String(100), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Index("ix_plans_created_digest_study", "created", "digest", "study"),
+    sa.Index("ix_plans_study_created", "study", "created"),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("study", sa.ForeignKey("studies.name"), nullable=False),
+    sa.Column("study_digest", sa.String(80), nullable=False),
+    sa.Column("plan", sa.ForeignKey("plan_sources.digest"), nullable=False),
+    sa.Column("experiment", sa.Text, nullable=False),  # wire.people.Experiment
+    sa.Column("author", sa.String(100), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("phase", sa.String(16), nullable=False),  # core.round Phase
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Index("ix_jobs_created_id", "created", "id"),
+    sa.Index("ix_jobs_study_created_id", "study", "created", "id"),
+    sa.Index("ix_jobs_phase_created_id", "phase", "created", "id"),
+)
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("job", sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, ... per job
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("type", sa.String(32), nullable=False),  # class name of the core.round event
+    sa.Column("body", sa.Text, nullable=False),  # JSON of its fields
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("id", sa.String(60), primary_key=True),  # <job>.<round>
+    sa.Column("job", sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("digest", sa.String(80), nullable=False, index=True),  # of the frame
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("parent", sa.String(80)),  # version id or frame digest it was trained from
+    sa.Column("study", sa.String(63), nullable=False),
+    sa.Column("study_digest", sa.String(80), nullable=False),
+    sa.Column("plan", sa.String(80), nullable=False),
+    sa.Column("arguments", sa.Text, nullable=False),  # these five are JSON
+    sa.Column("strategy", sa.Text, nullable=False),
+    sa.Column("sites", sa.Text, nullable=False),
+    sa.Column("metrics", sa.Text, nullable=False),
+    sa.Column("rejected", sa.Text, nullable=False),
+    sa.Column("records", sa.BigInteger, nullable=False),
+    sa.Column("optimizer", sa.String(80)),  # digest of the strategy's state, if it has any
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("bytes_in", sa.BigInteger, nullable=False),
+    sa.Column("bytes_out", sa.BigInteger, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.UniqueConstraint("job", "round"),
+    sa.Index("ix_versions_created_id", "created", "id"),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),  # 1, 2, ...
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(80), nullable=False),  # core.chain link to the line before
+)

@@ -1,0 +1,133 @@
+"""What people see of a job: its state in words, its closed rounds, and what happened when."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from consilia.hub import journal, records
+from consilia.hub.job import TICKS, LiveJob, Progressed
+from consilia.hub.readiness import doing
+from consilia.hub.records import JobRecord, Version
+from consilia.wire.people import JobView, ModelView, RoundView
+
+MAX_EVENTS = 500  # in one answer
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One event; `seq` is the cursor to continue after it."""
+
+    seq: int
+    at: float
+    type: str  # class name in core.round, or "Progress"
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Events in order, and the cursor to ask on with."""
+
+    items: tuple[Item, ...]
+    next: int
+
+
+def live(
+    job: LiveJob, versions: Sequence[Version], lacking: Mapping[str, str | None]
+) -> JobView:
+    """Return a job that is in memory; `lacking` tells what keeps each site from taking part."""
+    state, book = job.state, job.book
+    cause = state.cause
+    if state.phase == "waiting":
+        why = [f"{site} {reason}" for site, reason in lacking.items() if reason]
+        cause = "; ".join((cause, *why)) if cause else "; ".join(why)
+    return JobView(
+        id=job.id,
+        experiment=book.record.experiment,
+        state=state.phase,
+        round=min(state.round, state.config.rounds),
+        cause=cause,
+        author=book.record.author,
+        created=book.record.created,
+        sites=doing(state, lacking),
+        progress={site: item.fraction for site, item in book.progress.items()},
+        rounds=tuple(map(round_view, versions)),
+    )
+
+
+def finished(record: JobRecord, versions: Sequence[Version]) -> JobView:
+    """Return a job that is not in memory: done, or stopped before a restart."""
+    return JobView(
+        id=record.id,
+        experiment=record.experiment,
+        state=record.phase,
+        round=versions[-1].round if versions else 0,
+        cause=record.cause,
+        author=record.author,
+        created=record.created,
+        sites={},
+        progress={},
+        rounds=tuple(map(round_view, versions)),
+    )
+
+
+def round_view(version: Version) -> RoundView:
+    """Return one closed round."""
+    return RoundView(
+        round=version.round,
+        seconds=version.seconds,
+        sites=version.sites,
+        records=version.records,
+        metrics=version.metrics,
+        model=version.id,
+        rejected=version.rejected,
+        bytes_in=version.bytes_in,
+        bytes_out=version.bytes_out,
+    )
+
+
+def model_view(version: Version) -> ModelView:
+    """Return a model version with its lineage."""
+    return ModelView(
+        id=version.id,
+        job=version.job,
+        round=version.round,
+        digest=version.digest,
+        bytes=version.bytes,
+        created=version.created,
+        study=version.study,
+        plan=version.plan,
+        arguments=version.arguments,
+        strategy=version.strategy,
+        sites=version.sites,
+        records=version.records,
+        metrics=version.metrics,
+        parent=version.parent,
+    )
+
+
+def anything(job: LiveJob, after: int) -> bool:
+    """Return whether a live job has something to tell after cursor `after`."""
+    return job.seq > after // TICKS or any(p.seq > after for p in job.book.progress.values())
+
+
+def read_entries(db: Connection, job: str, after: int) -> list[journal.Entry]:
+    """Return the journal's rows after cursor `after`; NotFound for an unknown job."""
+    records.get_job(db, job)
+    return journal.entries(db, job, after // TICKS, MAX_EVENTS)
+
+
+def feed(entries: Sequence[journal.Entry], progress: Iterable[Progressed], after: int) -> Feed:
+    """Merge journalled events with the sites' progress, in the order of their cursors."""
+    items = [Item(e.seq * TICKS, e.at, e.type, e.body) for e in entries]
+    last = entries[-1].seq if entries else after // TICKS
+    if len(entries) < MAX_EVENTS:
+        items += [_progress(p) for p in progress if p.seq > after and p.seq // TICKS <= last]
+    items.sort(key=lambda item: item.seq)
+    return Feed(tuple(items), max([after, *(item.seq for item in items)]))
+
+
+def _progress(p: Progressed) -> Item:
+    body = {"lease": p.lease, "fraction": p.fraction, "metrics": p.metrics}
+    return Item(p.seq, p.at, "Progress", body)

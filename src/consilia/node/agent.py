@@ -1,0 +1,472 @@
+"""The agent: keeps a line to the hub, lets the site's policy decide, runs what it allows.
+
+    poll -> policy.decide -> model into the cache -> runner -> release -> upload -> report
+               |                                                 |
+               +-> declined, audited, nothing started            +-> durable before it is sent
+
+One poll is always open and is answered with what differs from what the node says it works on,
+so lost answers, restarts and reconnections need no handling of their own. While the hub is
+away tasks go on, and their answers wait in the outbox. A change of the site's decisions stops
+what they no longer allow within a second.
+
+The agent holds no model in memory and imports no torch: workers do.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+from consilia.core import ids
+from consilia.errors import ConsiliaError, Refused, StorageError, TransferError, WorkerError
+from consilia.node import catalogue, datasets
+from consilia.node.backoff import Backoff
+from consilia.node.cache import Cache
+from consilia.node.config import NodeConfig
+from consilia.node.delivery import Delivery, conclude
+from consilia.node.link import HubLink
+from consilia.node.policy import short
+from consilia.node.release import Answer, Release
+from consilia.node.runner import Runs
+from consilia.node.standing import Grant, Standing
+from consilia.node.store import Store, printable
+from consilia.node.work import (
+    AgentStatus,
+    Ending,
+    Job,
+    NotAllowed,
+    Work,
+    cause_of,
+    in_thread,
+    transfer,
+    uncancel,
+)
+from consilia.wire.v1 import Lease, Metrics, Orders, Poll
+from consilia.wire.worker import Run
+
+WAIT = 25.0  # seconds the hub may hold a poll
+TICK = 1.0  # seconds between looks at what changes by itself: days, the store
+TELL = 1.0  # seconds between two progress messages of a task
+RETRY_DISK = 5.0  # seconds between attempts to write down an answer
+MAX_WORKS = 64  # leases a node takes on at once
+PATIENCE = 5  # answers without anything useful before the node slows down
+TRANSFERS = 16  # uploads and downloads at once, given up ones included
+NEIGHBOURS = 4  # cached models looked at for tensors that need not be fetched
+
+_LOG = logging.getLogger("consilia.node.agent")
+
+
+class Agent:
+    """One node's agent. Made and run on one event loop."""
+
+    def __init__(  # noqa: PLR0913 - the parts it is made of, by keyword
+        self,
+        *,
+        config: NodeConfig,
+        store: Store,
+        release: Release,
+        cache: Cache,
+        link: HubLink,
+        runner: Runs,
+        now: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        """Take the parts; `run` does the work."""
+        self._config = config
+        self._store = store
+        self._release = release
+        self._cache = cache
+        self._link = link
+        self._runner = runner
+        self._now = now
+        self._rng = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - jitter
+        self._session = ids.new_id("s", random_bytes(10))
+        self._standing = Standing(store, config, now)
+        self._threads = ThreadPoolExecutor(TRANSFERS, "consilia-transfer")
+        self._delivery = Delivery(link, release, self._threads, self._rng)
+        self._works: dict[str, Work] = {}
+        self._jobs: dict[str, Job] = {}
+        self._slots = asyncio.Semaphore(config.limits.tasks)
+        self._background: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()  # the public state has to be advertised
+        self._refused = 0  # tasks refused in a row
+        self._catalogue = 0
+        self._revision = -1
+        self._day = date.min
+        self._contact: float | None = None
+        self._problem = "has not reached the hub yet"
+
+    async def run(self) -> None:
+        """Work until cancelled. Unfinished tasks are dropped then: the hub gives them again."""
+        for answer in await in_thread(self._release.pending):
+            self._take(answer.lease, answer)
+        self._revision, self._day = self._store.revision(), self._standing.today()
+        self._reconsider()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen())
+                group.create_task(self._advertise())
+                group.create_task(self._keep_house())
+        finally:
+            await self._close()
+
+    def changed(self) -> None:
+        """Look at the site's decisions anew: somebody has changed them."""
+        revision, day = self._store.revision(), self._standing.today()
+        if (revision, day) != (self._revision, self._day):
+            self._revision, self._day = revision, day
+            self._reconsider()
+
+    def stop_job(self, job: str) -> int:
+        """Stop the tasks of a job, as the site's staff asked; return how many there were."""
+        found = [w for w in self._works.values() if w.lease.task.job == job]
+        for work in found:
+            self._end(work, Ending("staff", ("stopped by the site's staff",)))
+        return len(found)
+
+    def status(self) -> AgentStatus:
+        """Return what the agent does now."""
+        return AgentStatus(
+            not self._problem,
+            self._contact,
+            self._problem,
+            tuple(work.status() for work in self._works.values()),
+            self._cache.bytes,
+        )
+
+    # ---- the line to the hub ---------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Keep one poll open and do what its answers say."""
+        backoff, useless = Backoff(self._rng), 0
+        while True:
+            try:
+                running = tuple(sorted(self._works))
+                orders = await self._link.poll(
+                    Poll(self._session, running, self._catalogue, WAIT)
+                )
+                self._heard()
+                backoff.reset()
+                fresh = self._obey(orders)
+                if orders.catalogue != self._catalogue:
+                    site = self._config.site
+                    self._catalogue = await catalogue.sync(
+                        self._link, self._store, site, self._now
+                    )
+                    fresh = True
+                useless = 0 if fresh else useless + 1
+                if (idle := max(useless, self._refused) - PATIENCE) > 0:
+                    # A hub that answers at once with nothing, or with what is refused here.
+                    await asyncio.sleep(min(WAIT, 0.05 * 2 ** min(idle, 10)))
+            except Exception as e:  # whatever happened, the node keeps its line
+                self._lost(e)
+                await asyncio.sleep(backoff.delay())
+
+    def _obey(self, orders: Orders) -> bool:
+        """Start what is new, end what was taken back; return whether any was useful."""
+        before = len(self._works)
+        for lease in orders.leases:
+            if lease.id not in self._works and len(self._works) < MAX_WORKS:
+                self._take(lease)
+        fresh = len(self._works) > before
+        for lease_id in orders.cancel:
+            work = self._works.get(lease_id)
+            if work is not None and work.ending is None:
+                self._end(work, Ending("hub", ("taken back by the hub",)))
+                fresh = True
+        return fresh
+
+    def _heard(self) -> None:
+        """Note that the hub answered; after a silence, tell it everything and deliver."""
+        if self._problem:
+            _LOG.info("connected to %s", self._config.hub)
+            self._news.set()
+            self._delivery.reached()
+        self._problem, self._contact = "", self._now()
+
+    def _lost(self, e: Exception) -> None:
+        """Note that the hub did not answer, once per silence and cause."""
+        problem = printable(f"{type(e).__name__}: {e}", 500)
+        if problem != self._problem:
+            if isinstance(e, ConsiliaError | OSError):
+                _LOG.warning("no line to %s: %s", self._config.hub, problem)
+            else:
+                _LOG.error("a defect broke the line to the hub", exc_info=e)
+        self._problem = problem
+
+    async def _advertise(self) -> None:
+        """Send the public state whenever it has changed or the line was made anew."""
+        backoff = Backoff(self._rng)
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                message = self._standing.advertisement()
+                sealed = await in_thread(self._release.advertisement, message)
+                verdict = await self._link.advertise(sealed)
+                if not verdict.accepted:
+                    _LOG.warning("the hub refused this site's state: %s", verdict.reason[:300])
+                backoff.reset()
+            except (ConsiliaError, OSError) as e:
+                _LOG.debug("advertising failed: %s", e)
+                await self._delivery.pause(backoff.delay())
+                self._news.set()
+
+    # ---- the site's decisions --------------------------------------------------------------
+
+    def _reconsider(self) -> None:
+        """Stop what is no longer allowed, and tell the hub what is."""
+        for work in list(self._works.values()):
+            if work.phase == "waiting" or work.ending is not None:
+                continue  # judged when its turn comes
+            if isinstance(work.answer, Answer) and work.answer.frame is None:
+                continue  # nothing of the site's data is in a refusal or failure
+            decision = self._standing.judge(work.lease)
+            if not decision.allowed:
+                self._end(work, Ending("policy", decision.objections))
+        self._news.set()
+
+    async def _keep_house(self) -> None:
+        """Once a second: the day, changes nobody told of, idle workers, notes to write down."""
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                self.changed()
+                self._forget_jobs()
+                if not any(w.phase != "sending" for w in self._works.values()):
+                    await in_thread(self._release.flush)
+            except (ConsiliaError, OSError) as e:
+                _LOG.error("%s", e)
+
+    def _forget_jobs(self) -> None:
+        """Forget jobs that have had no task for as long as the runner keeps a worker."""
+        busy = {w.lease.task.job for w in self._works.values()}
+        before = asyncio.get_running_loop().time() - self._config.limits.idle_seconds
+        for name, job in list(self._jobs.items()):
+            if name not in busy and job.used < before:
+                del self._jobs[name]
+
+    # ---- one lease -------------------------------------------------------------------------
+
+    def _take(self, lease: Lease, answer: Answer | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        limit = self._config.limits.seconds
+        timeout = min(limit, lease.timeout) if lease.timeout > 0 else 0.0
+        work = Work(lease, self._now(), loop.time() + timeout, answer)
+        if answer is not None:
+            work.phase = "sending"
+        self._works[lease.id] = work
+        work.task = loop.create_task(self._perform(work))
+
+    def _end(self, work: Work, ending: Ending) -> None:
+        """Stop a task early. What is being sent ends by itself when the hub says so."""
+        work.ending = ending
+        if work.task is None or (ending.by == "hub" and work.phase == "sending"):
+            return
+        work.task.cancel()
+        if work.phase == "releasing":  # a thread reads from the worker: end what it reads
+            self._spawn(self._runner.stop(work.lease.task.job))
+
+    async def _perform(self, work: Work) -> None:
+        """Find the answer to a lease and deliver it, whatever happens on the way."""
+        try:
+            if work.answer is None:
+                work.answer = await self._answer(work)
+            if work.answer is not None:
+                await self._delivery.deliver(work, work.answer)
+        except Exception:
+            _LOG.exception("a defect ended lease %s", printable(work.lease.id, 200))
+        finally:
+            self._works.pop(work.lease.id, None)
+
+    async def _answer(self, work: Work) -> Answer | None:
+        """Run the task if it may run; return what to tell the hub, None for nothing."""
+        find: Callable[[], Answer | None]
+        try:
+            return await self._attempt(work)
+        except asyncio.CancelledError:
+            if work.ending is None:
+                raise  # the agent itself is ending
+            uncancel()
+            find = partial(self._stopped, work, work.ending)
+        except NotAllowed as e:
+            find = partial(self._refused_answer, work.lease, e)
+        except Exception as e:  # each becomes a word of a closed list
+            find = partial(self._failed, work.lease, e)
+        while True:
+            try:
+                return await in_thread(find)
+            except StorageError as e:
+                # Not even a refusal leaves without its audit line: wait for the disk.
+                _LOG.error("cannot answer lease %s yet: %s", printable(work.lease.id, 200), e)
+                await asyncio.sleep(RETRY_DISK)
+
+    async def _attempt(self, work: Work) -> Answer:
+        """Judge, prepare, run, release. Raises NotAllowed, or what went wrong."""
+        lease = work.lease
+        self._judge(lease)
+        job = self._jobs.setdefault(lease.task.job, Job())
+        async with job.lock, self._slots:
+            work.phase = "preparing"
+            grant = self._judge(lease)  # time has passed: ask again
+            self._refused = 0
+            try:
+                return await self._run(work, job, grant)
+            except Refused as e:
+                raise NotAllowed((str(e),), "release.refuse") from None
+            finally:
+                job.used = asyncio.get_running_loop().time()
+
+    def _judge(self, lease: Lease) -> Grant:
+        """Return what the lease may use, or raise NotAllowed."""
+        if self._release.answered(lease.id):
+            raise NotAllowed(("this lease was answered before",), "task.refuse")
+        decision = self._standing.judge(lease)
+        if not decision.allowed:
+            raise NotAllowed(decision.objections, "task.refuse")
+        return self._standing.grant(lease, decision)
+
+    async def _run(self, work: Work, job: Job, grant: Grant) -> Answer:
+        """Run an allowed task in the job's worker and release its result."""
+        lease, task, loop = work.lease, work.lease.task, asyncio.get_running_loop()
+        started = loop.time()
+        with self._held(task.model) as held:
+            model = held
+            if task.model is not None and model is None:
+                model = await self._fetch(work, task.model)
+            await in_thread(self._enter, lease, job, grant)
+            run = Run(
+                task.kind, task.round, task.arguments, None, task.seed, task.deterministic
+            )
+            work.phase, work.told = "training", loop.time()
+            output = await self._runner.run(
+                task.job,
+                grant.plan,
+                grant.dataset,
+                run,
+                model,
+                partial(self._step, work),
+                work.left,
+            )
+            answer: Answer | None = None
+            try:
+                work.phase = "releasing"
+                answer = await in_thread(
+                    self._release.result,
+                    lease,
+                    output.done,
+                    output.tensors,
+                    base=model,
+                    available=grant.dataset.records if grant.dataset else 0,
+                    least=grant.least,
+                    seconds=loop.time() - started,
+                )
+            except WorkerError as e:
+                raise output.failure or e from None  # why it was killed says more than its end
+            except asyncio.CancelledError:
+                await self._runner.stop(task.job)  # ends the thread that reads from the worker
+                raise
+            finally:
+                output.close(consumed=answer is not None)
+            return answer
+
+    @contextlib.contextmanager
+    def _held(self, digest: str | None) -> Iterator[Path | None]:
+        """Keep a task's model in the cache while the task lasts."""
+        if digest is None:
+            yield None
+            return
+        with self._cache.using(digest) as path:
+            yield path
+
+    async def _fetch(self, work: Work, digest: str) -> Path:
+        """Bring the model into the cache, over broken lines, until the task's time is over."""
+        backoff = Backoff(self._rng)
+        while True:
+            try:
+                path = self._cache.path(digest)
+                near = self._cache.paths()[:NEIGHBOURS]
+                await transfer(self._threads, self._link.fetch, digest, path, near)
+                return self._cache.adopt(digest)
+            except TransferError as e:
+                _LOG.info("model %s: %s; trying again", short(digest), e)
+            if work.left <= 0:
+                raise WorkerError("the model did not arrive in time", "transfer")
+            await self._delivery.pause(backoff.delay())
+
+    def _enter(self, lease: Lease, job: Job, grant: Grant) -> None:
+        """Check the file, and enter in the audit trail what is about to use it.
+
+        One line for all rounds of a job with the same facts: each result has its own.
+        """
+        task = lease.task
+        if grant.dataset is not None:
+            datasets.check_unchanged(grant.dataset)
+        name = grant.dataset.name if grant.dataset else "none"
+        facts = (task.kind, task.study, task.plan, name, tuple(sorted(task.arguments.items())))
+        if facts != job.granted:
+            detail = (
+                f"{task.kind} of job {task.job} from round {task.round}: plan {task.plan}, "
+                f"study {task.study_name}, dataset {name}, arguments {dict(task.arguments)}"
+            )
+            with self._store.write() as tx:
+                tx.audit(self._now(), "agent", "task.start", lease.id, "allowed", detail)
+            job.granted = facts
+
+    # ---- how a task ends otherwise; these block ---------------------------------------------
+
+    def _refused_answer(self, lease: Lease, e: NotAllowed) -> Answer:
+        _LOG.warning("refused lease %s: %s", printable(lease.id, 200), printable(str(e), 2000))
+        self._refused += 1
+        return self._release.declined(lease, e.objections, e.action)
+
+    def _stopped(self, work: Work, ending: Ending) -> Answer | None:
+        if ending.by != "hub":
+            return conclude(self._release, work, ending)
+        self._release.dropped(work.lease, ending.text)
+        return None
+
+    def _failed(self, lease: Lease, e: Exception) -> Answer:
+        """The cause leaves; the words stay in the site's log."""
+        cause, known = cause_of(e), isinstance(e, ConsiliaError | OSError)
+        name, words = printable(lease.id, 200), None if known else e
+        _LOG.error("lease %s failed (%s): %s", name, cause, e, exc_info=words)
+        return self._release.failed(lease, cause)
+
+    # ---- telling the hub -------------------------------------------------------------------
+
+    def _step(self, work: Work, fraction: float, metrics: Metrics) -> None:
+        """Take a worker's progress; pass it on at most once a second."""
+        work.fraction = fraction
+        at = asyncio.get_running_loop().time()
+        if at - work.told >= TELL and not self._problem:
+            work.told = at
+            self._spawn(self._tell(work.lease.id, fraction, metrics))
+
+    async def _tell(self, lease: str, fraction: float, metrics: Metrics) -> None:
+        try:
+            await self._link.report(self._release.progress(lease, fraction, metrics))
+        except (ConsiliaError, OSError) as e:
+            _LOG.debug("progress of %s not sent: %s", lease[:200], e)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _close(self) -> None:
+        """End every task without an answer, then the workers, then write down the rest."""
+        tasks = [w.task for w in self._works.values() if w.task is not None]
+        tasks += self._background
+        for task in tasks:
+            task.cancel()
+        await self._runner.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._link.close()
+        self._threads.shutdown(wait=True)
+        await in_thread(self._release.flush)

@@ -1,0 +1,272 @@
+"""The node as its people start it: join a hub, serve, ask how it is.
+
+DIR/node.yaml     what the administrator decides (node.config)
+DIR/secrets/      keys and certificates (node.identity)
+DIR/node.sqlite   decisions, audit trail, outbox's register (node.store)
+DIR/cache/        models by digest      DIR/outbox/  answers until acknowledged
+DIR/log/          agent.log, and what plans printed    DIR/control.sock  for commands
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from consilia.core import ids
+from consilia.errors import Conflict, ConsiliaError, StorageError
+from consilia.node import (
+    approvals,
+    audit,
+    config,
+    control,
+    datasets,
+    identity,
+    logs,
+    runner,
+    studies,
+)
+from consilia.node.agent import Agent
+from consilia.node.cache import Cache
+from consilia.node.config import NodeConfig
+from consilia.node.doctor import Finding, examine
+from consilia.node.identity import Identity
+from consilia.node.line import Credentials
+from consilia.node.link import HttpLink, enrol
+from consilia.node.release import Release
+from consilia.node.store import Store
+from consilia.node.work import AgentStatus, TaskStatus
+from consilia.wire.token import decode_token
+from consilia.wire.v1 import Renew, Scalar
+
+RENEW_RETRY = 3600.0  # seconds between attempts to renew the certificate
+
+_LOG = logging.getLogger("consilia.node")
+
+# What researchers may vary at a freshly joined site; it stands in node.yaml, to be changed.
+RANGES: Mapping[str, list[Scalar]] = {
+    "batch_size": [1, 65536],
+    "epochs": [1, 100],
+    "learning_rate": [0.0, 1.0],
+    "lr": [0.0, 1.0],
+    "momentum": [0.0, 1.0],
+    "proximal_mu": [0.0, 10.0],
+    "weight_decay": [0.0, 1.0],
+}
+_COMMENTS = """\
+# This site's node. Every key is explained in docs/reference/node-config.md.
+# `arguments`: the range in which a researcher may set an argument of an approved plan without
+# a new approval; a name without a range keeps the value that the plan's source gives it.
+"""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """A node, for the site's staff. Times are Unix seconds."""
+
+    site: str
+    hub: str
+    running: bool
+    connected: bool
+    contact: float | None
+    problem: str
+    sandbox: str
+    certificate_expires: float
+    datasets: int
+    studies_pending: int
+    plans_pending: int
+    answers_waiting: int
+    audit_lines: int
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+def join(
+    token: str,
+    directory: Path,
+    proxy: str | None = None,
+    sandbox: Literal["required", "off"] = "required",
+) -> NodeConfig:
+    """Make this site's keys in `directory`, have them certified, and write node.yaml.
+
+    The join token works once, so everything that can fail here is tried before it is sent.
+    Raises Conflict when the directory is a node's already.
+    """
+    asked = decode_token(token)
+    settings = NodeConfig(
+        ids.name(asked.site, "site"),
+        asked.url,
+        proxy or "",
+        sandbox,
+        arguments={name: list(values) for name, values in RANGES.items()},
+    )
+    config.check(settings, config.FILE)
+    identity.refuse_overwrite(directory)
+    if (directory / config.FILE).exists():
+        raise Conflict(f"{directory / config.FILE} exists: this directory is a node's already")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except OSError as e:
+        raise StorageError(f"{directory} cannot be made: {e.strerror}") from None
+    store = Store.open(directory)
+    try:
+        keys = identity.new_keys()
+        request = identity.request(keys.tls, settings.site)
+        enrolled = asyncio.run(enrol(asked, request, keys.signing_public, proxy=proxy or ""))
+        identity.create(directory, settings.site, keys, enrolled, asked.ca)
+        config.save(directory, settings, _COMMENTS)
+        with store.write() as tx:
+            tx.audit(time.time(), "agent", "node.join", settings.site, "joined", asked.url)
+    finally:
+        store.close()
+    return settings
+
+
+def serve(directory: Path, ready: Callable[[Agent], None] | None = None) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises Conflict when one runs here already.
+
+    `ready` is called on the event loop once commands are answered.
+    """
+    settings = config.load(directory)
+    with _alone(directory):
+        logs.start(directory / "log", settings.log_level, settings.log_bytes)
+        try:
+            asyncio.run(_serve(directory, settings, ready))
+        finally:
+            logs.stop()
+
+
+def status(directory: Path) -> NodeStatus:
+    """Return how the node is, whether its agent runs or not."""
+    settings = config.load(directory)
+    me = identity.load(directory, settings.site)
+    answer = control.poke(directory, "status")
+    agent = AgentStatus(False, None, "the agent does not run", (), 0)
+    if answer is not None:
+        agent = msgspec.convert(answer, AgentStatus)
+    with contextlib.closing(Store.open(directory)) as store:
+        today = approvals.day(time.time())
+        waiting = store.rows("SELECT count(*) FROM leases WHERE settled = 0")
+        return NodeStatus(
+            settings.site,
+            settings.hub,
+            answer is not None,
+            agent.connected,
+            agent.contact,
+            agent.problem,
+            settings.sandbox,
+            me.not_after,
+            len(datasets.list_datasets(store)),
+            sum(r.state == "pending" for r in studies.list_studies(store, today)),
+            len(approvals.list_plans(store, today, "pending")),
+            int(waiting[0][0] or 0),
+            audit.head(store)[0],
+            agent.tasks,
+        )
+
+
+def doctor(directory: Path) -> list[Finding]:
+    """Check what the node needs, and say what to do about what is amiss."""
+    return examine(directory, time.time)
+
+
+async def _serve(
+    directory: Path, settings: NodeConfig, ready: Callable[[Agent], None] | None
+) -> None:
+    """Put the parts together and run them until a signal comes."""
+    me = identity.load(directory, settings.site)
+    launcher = runner.choose_launcher(settings.sandbox)
+    store = Store.open(directory)
+    rng = random.Random(int.from_bytes(os.urandom(8), "big"))  # noqa: S311 - jitter only
+    link = HttpLink(
+        settings.hub,
+        Credentials(me.secrets / "tls.pem", me.secrets / "tls.key", me.secrets / "ca.pem"),
+        random=rng.random,
+        proxy=settings.proxy,
+    )
+    agent = Agent(
+        config=settings,
+        store=store,
+        release=Release(store, directory / "outbox", settings, me.signing, time.time),
+        cache=Cache(directory / "cache", settings.cache_bytes),
+        link=link,
+        runner=runner.Runner(
+            launcher, directory, settings.limits, site=settings.site, cuda=settings.cuda
+        ),
+        now=time.time,
+        random_bytes=os.urandom,
+    )
+    if work := asyncio.current_task():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+    try:
+        async with control.listening(directory, lambda asked: _control(agent, asked)):
+            _LOG.info("node of site %s serves; hub %s", settings.site, settings.hub)
+            if settings.sandbox == "off":
+                _LOG.warning("the sandbox is OFF: approved code can read what this user can")
+            if ready is not None:
+                ready(agent)
+            renewing = asyncio.create_task(_renew(me, link))
+            try:
+                await agent.run()
+            finally:
+                renewing.cancel()
+    except asyncio.CancelledError:
+        _LOG.info("node of site %s has ended", settings.site)
+    finally:
+        store.close()
+
+
+async def _renew(me: Identity, link: HttpLink) -> None:
+    """Renew the certificate at two thirds of its life; try again hourly while that fails."""
+    while True:
+        due = me.renew_at - time.time()
+        if due > 0:
+            await asyncio.sleep(min(due, RENEW_RETRY))
+            continue
+        try:
+            enrolled = await link.renew(Renew(identity.renewal_request(me)))
+            me = await asyncio.to_thread(identity.renewed, me, enrolled)
+            link.renewed()
+            _LOG.info("the certificate was renewed")
+        except (ConsiliaError, OSError) as e:
+            _LOG.warning("the certificate could not be renewed: %s", e)
+            await asyncio.sleep(RENEW_RETRY)
+
+
+def _control(agent: Agent, asked: Mapping[str, object]) -> Mapping[str, object]:
+    """Do what a command asks of the running agent."""
+    do = asked.get("do")
+    if do == "changed":
+        agent.changed()
+        return {"ok": True}
+    if do == "status":
+        found: dict[str, object] = msgspec.to_builtins(agent.status())
+        return found
+    if do == "stop-job":
+        return {"stopped": agent.stop_job(str(asked.get("job", "")))}
+    return {"error": f"unknown request {str(do)[:40]!r}"}
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock: two agents would answer each lease twice."""
+    try:
+        fd = os.open(directory / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise StorageError(f"{directory / 'agent.lock'}: {e.strerror}") from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"an agent runs in {directory} already") from None
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,330 @@
+"""Approvals: which training plans a person at this site has read and allowed.
+
+    pending --approve--> approved --revoke--> revoked
+       |                    | (its last day passes)
+       +--reject-> rejected +-> expired
+
+A plan is named by the digest of its source, declared requirements and entry point, computed
+here from the bytes the reviewer reads: changing one character makes another, pending plan.
+A rejected, revoked or expired plan may be approved again. An approval names the arguments
+that may be set; the others keep what the source says.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+import msgspec
+
+from consilia.core import ids
+from consilia.errors import ConfigError, Conflict, NotFound, WireError
+from consilia.node import source
+from consilia.node.policy import Allowed, Interval, OneOf, PlanGrant, describe, short
+from consilia.node.store import Row, Store, Transaction, printable
+from consilia.wire.v1 import Plan, Scalar, encode, plan_digest
+
+State = Literal["pending", "approved", "rejected", "revoked", "expired"]
+
+MAX_REASON = 2000
+MAX_PENDING = 1000  # plans awaiting review; a hub cannot fill the disk with offers
+_COLUMNS = (
+    "digest, name, body, author, state, offered, actor, reason, decided, approved, until, "
+    "arguments, studies"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A plan at this site and what was decided about it. Times are Unix seconds."""
+
+    digest: str
+    plan: Plan
+    author: str  # as the hub tells it
+    state: State
+    offered: float
+    offered_for: tuple[str, ...]  # studies
+    reviewer: str
+    reason: str
+    decided: float
+    until: date  # last day of an approval, inclusive; date.max for none
+    arguments: Mapping[str, Allowed | None]  # names that may be set; None: the site's range
+    studies: tuple[str, ...]  # only for these; empty: any study accepted here
+
+
+def offer(  # noqa: PLR0913 - by keyword
+    store: Store, plan: Plan, digest: str, *, study: str, author: str, now: float
+) -> bool:
+    """Take in a plan that the hub offers under `digest`; return whether it is new here.
+
+    Raises WireError, after an audit line, when the bytes have another digest; PlanError when
+    the plan's form is not one a node accepts.
+    """
+    found = plan_digest(plan)
+    if found != digest:
+        with store.write() as tx:
+            tx.audit(
+                now, "hub", "plan.offer", digest, "refused",
+                f"the hub sent other bytes under this digest: found {found}",
+            )  # fmt: skip
+        raise WireError(f"the hub sent plan {found} under the digest {digest[:80]}; ignored")
+    source.check_form(plan)
+    with store.write() as tx:
+        if tx.rows("SELECT 1 FROM plans WHERE digest = ?", (digest,)):
+            _offered(tx, digest, study)
+            return False
+        ((count,),) = tx.rows("SELECT count(*) FROM plans WHERE state = 'pending'")
+        if isinstance(count, int) and count >= MAX_PENDING:
+            raise Conflict(
+                f"{count} plans await review here; reject some before more are taken in"
+            )
+        tx.execute(
+            "INSERT INTO plans VALUES (?, ?, ?, ?, 'pending', ?, '', '', 0, 0, '', '{}', '[]')",
+            (digest, plan.name, encode(plan), printable(author, 200), now),
+        )
+        _offered(tx, digest, study)
+        tx.audit(now, "hub", "plan.offer", digest, "pending", f"{plan.name} for {study}")
+    return True
+
+
+def approve(  # noqa: PLR0913 - by keyword
+    store: Store,
+    digest: str,
+    *,
+    actor: str,
+    now: float,
+    reason: str = "",
+    until: date | None = None,
+    arguments: Mapping[str, Allowed | None] | None = None,
+    studies: tuple[str, ...] = (),
+) -> PlanRecord:
+    """Approve a plan until a day (inclusive; None: no end).
+
+    `arguments` adds or narrows: name -> range or choice, None for the site's own range. The
+    names with defaults that the source declares are always among them. `studies` restricts
+    the approval to studies of these names.
+    """
+    record = get(store, digest, day(now))
+    if until is not None and until < day(now):
+        raise ConfigError(f"--until {until} lies in the past: today is {day(now)}")
+    declared = source.declared_arguments(record.plan)
+    names: dict[str, Allowed | None] = dict.fromkeys(declared or ())
+    for name, allowed in (arguments or {}).items():
+        if declared is not None and name not in declared:
+            raise ConfigError(
+                f"argument {name!r} is not declared by the plan; declared: "
+                f"{', '.join(sorted(declared)) or 'none'}"
+            )
+        names[name] = allowed
+    detail = "; ".join(
+        part
+        for part in (
+            f"until {until}" if until else "",
+            f"for {', '.join(studies)}" if studies else "",
+            ", ".join(f"{n}: {describe(a)}" for n, a in names.items() if a is not None),
+            reason,
+        )
+        if part
+    )
+    return _decide(
+        store,
+        record,
+        _Verdict("approved", actor, reason, now),
+        detail,
+        until=until.isoformat() if until else "",
+        arguments=_dump(names),
+        studies=json.dumps(sorted(studies)),
+    )
+
+
+def reject(store: Store, digest: str, *, actor: str, now: float, reason: str) -> PlanRecord:
+    """Reject a plan that is pending; it cannot run."""
+    record = get(store, digest, day(now))
+    if record.state == "approved":
+        raise Conflict(f"plan {short(record.digest)} is approved: revoke it instead")
+    return _decide(store, record, _Verdict("rejected", actor, reason, now), reason)
+
+
+def revoke(store: Store, digest: str, *, actor: str, now: float, reason: str) -> PlanRecord:
+    """Withdraw an approval; what runs under it is stopped by the agent within a second."""
+    record = get(store, digest, day(now))
+    if record.state not in ("approved", "expired"):
+        raise Conflict(f"plan {short(record.digest)} is {record.state}, not approved")
+    return _decide(store, record, _Verdict("revoked", actor, reason, now), reason)
+
+
+def get(store: Store, digest: str, today: date) -> PlanRecord:
+    """Return the plan of a digest, or of a prefix of 6 or more hex digits that only it has."""
+    if digest.startswith("sha256:") and len(digest) == 71:
+        rows = _select(store, "digest = ?", (ids.digest(digest),))
+    else:
+        stem = digest.removeprefix("sha256:").lower()
+        if len(stem) < 6 or not all(c in "0123456789abcdef" for c in stem):
+            raise ConfigError(
+                f"{digest[:80]!r} is no plan: give its digest, or 6 or more of its hex digits"
+            )
+        rows = _select(store, "substr(digest, 8, ?) = ?", (len(stem), stem))
+    if not rows:
+        raise NotFound(f"no plan {digest[:80]} at this node; see: consilia node plans")
+    if len(rows) > 1:
+        raise ConfigError(f"{digest[:80]} is the start of {len(rows)} plans; give more digits")
+    return _record(store, rows[0], today)
+
+
+def list_plans(store: Store, today: date, state: State | None = None) -> list[PlanRecord]:
+    """Return the plans at this site, newest offer first, of one state or of all."""
+    records = [_record(store, row, today) for row in _select(store, "true", ())]
+    return [r for r in records if state is None or r.state == state]
+
+
+def known(store: Store, digest: str) -> bool:
+    """Tell whether the node has the plan's source, whatever was decided."""
+    return bool(store.rows("SELECT 1 FROM plans WHERE digest = ?", (digest,)))
+
+
+def note_offer(store: Store, digest: str, study: str) -> None:
+    """Remember that a known plan is offered to a study too."""
+    held = store.rows("SELECT 1 FROM offers WHERE plan = ? AND study = ?", (digest, study))
+    if not held:
+        with store.write() as tx:
+            _offered(tx, digest, study)
+
+
+def previous(store: Store, digest: str, today: date) -> PlanRecord | None:
+    """Return the version of the same name that was approved last, other than this one."""
+    record = get(store, digest, today)
+    rows = _select(
+        store,
+        "name = ? AND digest != ? AND approved > 0 ORDER BY approved DESC LIMIT 1",
+        (record.plan.name, record.digest),
+    )
+    return _record(store, rows[0], today) if rows else None
+
+
+def diff(store: Store, digest: str, today: date) -> str:
+    """Return what changed since the last approved version; everything when there is none."""
+    record, before = get(store, digest, today), previous(store, digest, today)
+    old = before.plan if before else Plan(record.plan.name, {}, "")
+    return source.difference(old, record.plan)
+
+
+def grants(store: Store) -> dict[str, PlanGrant]:
+    """Return every approval, expired ones with their last day: what policy judges by."""
+    found: dict[str, PlanGrant] = {}
+    for row in _select(store, "state = 'approved'", ()):
+        record = _record(store, row, date.min)
+        if plan_digest(record.plan) != record.digest:
+            continue  # the file was tampered with: no approval covers these bytes
+        defaults = source.declared_arguments(record.plan) or {}
+        found[record.digest] = PlanGrant(
+            record.plan.name,
+            frozenset(record.studies),
+            record.until,
+            dict(defaults),
+            record.arguments,
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    state: Literal["approved", "rejected", "revoked"]
+    actor: str
+    reason: str
+    at: float
+
+
+_VERBS = {"approved": "approve", "rejected": "reject", "revoked": "revoke"}
+
+
+def _decide(
+    store: Store, record: PlanRecord, verdict: _Verdict, detail: str, **fields: str
+) -> PlanRecord:
+    """Write a decision, the `fields` an approval adds, and its audit line."""
+    if len(verdict.reason) > MAX_REASON:
+        raise ConfigError(f"a reason of {len(verdict.reason)} characters, limit {MAX_REASON}")
+    values: dict[str, str | float] = {
+        "state": verdict.state,
+        "actor": verdict.actor,
+        "reason": verdict.reason,
+        "decided": verdict.at,
+        **({"approved": verdict.at} if verdict.state == "approved" else {}),
+        **fields,
+    }
+    sets = ", ".join(f"{column} = ?" for column in values)
+    with store.write() as tx:
+        tx.execute(
+            f"UPDATE plans SET {sets} WHERE digest = ?",  # noqa: S608 - our column names
+            (*values.values(), record.digest),
+        )
+        tx.touch()
+        tx.audit(
+            verdict.at,
+            verdict.actor,
+            f"plan.{_VERBS[verdict.state]}",
+            record.digest,
+            verdict.state,
+            f"{record.plan.name}: {detail}",
+        )
+    return get(store, record.digest, day(verdict.at))
+
+
+def _offered(tx: Transaction, digest: str, study: str) -> None:
+    tx.execute("INSERT OR IGNORE INTO offers VALUES (?, ?)", (digest, study))
+
+
+def _select(store: Store, where: str, values: tuple[str | int, ...]) -> list[Row]:
+    order = "" if "ORDER BY" in where else " ORDER BY offered DESC, digest"
+    sql = f"SELECT {_COLUMNS} FROM plans WHERE {where}{order}"  # noqa: S608 - constants
+    return store.rows(sql, values)
+
+
+def _record(store: Store, row: Row, today: date) -> PlanRecord:
+    digest, _, body, author, state, offered, actor, reason, decided, _, until, args, only = row
+    last = date.fromisoformat(str(until)) if until else date.max
+    if state == "approved" and today > last:
+        state = "expired"
+    offers = store.rows("SELECT study FROM offers WHERE plan = ? ORDER BY study", (digest,))
+    return PlanRecord(
+        str(digest),
+        msgspec.msgpack.decode(body, type=Plan),
+        str(author),
+        msgspec.convert(state, State),
+        float(offered or 0),
+        tuple(str(name) for (name,) in offers),
+        str(actor),
+        str(reason),
+        float(decided or 0),
+        last,
+        _load(str(args)),
+        tuple(json.loads(str(only))),
+    )
+
+
+def _dump(arguments: Mapping[str, Allowed | None]) -> str:
+    plain: dict[str, object] = {}
+    for name, allowed in arguments.items():
+        if isinstance(allowed, Interval):
+            plain[name] = {"range": [allowed.least, allowed.greatest]}
+        else:
+            plain[name] = {"values": list(allowed.values)} if allowed else None
+    return json.dumps(plain)
+
+
+def _load(text: str) -> dict[str, Allowed | None]:
+    found: dict[str, Allowed | None] = {}
+    for name, plain in json.loads(text).items():
+        if plain is None:
+            found[name] = None
+        elif "range" in plain:
+            found[name] = Interval(*plain["range"])
+        else:
+            values: list[Scalar] = plain["values"]
+            found[name] = OneOf(tuple(values))
+    return found
+
+
+def day(now: float) -> date:
+    """Return the site's calendar day at `now`."""
+    return date.fromtimestamp(now)

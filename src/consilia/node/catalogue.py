@@ -1,0 +1,71 @@
+"""Take in what the hub offers: studies and plans become pending entries for people to decide.
+
+Nothing here lets anything run. Each digest is computed at the site from the bytes received; a
+hub that sends other bytes under a name is entered in the audit trail and its offer ignored.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from consilia.core import ids
+from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused, WireError
+from consilia.node import approvals, studies
+from consilia.node.store import Store, printable
+from consilia.wire.v1 import Catalogue, Plan, PlanEntry
+
+MAX_ENTRIES = 10_000  # studies, and plans, that one catalogue may list
+
+_LOG = logging.getLogger("consilia.node.catalogue")
+
+
+class Offers(Protocol):
+    """Where the catalogue and the plans' sources come from."""
+
+    async def catalogue(self) -> Catalogue:
+        """Return what the hub offers this site."""
+
+    async def plan(self, digest: str) -> Plan:
+        """Return a plan's source."""
+
+
+async def sync(link: Offers, store: Store, site: str, now: Callable[[], float]) -> int:
+    """Fetch the catalogue, take in what is new, and return its version.
+
+    Raises what the link raises; an offer that is malformed is skipped, and logged.
+    """
+    found = await link.catalogue()
+    if len(found.studies) > MAX_ENTRIES or len(found.plans) > MAX_ENTRIES:
+        raise WireError(f"the hub's catalogue lists more than {MAX_ENTRIES} entries")
+    await asyncio.to_thread(_take_studies, found, store, site, now)
+    for entry in found.plans:
+        try:
+            await _take_plan(link, store, entry, now)
+        except (WireError, PlanError, Conflict, ConfigError, NotFound, Refused) as e:
+            _LOG.warning("plan %s not taken in: %s", printable(entry.digest, 80), e)
+    return found.version
+
+
+def _take_studies(found: Catalogue, store: Store, site: str, now: Callable[[], float]) -> None:
+    for study in found.studies:
+        try:
+            if site not in study.sites:
+                raise WireError(f"study {study.name[:63]!r} does not invite this site")
+            studies.offer(store, study, now())
+        except (WireError, Conflict) as e:
+            _LOG.warning("study not taken in: %s", printable(str(e), 400))
+
+
+async def _take_plan(
+    link: Offers, store: Store, entry: PlanEntry, now: Callable[[], float]
+) -> None:
+    digest = ids.digest(entry.digest)
+    study = ids.name(entry.study, "study")
+    if approvals.known(store, digest):
+        await asyncio.to_thread(approvals.note_offer, store, digest, study)
+        return
+    plan = await link.plan(digest)
+    await asyncio.to_thread(
+        approvals.offer, store, plan, digest, study=study, author=entry.author, now=now()
+    )

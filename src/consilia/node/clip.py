@@ -1,0 +1,79 @@
+"""Bound how far one site's update may move the model: the L2 norm of new minus old weights.
+
+Two passes over the frame the release has written, in pieces, so that no model is in memory:
+one sums the squares in float64, a second, only when the norm is above the bound C, rewrites
+the frame as old + (new - old) * C / norm. Floating tensors count; integers pass unchanged.
+Source: McMahan et al. 2018 (DP-FedAvg), per-update clipping.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilia.core.weights import BFLOAT16, Array, narrow, widen
+from consilia.wire import frames
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def norm(new: int, old: int) -> float:
+    """Return the L2 norm of the difference of two frames (descriptors) of one schema."""
+    total = 0.0
+    for _, a, b in _pairs(new, old, floats_only=True):
+        if b is not None:
+            step = _wide(a) - _wide(b)
+            total += float(np.dot(step, step))
+    return math.sqrt(total)
+
+
+def scaled(new: int, old: int, factor: float, out: Path) -> frames.Header:
+    """Write old + (new - old) * factor as a frame to `out`; return its header."""
+    base = frames.read_header(old)
+    unchanged = {e.digest for e in base.entries if e.stored}
+    with out.open("wb") as file:
+        writer = frames.FrameWriter(file.fileno(), frames.read_header(new).schema, unchanged)
+        for dtype, a, b in _pairs(new, old, floats_only=False):
+            if b is None or dtype not in _FLOATS:
+                writer.append(frames.raw_bytes(a))
+                continue
+            start = _wide(b)
+            moved = start + (_wide(a) - start) * factor
+            writer.append(frames.raw_bytes(_as(moved, a)))
+        return writer.finish()
+
+
+def _pairs(new: int, old: int, floats_only: bool) -> Iterator[tuple[str, Array, Array | None]]:
+    """Yield (dtype, new piece, old piece) in schema order; old None where nothing changed."""
+    head, base = frames.read_header(new), frames.read_header(old)
+    before = {e.name: e for e in base.entries}
+    left, right = bytearray(frames.CHUNK), bytearray(frames.CHUNK)
+    for entry in head.entries:
+        if floats_only and entry.dtype not in _FLOATS:
+            continue
+        other = before[entry.name]
+        if not entry.stored:
+            source = next(e for e in base.entries if e.stored and e.digest == entry.digest)
+            if source.digest == other.digest:
+                if not floats_only:
+                    for piece in frames.chunks(old, base, source, left):
+                        yield entry.dtype, piece, None
+                continue
+            pieces = frames.chunks(old, base, source, left)
+        else:
+            pieces = frames.chunks(new, head, entry, left)
+        for a, b in zip(pieces, frames.chunks(old, base, other, right), strict=True):
+            yield entry.dtype, a, b
+
+
+def _wide(piece: Array) -> NDArray[np.float64]:
+    return (widen(piece) if piece.dtype == BFLOAT16 else piece).astype(np.float64)
+
+
+def _as(values: NDArray[np.float64], like: Array) -> Array:
+    """Round to the dtype of `like`, to nearest."""
+    if like.dtype == BFLOAT16:
+        return narrow(values.astype(np.float32))
+    return values.astype(like.dtype)

@@ -1,0 +1,144 @@
+"""What the site's administrator decides: DIR/node.yaml as one frozen record.
+
+Every key has a default but `site` and `hub`; an unknown key is an error that names the
+nearest valid one. docs/reference/node-config.md explains each key to its reader. Sizes are
+bytes, durations seconds. The file is read when the agent starts.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import yaml
+
+from consilia.core import ids
+from consilia.errors import ConfigError, NotFound
+from consilia.node.line import parse_proxy
+from consilia.node.policy import Interval, allowed_values
+from consilia.wire import strict
+from consilia.wire.token import split_url
+from consilia.wire.v1 import Scalar
+
+FILE = "node.yaml"
+GIB = 1 << 30
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one worker may use, and how many work at once."""
+
+    memory_bytes: int = 8 * GIB
+    seconds: float = 3600.0  # of one task; a shorter limit of the job holds as well
+    threads: int = 0  # of a task's computation; 0: as many as there are cores
+    processes: int = 128  # processes and threads a worker may have
+    tasks: int = 2  # tasks of different jobs at the same time
+    idle_seconds: float = 300.0  # a worker without a task is closed after this
+    update_bytes: int = 8 * GIB  # of one update, init included
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    """The content of node.yaml. Nothing in it lets a plan run: approvals do."""
+
+    site: str
+    hub: str  # https://host:port of the node listener
+    proxy: str = ""  # http://host:port of an HTTP CONNECT proxy; "" for none
+    sandbox: Literal["required", "off"] = "required"
+    cuda: bool = False
+    limits: Limits = Limits()
+    cache_bytes: int = 20 * GIB
+    min_records: int = 100  # no task on fewer records; a study can only raise it
+    clip_norm: float = 0.0  # largest L2 norm of an update (new minus old model); 0: no limit
+    arguments: dict[str, list[Scalar]] = {}
+    disclose_reasons: bool = False
+    failures_per_day: int = 50  # of one plan; then its tasks are refused until the next day
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_bytes: int = 64 << 20  # of the log files together
+
+
+def load(directory: Path) -> NodeConfig:
+    """Read DIR/node.yaml; raise NotFound when there is none, ConfigError for what is wrong."""
+    path = directory / FILE
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFound(
+            f"{directory} is not a node's directory: it has no {FILE}. "
+            "Join a hub first: consilia node join TOKEN --dir DIR"
+        ) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} cannot be read: {e}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = FILE) -> NodeConfig:
+    """Return the configuration that `text` (YAML) holds."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{source} is not valid YAML: {e}") from None
+    config = strict.convert({} if value is None else value, NodeConfig, source)
+    check(config, source)
+    return config
+
+
+def check(config: NodeConfig, source: str) -> None:
+    """Raise ConfigError for values that have the right type and make no sense."""
+    for problem in _problems(config):
+        raise ConfigError(f"{source}: {problem}")
+
+
+def save(directory: Path, config: NodeConfig, comments: str = "") -> Path:
+    """Write DIR/node.yaml (0600) in one step, keys with default values left out."""
+    check(config, str(directory / FILE))
+    plain = msgspec.to_builtins(config)
+    defaults = msgspec.to_builtins(NodeConfig(site="", hub=""))
+    kept = {k: v for k, v in plain.items() if v != defaults[k] or k in ("sandbox",)}
+    text = comments + yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
+    path, draft = directory / FILE, directory / f".{FILE}.new"
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(path)
+    return path
+
+
+def _problems(c: NodeConfig) -> Iterator[str]:
+    """Yield what is wrong."""
+    for name, check_text in (
+        ("site", lambda: ids.name(c.site, "site")),
+        ("hub", lambda: split_url(c.hub)),
+        ("proxy", lambda: parse_proxy(c.proxy)),
+    ):
+        try:
+            check_text()
+        except ConfigError as e:
+            yield f"{name}: {e}"
+    numbers: dict[str, float] = {
+        **{f"limits.{n}": getattr(c.limits, n) for n in c.limits.__struct_fields__},
+        **{n: getattr(c, n) for n in ("cache_bytes", "log_bytes", "failures_per_day")},
+        "min_records": c.min_records,
+    }
+    for name, value in numbers.items():
+        least = 0 if name == "limits.threads" else 1
+        if not least <= value < math.inf:
+            yield f"{name}: found {value}, needed at least {least}"
+    if not 0 <= c.clip_norm < math.inf:
+        yield f"clip_norm: found {c.clip_norm}, needed 0 (no limit) or more"
+    for name, values in c.arguments.items():
+        if found := _values_problem(values):
+            yield f"arguments.{name}: {found}"
+
+
+def _values_problem(values: list[Scalar]) -> str | None:
+    """Say why a list cannot be a range or a choice of values."""
+    if not values:
+        return "an empty list allows no value; leave the name out instead"
+    if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+        return "NaN and infinity bound nothing; write numbers"
+    allowed = allowed_values(values)
+    if isinstance(allowed, Interval) and allowed.least > allowed.greatest:
+        return f"the range [{values[0]}, {values[1]}] is empty; write [least, greatest]"
+    return None

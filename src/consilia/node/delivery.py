@@ -1,0 +1,94 @@
+"""Bring answers to the hub: again and again while it is away, never once they may not leave."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from concurrent.futures import Executor
+
+from consilia.errors import AuthError, ConsiliaError, StorageError, TransferError
+from consilia.node.backoff import Backoff
+from consilia.node.link import HubLink
+from consilia.node.release import Answer, Release
+from consilia.node.store import printable
+from consilia.node.work import Ending, Work, in_thread, transfer, uncancel
+
+_LOG = logging.getLogger("consilia.node.delivery")
+
+
+class Delivery:
+    """Delivers one work's answer at a time; `reached` wakes those that wait for the hub."""
+
+    def __init__(
+        self, link: HubLink, release: Release, threads: Executor, rng: random.Random
+    ) -> None:
+        """Take the way to the hub and the outbox."""
+        self._link = link
+        self._release = release
+        self._threads = threads
+        self._rng = rng
+        self._reached = asyncio.Event()
+
+    def reached(self) -> None:
+        """The hub has answered after a silence: try at once what waits."""
+        self._reached.set()
+        self._reached.clear()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until the hub is back."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._reached.wait(), seconds)
+
+    async def deliver(self, work: Work, answer: Answer) -> None:
+        """Send an answer until the hub has it, or until it may no longer leave.
+
+        A task that policy or staff end meanwhile is answered with that instead; one that the
+        hub takes back is not answered.
+        """
+        work.phase = "sending"
+        while True:
+            try:
+                await self._send(work, answer)
+                return
+            except asyncio.CancelledError:
+                if work.ending is None:
+                    raise  # the agent itself is ending
+                uncancel()
+                ending, work.answer = work.ending, answer
+            if ending.by == "hub":
+                await in_thread(self._release.withdraw, answer, ending.text)
+                return
+            answer = await in_thread(conclude, self._release, work, ending)
+
+    async def _send(self, work: Work, answer: Answer) -> None:
+        name, backoff = printable(answer.lease.id, 200), Backoff(self._rng)
+        while True:
+            try:
+                if answer.frame is not None:
+                    await transfer(
+                        self._threads, self._link.upload, answer.lease.id, answer.frame
+                    )
+                verdict = await self._link.report(answer.report)
+                self._release.acknowledged(answer)
+                if not verdict.accepted:
+                    _LOG.warning("lease %s: %s", name, printable(verdict.reason, 400))
+                return
+            except (TransferError, AuthError, StorageError, OSError) as e:
+                # The hub is away, its disk is full, or this node's certificate needs a person.
+                _LOG.info("the answer to lease %s is not delivered yet: %s", name, e)
+            except ConsiliaError as e:
+                _LOG.warning("lease %s: the hub refused the answer: %s", name, e)
+                await in_thread(self._release.withdraw, answer, f"the hub refused it: {e}")
+                return
+            if work.ending is not None and work.ending.by == "hub":
+                await in_thread(self._release.withdraw, answer, work.ending.text)
+                return
+            await self.pause(backoff.delay())
+
+
+def conclude(release: Release, work: Work, ending: Ending) -> Answer:
+    """Make the answer for a task that policy or staff have stopped. Blocks."""
+    _LOG.warning("stopped lease %s: %s", printable(work.lease.id, 200), ending.text)
+    if ending.by == "staff":
+        return release.failed(work.lease, "stopped")
+    return release.declined(work.lease, ending.reasons, "task.stop")

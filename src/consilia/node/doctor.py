@@ -1,0 +1,195 @@
+"""What may be wrong with a node, looked for one by one; each finding says what to do about it.
+
+Nothing is changed, and the hub learns no more than from any other connection.
+"""
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import msgspec
+
+from consilia.core.chain import Break
+from consilia.errors import ConsiliaError, DataError
+from consilia.node import audit, config, control, datasets, identity, runner
+from consilia.node.config import NodeConfig
+from consilia.node.identity import Identity
+from consilia.node.line import Credentials, client_context, line_error, parse_proxy
+from consilia.node.store import Store
+from consilia.wire import hello
+from consilia.wire.token import split_url
+
+SKEW = 300.0  # seconds a clock may differ before it is worth a word
+SPACE = 2 << 30  # bytes of disk that a node should have free
+PATIENCE = 10.0  # seconds for a connection
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One check: whether it is well, what was found, and what to do when it is not."""
+
+    check: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def examine(directory: Path, now: Callable[[], float]) -> list[Finding]:
+    """Check everything the node needs, in an order in which one thing explains the next."""
+    try:
+        settings = config.load(directory)
+    except ConsiliaError as e:
+        return [Finding("configuration", False, str(e), "correct node.yaml, or join a hub")]
+    found = [Finding("configuration", True, f"site {settings.site}, hub {settings.hub}")]
+    try:
+        me = identity.load(directory, settings.site)
+    except (ConsiliaError, ValueError) as e:
+        advice = "restore secrets/ from a backup, or join again with a new token"
+        found.append(Finding("keys", False, str(e), advice))
+    else:
+        found.append(Finding("keys", True, f"in {me.secrets}, private"))
+        found += _certificate(me, now())
+        found += _network(settings, me, now)
+    found.append(_disk(directory))
+    found.append(_sandbox(settings))
+    if settings.cuda:
+        found.append(_gpu())
+    found += _store(directory)
+    found.append(_agent(directory))
+    return found
+
+
+def _certificate(me: Identity, now: float) -> Iterator[Finding]:
+    days = (me.not_after - now) / 86400
+    if now < me.not_before:
+        advice = "set this machine's clock (NTP): it lies before the certificate's first day"
+        yield Finding("certificate", False, "not valid yet", advice)
+    elif days <= 0:
+        advice = "ask the hub's operator for a new token, and join in a new directory"
+        yield Finding("certificate", False, f"expired {-days:.1f} days ago", advice)
+    else:
+        late = now > me.renew_at + 86400
+        advice = (
+            "the agent renews it while it serves: start it, and see its log" if late else ""
+        )
+        yield Finding("certificate", not late, f"valid for {days:.1f} days more", advice)
+
+
+def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> Iterator[Finding]:
+    """Name, proxy, then one request on the control road: TLS, identity and clock at once."""
+    host, port = split_url(settings.hub)
+    proxy = parse_proxy(settings.proxy)
+    where, what = (host, port), "hub"
+    if proxy is not None:
+        where, what = (proxy.host, proxy.port), "proxy"
+    try:
+        addresses = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
+    except OSError as e:
+        advice = f"check the name in node.yaml and this machine's DNS: {where[0]}"
+        yield Finding(f"name of the {what}", False, str(e), advice)
+        return
+    yield Finding(f"name of the {what}", True, f"{where[0]} is {addresses[0][4][0]}")
+    context = client_context(
+        hello.CONTROL,
+        (me.secrets / "ca.pem").read_text("ascii"),
+        Credentials(me.secrets / "tls.pem", me.secrets / "tls.key", me.secrets / "ca.pem"),
+    )
+    line = http.client.HTTPSConnection(*where, timeout=PATIENCE, context=context)
+    if proxy is not None:
+        line.set_tunnel(host, port, headers=dict(proxy.headers))
+    try:
+        line.request("GET", "/v1/catalogue")
+        answer = line.getresponse()
+        answer.read(1 << 16)
+    except (OSError, http.client.HTTPException) as e:
+        advice = (
+            f"outgoing TCP to {where[0]}:{where[1]} must be allowed, and nothing on the way "
+            "may open TLS; ask the hub's operator if the hub runs and this site is enrolled"
+        )
+        yield Finding("hub", False, str(line_error(e, f"{host}:{port}")), advice)
+        return
+    finally:
+        line.close()
+    ok = answer.status == 200
+    advice = "" if ok else "the hub answers but refuses this node: ask its operator"
+    yield Finding("hub", ok, f"answered with status {answer.status} over TLS 1.3", advice)
+    yield from _clock(answer.getheader("Date") or "", now())
+
+
+def _clock(date: str, now: float) -> Iterator[Finding]:
+    with contextlib.suppress(ValueError):
+        skew = now - parsedate_to_datetime(date).timestamp()
+        ok = abs(skew) <= SKEW
+        advice = "" if ok else "set this machine's clock (NTP); approvals end by its calendar"
+        yield Finding("clock", ok, f"{skew:+.0f} seconds against the hub's", advice)
+
+
+def _disk(directory: Path) -> Finding:
+    free = shutil.disk_usage(directory).free
+    ok = free >= SPACE and os.access(directory, os.W_OK)
+    advice = "" if ok else f"make room: models and updates need {SPACE >> 30} GiB or more"
+    return Finding("disk", ok, f"{free / 2**30:.1f} GiB free in {directory}", advice)
+
+
+def _sandbox(settings: NodeConfig) -> Finding:
+    if settings.sandbox == "off":
+        advice = "set sandbox: required in node.yaml; plans can read what this user can"
+        return Finding("sandbox", False, "switched off in node.yaml", advice)
+    try:
+        launcher = runner.choose_launcher(settings.sandbox)
+    except ConsiliaError as e:
+        return Finding("sandbox", False, str(e), "apt-get install bubblewrap, or see the above")
+    return Finding("sandbox", True, f"{launcher.name} works")
+
+
+def _gpu() -> Finding:
+    devices = sorted(p.name for p in Path("/dev").glob("nvidia[0-9]*"))
+    if devices:
+        return Finding("gpu", True, ", ".join(devices))
+    advice = (
+        "install the NVIDIA driver, or set cuda: false; tasks run on the processor meanwhile"
+    )
+    return Finding("gpu", False, "cuda: true in node.yaml, and no /dev/nvidia0", advice)
+
+
+def _store(directory: Path) -> Iterator[Finding]:
+    try:
+        store = Store.open(directory)
+    except ConsiliaError as e:
+        yield Finding("database", False, str(e), "restore node.sqlite from a backup")
+        return
+    with contextlib.closing(store):
+        checked = audit.verify(store)
+        if isinstance(checked, Break):
+            advice = "somebody changed node.sqlite; compare with a backup before going on"
+            found = f"broken at line {checked.seq}: {checked.reason}"
+            yield Finding("audit trail", False, found, advice)
+        else:
+            yield Finding("audit trail", True, f"{checked[0]} lines, unbroken")
+        for r in datasets.list_datasets(store):
+            name = f"dataset {r.dataset.name}"
+            try:
+                datasets.check_unchanged(r.dataset)
+            except DataError as e:
+                advice = (
+                    "put the file back, or take it in anew: consilia dataset edit --measure"
+                )
+                yield Finding(name, False, str(e), advice)
+            else:
+                state = "enabled" if r.enabled else "disabled"
+                yield Finding(name, True, f"{r.dataset.records} records, {state}")
+
+
+def _agent(directory: Path) -> Finding:
+    try:
+        answer = control.poke(directory, "status")
+    except ConsiliaError as e:
+        return Finding("agent", False, str(e), "see log/agent.log; restart it if it hangs")
+    if answer is None:
+        return Finding("agent", False, "does not run", "start it: consilia node serve")
+    problem = str(answer.get("problem") or "")
+    return Finding("agent", not problem, problem or "runs, connected", "see log/agent.log")

@@ -1,0 +1,93 @@
+"""The node's logs: JSON lines in DIR/log/agent.log, plain lines on stderr for people.
+
+They hold what happened and why, tracebacks included: they stay at the site. No secret and no
+record's value is ever handed to them.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, TextIO
+
+import structlog
+
+_FILES = 4  # rotated ones included
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields"}
+
+
+class Json(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        out: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(
+                timespec="milliseconds"
+            ),
+            "level": record.levelname.lower(),
+            "from": record.name,
+            "what": record.getMessage(),
+            **{k: v for k, v in record.__dict__.items() if k not in _STANDARD},
+        }
+        if record.exc_info:
+            out["error"] = self.formatException(record.exc_info)
+        return json.dumps(out, default=str, ensure_ascii=False)
+
+
+class Plain(logging.Formatter):
+    """Time, level and words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line, a traceback below it."""
+        extra = " ".join(f"{k}={v}" for k, v in record.__dict__.items() if k not in _STANDARD)
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        line = f"{at} {level}{record.getMessage()}{' ' if extra else ''}{extra}"
+        error = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return line + error
+
+
+def start(folder: Path, level: str, total_bytes: int, people: TextIO | None = None) -> None:
+    """Send everything at `level` and above to `folder`/agent.log and to `people` (stderr)."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = RotatingFileHandler(
+        folder / "agent.log",
+        maxBytes=max(total_bytes // _FILES, 1 << 16),
+        backupCount=_FILES - 1,
+        encoding="utf-8",
+    )
+    file.setFormatter(Json())
+    stream = logging.StreamHandler(people or sys.stderr)
+    stream.setFormatter(Plain())
+    root = logging.getLogger("consilia")
+    for old in root.handlers:
+        old.close()
+    root.handlers = [file, stream]
+    root.setLevel(level.upper())
+    root.propagate = False
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _to_stdlib],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def stop() -> None:
+    """Close the log files."""
+    root = logging.getLogger("consilia")
+    for handler in root.handlers:
+        handler.close()
+    root.handlers = []
+
+
+def _to_stdlib(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[Any], Any]:
+    """Hand a structlog event over as a standard record with extra fields."""
+    words = event.pop("event")
+    info = event.pop("exc_info", None)
+    extra = {f"{k}_" if k in _STANDARD else k: v for k, v in event.items()}
+    return (words,), {"extra": extra, "exc_info": info}

@@ -1,0 +1,308 @@
+"""May this task run here? The site's answer, as one pure function.
+
+Every rule below is asked, every time, so the site's staff see all the reasons at once and
+the order of the rules carries no meaning. One objection is enough to refuse; a rule that
+cannot tell must object. To add a rule, write a function and list it in RULES.
+
+The hub is told only that the task was refused, unless the site chose to disclose more:
+reasons can betray the data (a "too few records" answers a membership question), so they stay
+in the node's audit trail. Nothing here is taken from the hub's word: a Request holds what the
+hub asks for, a Policy what the site's own store says.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+
+from consilia.wire.v1 import MAX_ARGUMENTS, Scalar
+
+KINDS = frozenset({"init", "train"})
+FRAMEWORK_ARGUMENTS: Mapping[str, Scalar] = {"proximal_mu": 0.0}  # set by strategies, not plans
+MAX_TEXT = 200  # characters of a text argument
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Numbers from `least` to `greatest`, both included."""
+
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A choice of values."""
+
+    values: tuple[Scalar, ...]
+
+
+Allowed = Interval | OneOf
+
+
+@dataclass(frozen=True, slots=True)
+class StudyGrant:
+    """A study this site has accepted, as it was when it was accepted. `until` is inclusive."""
+
+    name: str
+    tags: frozenset[str]
+    until: date = date.min
+    min_records: int = 0
+    datasets: frozenset[str] = frozenset()  # names it may use; empty: any that has the tags
+
+
+@dataclass(frozen=True, slots=True)
+class PlanGrant:
+    """An approval in force: for which studies, until when, which arguments may be set."""
+
+    name: str
+    studies: frozenset[str] = frozenset()  # names; empty: any accepted study
+    until: date = date.min
+    defaults: Mapping[str, Scalar] = field(default_factory=dict)  # declared in the source
+    arguments: Mapping[str, Allowed | None] = field(default_factory=dict)  # declared names
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """One registered dataset, as this node measured it."""
+
+    name: str
+    tags: frozenset[str]
+    records: int
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All that the site has decided. Defaults allow nothing."""
+
+    studies: Mapping[str, StudyGrant] = field(default_factory=dict)  # by digest
+    plans: Mapping[str, PlanGrant] = field(default_factory=dict)  # by digest
+    datasets: tuple[DatasetFacts, ...] = ()
+    min_records: int = 100
+    ranges: Mapping[str, Allowed] = field(default_factory=dict)  # the site's, for any plan
+    failures_per_day: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a hub asks for, with the one fact the node adds: today's failures of the plan."""
+
+    kind: str
+    study: str  # digest
+    study_name: str
+    plan: str  # digest
+    tags: frozenset[str]
+    arguments: Mapping[str, Scalar]
+    model: str | None
+    timeout: float
+    failures_today: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict. The objections are for the site's eyes; `dataset` is None for init."""
+
+    objections: tuple[str, ...]
+    dataset: str | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """True when no rule objected."""
+        return not self.objections
+
+
+Rule = Callable[[Request, Policy, date], str | None]
+
+
+def _kind(r: Request, _: Policy, __: date) -> str | None:
+    if r.kind not in KINDS:
+        return f"task kind {r.kind[:40]!r} is unknown here; known: {', '.join(sorted(KINDS))}"
+    if r.kind == "train" and r.model is None:
+        return "a train task names no model to start from"
+    return None
+
+
+def _study(r: Request, p: Policy, today: date) -> str | None:
+    grant = p.studies.get(r.study)
+    if grant is None:
+        return f"study {r.study_name[:63]!r} ({short(r.study)}) is not accepted here"
+    if grant.name != r.study_name:
+        return f"study {short(r.study)} is {grant.name!r}, not {r.study_name[:63]!r}"
+    if today > grant.until:
+        return f"study {grant.name!r} ended here on {grant.until}"
+    return None
+
+
+def _plan(r: Request, p: Policy, today: date) -> str | None:
+    grant = p.plans.get(r.plan)
+    if grant is None:
+        return f"plan {short(r.plan)} has no approval in force here"
+    if today > grant.until:
+        return f"the approval of plan {short(r.plan)} ended on {grant.until}"
+    study = p.studies.get(r.study)
+    if grant.studies and (study is None or study.name not in grant.studies):
+        return f"plan {short(r.plan)} is approved for {sorted(grant.studies)}, not this study"
+    return None
+
+
+def _tags(r: Request, p: Policy, _: date) -> str | None:
+    grant = p.studies.get(r.study)
+    if grant is None or r.tags == grant.tags:
+        return None  # an unknown study is _study's objection
+    return f"asks for tags {sorted(r.tags)[:8]}, the study says {sorted(grant.tags)}"
+
+
+def _dataset(r: Request, p: Policy, _: date) -> str | None:
+    if r.kind == "init":
+        return None  # init touches no data
+    found = _candidates(r, p)
+    if len(found) == 1:
+        return None
+    if not found:
+        return f"no enabled dataset that this study may use has the tags {sorted(r.tags)[:8]}"
+    names = ", ".join(sorted(d.name for d in found))
+    return f"{len(found)} datasets fit ({names}); name one when accepting the study"
+
+
+def _records(r: Request, p: Policy, _: date) -> str | None:
+    if r.kind == "init":
+        return None
+    study = p.studies.get(r.study)
+    least = max(p.min_records, study.min_records if study else 0, 1)
+    for d in _candidates(r, p):
+        if d.records < least:
+            return f"dataset {d.name!r} has {d.records} records, at least {least} are needed"
+    return None
+
+
+def _arguments(r: Request, p: Policy, _: date) -> str | None:
+    if len(r.arguments) > MAX_ARGUMENTS:
+        return f"{len(r.arguments)} arguments, at most {MAX_ARGUMENTS}"
+    plan = p.plans.get(r.plan)
+    if plan is None:
+        return None if not r.arguments else "arguments cannot be judged without an approval"
+    for name, value in sorted(r.arguments.items()):
+        if objection := _argument(name, value, plan, p.ranges):
+            return objection
+    return None
+
+
+def _timeout(r: Request, _: Policy, __: date) -> str | None:
+    ok = 0 < r.timeout < math.inf  # False for NaN: refuse
+    return None if ok else f"a time limit of {r.timeout} seconds is none"
+
+
+def _failures(r: Request, p: Policy, _: date) -> str | None:
+    if r.failures_today < p.failures_per_day:
+        return None
+    return (
+        f"plan {short(r.plan)} failed {r.failures_today} times here today, the limit is "
+        f"{p.failures_per_day}: each failure can tell something about the data"
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    _kind,
+    _study,
+    _plan,
+    _tags,
+    _dataset,
+    _records,
+    _arguments,
+    _timeout,
+    _failures,
+)
+
+
+def decide(request: Request, policy: Policy, today: date) -> Decision:
+    """Ask every rule. No I/O and no clock: the same inputs always give the same answer."""
+    answers = (rule(request, policy, today) for rule in RULES)
+    objections = tuple(objection for objection in answers if objection is not None)
+    if objections or request.kind == "init":
+        return Decision(objections)
+    return Decision((), _candidates(request, policy)[0].name)
+
+
+def allowed_values(values: list[Scalar]) -> Allowed:
+    """Read a list of node.yaml: two numbers are a range, anything else a choice of values."""
+    if len(values) == 2:
+        least, greatest = _number(values[0]), _number(values[1])
+        if least is not None and greatest is not None:
+            return Interval(least, greatest)
+    return OneOf(tuple(values))
+
+
+def admits(allowed: Allowed, value: Scalar) -> bool:
+    """Tell whether a value lies in a range or among a choice. NaN lies nowhere."""
+    if isinstance(allowed, OneOf):
+        return any(_same(value, v) for v in allowed.values)
+    number = _number(value)
+    return number is not None and allowed.least <= number <= allowed.greatest
+
+
+def describe(allowed: Allowed) -> str:
+    """Return the range or choice as a person reads it."""
+    if isinstance(allowed, OneOf):
+        return "one of " + ", ".join(repr(v) for v in allowed.values)
+    return f"{allowed.least:g} to {allowed.greatest:g}"
+
+
+def short(digest: str) -> str:
+    """Return the first twelve hex digits of a digest."""
+    return digest.rpartition(":")[2][:12]
+
+
+def _argument(
+    name: str, value: Scalar, plan: PlanGrant, ranges: Mapping[str, Allowed]
+) -> str | None:
+    """Judge one argument: its name must be declared, its value allowed by plan and site."""
+    if problem := _value_problem(value):
+        return f"argument {name[:40]!r} {problem}"
+    if name not in plan.arguments and name not in FRAMEWORK_ARGUMENTS:
+        return f"argument {name[:40]!r} is not among those the approval names"
+    defaults = {**FRAMEWORK_ARGUMENTS, **plan.defaults}
+    if name in defaults and _same(value, defaults[name]):
+        return None  # the reviewer has read and approved this very value
+    bounds = [b for b in (plan.arguments.get(name), ranges.get(name)) if b is not None]
+    if not bounds:
+        return f"argument {name!r} = {value!r}: this site lets it keep its default only"
+    broken = [describe(b) for b in bounds if not admits(b, value)]
+    if broken:
+        return f"argument {name!r} = {value!r}, allowed here: {' and '.join(broken)}"
+    return None
+
+
+def _value_problem(value: Scalar) -> str | None:
+    """Say why a value can be no argument at all, or None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return f"is a text of {len(value)} characters, limit {MAX_TEXT}"
+    return None
+
+
+def _candidates(r: Request, p: Policy) -> list[DatasetFacts]:
+    """Return the enabled datasets the study may use that carry all its tags."""
+    grant = p.studies.get(r.study)
+    if grant is None:
+        return []
+    return [
+        d
+        for d in p.datasets
+        if d.enabled
+        and r.tags <= d.tags
+        and grant.tags <= d.tags
+        and (not grant.datasets or d.name in grant.datasets)
+    ]
+
+
+def _number(value: Scalar) -> int | float | None:
+    """Return a number as it is; None for texts and truth values."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _same(a: Scalar, b: Scalar) -> bool:
+    """Equal and of one sort: 1 and 1.0 are the same number, 1 and True are not the same."""
+    numbers = _number(a) is not None and _number(b) is not None
+    return (numbers or type(a) is type(b)) and a == b

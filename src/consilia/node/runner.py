@@ -1,0 +1,417 @@
+"""Run tasks in warm workers: one worker per job, kept from round to round.
+
+`Runner.run` hands a task to the job's worker (starting one for the first task, or when plan
+or dataset changed), follows its progress and returns a `TaskOutput`: the outcome, and the
+descriptor from which node.release reads the tensors. Nothing a worker says is trusted: its
+messages are bounded in size and number, its stderr is kept up to a cap, its memory, processes
+and time are watched. Whatever goes wrong kills it and surfaces as a WorkerError with a cause
+of wire.v1.FailureCause; only a plan that fails in an orderly way leaves it alive.
+
+Everything here runs on the event loop; only reading `TaskOutput.tensors` blocks and belongs
+in a thread. It ends when the worker is killed.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+import structlog
+
+from consilia.core import ids
+from consilia.data.registry import Dataset, to_source
+from consilia.errors import ConfigError, ConsiliaError, WireError, WorkerError
+from consilia.node import memory
+from consilia.node.config import Limits
+from consilia.node.launcher import (
+    Bubblewrap,
+    Launcher,
+    PlainProcess,
+    WorkerProcess,
+    WorkerSpec,
+)
+from consilia.node.pipes import LogPipe, MessagePipe, send
+from consilia.wire.v1 import FailureCause, Metrics, Plan, plan_digest
+from consilia.wire.worker import Broke, Done, FromWorker, Load, Ready, Run, Step, ToWorker
+
+_WATCH = 0.1  # seconds between looks at a worker with a task; a shorter task is never looked at
+_WATCH_IDLE = 1.0
+_DEATH = 5.0  # seconds the kernel may take to end a killed worker
+_LOG = structlog.get_logger("consilia.node.runner")
+
+OnStep = Callable[[float, Metrics], None]
+
+
+class TaskOutput(Protocol):
+    """What a finished task left: its outcome, and its tensors to be read in order, once."""
+
+    @property
+    def done(self) -> Done:
+        """The outcome; the tensors' bytes follow in this order, without padding."""
+
+    @property
+    def tensors(self) -> int:
+        """Blocking descriptor of the tensors' bytes. Read exactly as many as `done` names."""
+
+    @property
+    def seconds(self) -> float:
+        """What the task took, from the worker's start or reuse to its outcome."""
+
+    @property
+    def peak_rss(self) -> int:
+        """Most resident memory of the worker so far, bytes."""
+
+    @property
+    def failure(self) -> WorkerError | None:
+        """Why the worker was killed while its tensors were read, None when it was not."""
+
+    def close(self, *, consumed: bool) -> None:
+        """End the task; unless all tensors were read, the worker is killed. Idempotent."""
+
+
+class Runs(Protocol):
+    """What the agent needs of a runner; `Runner` uses processes, `InProcess` a thread."""
+
+    async def run(  # noqa: PLR0913, PLR0917  all that a task needs, in reading order
+        self,
+        job: str,
+        plan: Plan,
+        dataset: Dataset | None,
+        task: Run,
+        model: Path | None,
+        on_step: OnStep,
+        timeout: float,
+    ) -> TaskOutput:
+        """Run one task, starting or reusing the job's worker; raise WorkerError with a cause.
+
+        `model` is a whole tensor frame, shown to the worker (`task.model` is ignored); it and
+        `dataset` are None for init. `timeout` counts, in seconds, until the output is closed.
+        Cancelling kills the worker.
+        """
+
+    async def stop(self, job: str, cause: FailureCause = "stopped") -> None:
+        """Kill the job's worker, if any, and end the task it runs with `cause`."""
+
+    async def close(self) -> None:
+        """Kill every worker."""
+
+
+def choose_launcher(sandbox: Literal["required", "off"]) -> Launcher:
+    """Return the launcher a site's configuration asks for; ConfigError when it cannot work."""
+    if sandbox == "off":
+        return PlainProcess()
+    launcher = Bubblewrap()
+    if reason := launcher.available():
+        raise ConfigError(
+            f"researcher code may only run in a sandbox, and there is none: {reason}. "
+            "To run without one, set `sandbox: off` in node.yaml; every run will say so"
+        )
+    return launcher
+
+
+class Runner:
+    """Runs tasks in worker processes made by `launcher`. One event loop, one instance."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        directory: Path,
+        limits: Limits,
+        *,
+        site: str = "",
+        cuda: bool = False,
+    ) -> None:
+        """Keep models in DIR/jobs and logs in DIR/log/jobs, where DIR is the node's."""
+        self._launcher = launcher
+        self._models = directory / "jobs"
+        self._logs = directory / "log" / "jobs"
+        self._limits = limits
+        self._site = site
+        self._cuda = cuda
+        self._threads = limits.threads or len(os.sched_getaffinity(0))
+        self._workers: dict[str, _Worker] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        shutil.rmtree(self._models, ignore_errors=True)  # of an agent that was killed
+        self._models.mkdir(mode=0o700, parents=True)
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Process ids of the workers that are alive, for status and for tests."""
+        return tuple(w.process.pid for w in self._workers.values() if w.alive)
+
+    async def run(  # noqa: PLR0913, PLR0917  all that a task needs, in reading order
+        self,
+        job: str,
+        plan: Plan,
+        dataset: Dataset | None,
+        task: Run,
+        model: Path | None,
+        on_step: OnStep,
+        timeout: float,
+    ) -> TaskOutput:
+        """Run one task (see `Runs`)."""
+        if not self._launcher.sandboxed:
+            _LOG.warning("running researcher code WITHOUT a sandbox", job=job, plan=plan.name)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        deadline = begun + timeout
+        lock = self._locks.setdefault(job, asyncio.Lock())
+        await lock.acquire()
+        worker: _Worker | None = None
+        try:
+            worker = await self._worker(job, plan, dataset, deadline)
+            worker.begin(deadline)
+            inside = await worker.show(model)
+            await worker.send(msgspec.structs.replace(task, model=inside))
+            while True:
+                message = await worker.receive()
+                if isinstance(message, Step):
+                    on_step(message.fraction, message.metrics)
+                elif isinstance(message, Done):
+                    return _Output(worker, lock, message, loop.time() - begun)
+                elif isinstance(message, Broke):
+                    worker.log.note(f"round {task.round}: {message.cause}\n{message.detail}")
+                    raise WorkerError(message.detail, message.cause)
+                else:
+                    raise worker.fail("plan-contract", "the worker answered out of turn")
+        except BaseException as error:
+            if worker is not None:
+                orderly = isinstance(error, WorkerError) and worker.failure is None
+                if not orderly:
+                    worker.fail("stopped", "the task was cancelled")
+                worker.end()
+            lock.release()
+            raise
+
+    async def stop(self, job: str, cause: FailureCause = "stopped") -> None:
+        """Kill the job's worker (see `Runs`)."""
+        if worker := self._workers.pop(job, None):
+            worker.fail(cause, "the task was stopped")
+            await worker.close()
+        if (lock := self._locks.get(job)) and not lock.locked():
+            del self._locks[job]
+
+    async def close(self) -> None:
+        """Kill every worker."""
+        await asyncio.gather(*(self.stop(job) for job in tuple(self._workers)))
+        shutil.rmtree(self._models, ignore_errors=True)
+
+    async def _worker(
+        self, job: str, plan: Plan, dataset: Dataset | None, deadline: float
+    ) -> "_Worker":
+        key = (plan_digest(plan), dataset and (dataset.path, dataset.digest, dataset.columns))
+        worker = self._workers.get(job)
+        if worker is not None and worker.alive and worker.key == key:
+            return worker
+        if worker is not None:
+            await self.stop(job)
+        safe = _file_name(job)
+        models = self._models / safe
+        models.mkdir(mode=0o700, exist_ok=True)
+        path = Path(dataset.path) if dataset else None
+        spec = WorkerSpec(job, models, path, self._limits, self._threads, self._cuda)
+        process = await self._launcher.launch(spec)
+        log = LogPipe(process.stderr, self._logs / f"{safe}.log")
+        worker = _Worker(process, log, key, models, self._limits)
+        self._workers[job] = worker
+        worker.begin(deadline)
+        try:
+            source = to_source(dataset, process.inside(path)) if dataset and path else None
+            await worker.send(Load(plan, source, self._threads, self._cuda, self._site))
+            message = await worker.receive()
+            if isinstance(message, Broke):
+                log.note(f"loading: {message.cause}\n{message.detail}")
+                raise WorkerError(message.detail, message.cause)
+            if not isinstance(message, Ready):
+                raise worker.fail("plan-contract", "the worker answered out of turn")
+        except BaseException:
+            worker.fail("stopped", "the task was cancelled")
+            await self.stop(job)
+            raise
+        return worker
+
+
+class _Worker:
+    """One worker process: its pipes, its task's deadline, and why it was killed."""
+
+    def __init__(
+        self,
+        process: WorkerProcess,
+        log: LogPipe,
+        key: object,
+        models: Path,
+        limits: Limits,
+    ) -> None:
+        self.process = process
+        self.log = log
+        self.key = key
+        self.failure: WorkerError | None = None
+        self.peak = 0
+        self._models = models
+        self._limits = limits
+        self._messages = MessagePipe(process.stdout)
+        self._shown: Path | None = None
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time()
+        self._busy = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        os.set_blocking(process.stdin, False)
+
+    @property
+    def alive(self) -> bool:
+        """False once it was killed or has ended."""
+        return self.failure is None and bool(self.process.pids())
+
+    def begin(self, deadline: float) -> None:
+        """Start the clock of a task; the worker is killed at `deadline` of the loop's time."""
+        self._busy, self._deadline = True, deadline
+        self._again(min(_WATCH, max(0.0, deadline - self._loop.time())))
+
+    def end(self) -> None:
+        """Stop the clock; from now on an idle worker is looked at, and closed in the end."""
+        self._busy = False
+        if self._shown is not None:
+            self._shown.unlink(missing_ok=True)
+            self._shown = None
+        self._deadline = self._loop.time() + self._limits.idle_seconds
+        self.peak = max(self.peak, memory.peak(self.process.pids()))
+        if self.failure is None:
+            self._again(_WATCH_IDLE)
+
+    async def show(self, model: Path | None) -> str | None:
+        """Link `model` into the folder the worker sees; return its path there."""
+        if model is None:
+            return None
+        shown = self._models / model.name
+        try:
+            shown.hardlink_to(model)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                raise self.fail("disk", f"the model cannot be shown: {error}") from None
+            await asyncio.to_thread(shutil.copyfile, model, shown)
+        self._shown = shown
+        return self.process.inside(shown)
+
+    async def send(self, message: ToWorker) -> None:
+        """Send one message."""
+        body = msgspec.msgpack.encode(message)
+        with contextlib.suppress(OSError):  # a dead worker is found by `receive`
+            await send(self.process.stdin, len(body).to_bytes(4, "little") + body)
+
+    async def receive(self) -> FromWorker:
+        """Return the next message; raise WorkerError when it is none or the worker is dead."""
+        try:
+            message = await self._messages.receive()
+        except WireError as error:
+            raise self.fail("plan-contract", str(error)) from None
+        if message is not None:
+            return message
+        if self.failure is None:
+            try:
+                code = await asyncio.wait_for(self.process.wait(), _DEATH)
+            except TimeoutError:
+                raise self.fail("crashed", "the worker closed its pipe") from None
+            said = f"; it said last:\n{self.log.tail}" if self.log.tail else ""
+            self.fail("crashed", f"the worker ended with exit code {code}{said}")
+        raise self.failure or WorkerError("the worker ended")
+
+    def fail(self, cause: FailureCause, message: str) -> WorkerError:
+        """Kill the worker for `cause` (the first one counts) and return the error to raise."""
+        if self.failure is None:
+            self.peak = max(self.peak, memory.peak(self.process.pids()))
+            self.failure = WorkerError(message, cause)
+            if self._busy:
+                self.log.note(f"worker killed: {cause}: {message}")
+        if self._timer is not None:
+            self._timer.cancel()
+        self.process.kill()
+        return self.failure
+
+    async def close(self) -> None:
+        """Wait for its end, close pipes and log. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.process.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), _DEATH)
+        await self.log.close()
+        shutil.rmtree(self._models, ignore_errors=True)
+        self.process.close()
+
+    def _again(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, self._look)
+
+    def _look(self) -> None:
+        """Kill the worker that is over a limit; else look again soon."""
+        pids = self.process.pids()
+        if not pids:
+            return
+        used = memory.resident(pids, self._limits.memory_bytes)
+        self.peak = max(self.peak, used)
+        left = self._deadline - self._loop.time()
+        if used > self._limits.memory_bytes:
+            limit = self._limits.memory_bytes >> 20
+            self.fail(
+                "memory", f"the worker uses {used >> 20} MiB of memory, limit {limit} MiB"
+            )
+        elif len(pids) > self._limits.processes + 2:  # bubblewrap's own two
+            self.fail("crashed", f"the worker started over {self._limits.processes} processes")
+        elif left <= 0 and self._busy:
+            self.fail("timeout", "the task took longer than it may")
+        elif left <= 0:
+            self.fail("stopped", "idle for too long")
+        else:
+            self._again(min(_WATCH if self._busy else _WATCH_IDLE, max(left, 0.001)))
+
+
+class _Output:
+    """See TaskOutput."""
+
+    def __init__(self, worker: _Worker, lock: asyncio.Lock, done: Done, seconds: float) -> None:
+        self._worker = worker
+        self._lock = lock
+        self._open = True
+        self.done = done
+        self.seconds = seconds
+        self.peak_rss = max(worker.peak, memory.peak(worker.process.pids()))
+        # a descriptor of its own: it outlives the worker, however the task ends
+        self.tensors = os.dup(worker.process.stdout)
+        os.set_blocking(self.tensors, True)
+
+    @property
+    def failure(self) -> WorkerError | None:
+        """Why the worker was killed meanwhile."""
+        return self._worker.failure
+
+    def close(self, *, consumed: bool) -> None:
+        """End the task."""
+        if not self._open:
+            return
+        self._open = False
+        os.close(self.tensors)
+        if not consumed:
+            self._worker.fail("stopped", "its output was not taken")
+        elif self._worker.failure is None:
+            os.set_blocking(self._worker.process.stdout, False)
+        self._worker.end()
+        self._lock.release()
+
+
+def _file_name(job: str) -> str:
+    """Return a file name for a job id, which comes from outside."""
+    try:
+        return ids.name(job, "job")
+    except ConsiliaError:
+        return hashlib.sha256(job.encode()).hexdigest()[:32]

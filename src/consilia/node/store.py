@@ -1,0 +1,234 @@
+"""What a node must not forget: one SQLite file, DIR/node.sqlite, shared by agent and commands.
+
+Every change goes through `write()`: one BEGIN IMMEDIATE ... COMMIT, durable when it returns
+(WAL, synchronous=FULL), with its audit line inside. So an approval without its line, or a
+line without its approval, cannot exist, whatever is killed when. The agent and `consilia`
+commands write to the same file from different processes; the second waits for the first.
+
+Whatever changes what may run calls `touch()` in its transaction. `revision()` then tells the
+agent, cheaply and without anybody's help, whether its picture of the policy is still true.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from consilia.core import chain
+from consilia.errors import StorageError
+
+FILE = "node.sqlite"
+BUSY_SECONDS = 30.0  # how long a writer waits for another process's transaction
+MAX_DETAIL = 4000  # characters of an audit line's detail
+
+Value = str | int | float | bytes | None
+Row = tuple[Any, ...]  # typed by the STRICT tables below
+
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE meta (
+            key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+        "INSERT INTO meta VALUES ('revision', 1)",
+        """CREATE TABLE audit (
+            seq INTEGER PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL,
+            action TEXT NOT NULL, subject TEXT NOT NULL, outcome TEXT NOT NULL,
+            detail TEXT NOT NULL, digest TEXT NOT NULL) STRICT""",
+        """CREATE TRIGGER audit_stays BEFORE UPDATE ON audit
+            BEGIN SELECT RAISE(ABORT, 'audit lines are never changed'); END""",
+        """CREATE TRIGGER audit_remains BEFORE DELETE ON audit
+            BEGIN SELECT RAISE(ABORT, 'audit lines are never removed'); END""",
+        """CREATE TABLE datasets (
+            name TEXT PRIMARY KEY, body BLOB NOT NULL, enabled INTEGER NOT NULL,
+            added REAL NOT NULL, actor TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE studies (
+            digest TEXT PRIMARY KEY, name TEXT NOT NULL, body BLOB NOT NULL,
+            state TEXT NOT NULL, offered REAL NOT NULL, actor TEXT NOT NULL,
+            reason TEXT NOT NULL, decided REAL NOT NULL, until TEXT NOT NULL,
+            datasets TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE plans (
+            digest TEXT PRIMARY KEY, name TEXT NOT NULL, body BLOB NOT NULL,
+            author TEXT NOT NULL, state TEXT NOT NULL, offered REAL NOT NULL,
+            actor TEXT NOT NULL, reason TEXT NOT NULL, decided REAL NOT NULL,
+            approved REAL NOT NULL, until TEXT NOT NULL, arguments TEXT NOT NULL,
+            studies TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX plans_by_name ON plans (name, approved)",
+        """CREATE TABLE offers (
+            plan TEXT NOT NULL, study TEXT NOT NULL, PRIMARY KEY (plan, study))
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE leases (
+            id TEXT PRIMARY KEY, at REAL NOT NULL, settled INTEGER NOT NULL,
+            lease BLOB, report BLOB, frame TEXT) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX leases_open ON leases (settled) WHERE settled = 0",
+        """CREATE TABLE failures (
+            plan TEXT NOT NULL, day TEXT NOT NULL, count INTEGER NOT NULL,
+            PRIMARY KEY (plan, day)) STRICT, WITHOUT ROWID""",
+    ),
+)
+
+
+class Transaction:
+    """What a `write()` block may do. Valid inside that block only."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, values: Sequence[Value] = ()) -> int:
+        """Run one statement; return how many rows it changed."""
+        return self._connection.execute(sql, values).rowcount
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        """Read inside the transaction."""
+        return self._connection.execute(sql, values).fetchall()
+
+    def touch(self) -> None:
+        """Say that this transaction changes what may run."""
+        self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'revision'")
+
+    def audit(  # noqa: PLR0913, PLR0917 - the fields of a line, in its order
+        self,
+        at: float,
+        actor: str,
+        action: str,
+        subject: str,
+        outcome: str,
+        detail: str = "",
+    ) -> chain.Line:
+        """Append a line to the audit chain; it is committed with the rest or not at all."""
+        last = self.rows("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1")
+        seq, head = last[0] if last else (0, chain.GENESIS)
+        line = chain.Line(
+            seq + 1,
+            at,
+            printable(actor, 200),
+            action,
+            printable(subject, 400),
+            outcome,
+            printable(detail, MAX_DETAIL),
+        )
+        self.execute(
+            "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(line.seq, line.at, line.actor, line.action),
+                *(line.subject, line.outcome, line.detail, chain.link(head, line)),
+            ),
+        )
+        return line
+
+
+class Store:
+    """The node's database. Any thread may use it; writers take turns."""
+
+    def __init__(self, path: Path) -> None:
+        """Use `Store.open`."""
+        self.path = path
+        self._writing = threading.Lock()
+        self._reading = threading.Lock()
+        self._writer = _connect(path)
+        self._reader = _connect(path)
+        self._seen: tuple[int, int] | None = None  # (data_version, revision)
+
+    @classmethod
+    def open(cls, directory: Path) -> "Store":
+        """Open or create DIR/node.sqlite (0600) and bring its tables up to date."""
+        path = directory / FILE
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as e:
+            raise StorageError(f"{path} cannot be opened: {e.strerror}") from None
+        store = cls(path)
+        try:
+            store._migrate()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close both connections; a second call does nothing."""
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """Run a block as one transaction: all of it is durable afterwards, or nothing."""
+        with self._writing:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    yield Transaction(self._writer)
+                    self._writer.execute("COMMIT")
+                finally:
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+            except sqlite3.Error as e:
+                raise _storage_error(self.path, e) from e
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        """Read what is committed."""
+        with self._reading:
+            try:
+                return self._reader.execute(sql, values).fetchall()
+            except sqlite3.Error as e:
+                raise _storage_error(self.path, e) from e
+
+    def revision(self) -> int:
+        """Return a number that grows whenever what may run has changed. Microseconds."""
+        with self._reading:
+            try:
+                version = int(self._reader.execute("PRAGMA data_version").fetchone()[0])
+                if self._seen is None or self._seen[0] != version:
+                    found = self._reader.execute(
+                        "SELECT value FROM meta WHERE key = 'revision'"
+                    ).fetchone()
+                    self._seen = (version, int(found[0]))
+                return self._seen[1]
+            except sqlite3.Error as e:
+                raise _storage_error(self.path, e) from e
+
+    def _migrate(self) -> None:
+        with self.write() as tx:
+            (found,) = tx.rows("PRAGMA user_version")[0]
+            if found > len(_MIGRATIONS):
+                raise StorageError(
+                    f"{self.path} was written by a newer Consilia (schema {found}, this one "
+                    f"knows {len(_MIGRATIONS)}); install that release again"
+                )
+            for step in _MIGRATIONS[found:]:
+                for statement in step:
+                    tx.execute(statement)
+            if found < len(_MIGRATIONS):
+                tx.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+
+def printable(text: str, limit: int) -> str:
+    """Return `text` as one line that no terminal can be fooled with, at most `limit` long."""
+    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
+    return clean if len(clean) <= limit else clean[: limit - 6] + " (cut)"
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "trusted_schema = OFF",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as e:
+        raise _storage_error(path, e) from e
+    return connection
+
+
+def _storage_error(path: Path, e: sqlite3.Error) -> StorageError:
+    return StorageError(
+        f"{path}: {e}. Nothing of this step was stored; check the disk's free space "
+        "and the file's permissions"
+    )

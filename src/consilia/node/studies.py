@@ -1,0 +1,216 @@
+"""Studies at this site: which governed projects it takes part in.
+
+    pending --accept--> accepted --leave--> left
+       +-----decline--> declined
+
+Accepting pins the study's digest, computed here: its purpose, sites, tags, legal basis and
+every other field as the person read them. A study that changes has another digest and is
+pending again. `until` ends it earlier than the study itself says.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+import msgspec
+
+from consilia.core import ids
+from consilia.errors import ConfigError, Conflict, NotFound, WireError
+from consilia.node.policy import StudyGrant
+from consilia.node.store import Row, Store
+from consilia.wire.v1 import Study, encode, study_digest
+
+State = Literal["pending", "accepted", "declined", "left", "expired"]
+
+MAX_PENDING = 1000
+MAX_STUDY = 64 << 10  # bytes of an encoded study
+_COLUMNS = "digest, name, body, state, offered, actor, reason, decided, until, datasets"
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A study at this site and what was decided about it. Times are Unix seconds."""
+
+    digest: str
+    study: Study
+    state: State
+    offered: float
+    actor: str
+    reason: str
+    decided: float
+    until: date  # last day here, inclusive; date.max for none
+    datasets: tuple[str, ...]  # names it may use; empty: any that carries its tags
+
+
+def offer(store: Store, study: Study, now: float) -> bool:
+    """Take in a study the hub offers; return whether it is new here.
+
+    Raises WireError when its form is not one a node accepts; nothing is stored then.
+    """
+    _check_form(study)
+    digest = study_digest(study)
+    if store.rows("SELECT 1 FROM studies WHERE digest = ?", (digest,)):
+        return False
+    with store.write() as tx:
+        ((count,),) = tx.rows("SELECT count(*) FROM studies WHERE state = 'pending'")
+        if isinstance(count, int) and count >= MAX_PENDING:
+            raise Conflict(f"{count} studies await a decision here; decline some first")
+        changed = tx.execute(
+            "INSERT OR IGNORE INTO studies VALUES (?, ?, ?, 'pending', ?, '', '', 0, '', '[]')",
+            (digest, study.name, encode(study), now),
+        )
+        if changed:
+            tx.audit(now, "hub", "study.offer", digest, "pending", study.name)
+    return bool(changed)
+
+
+def accept(  # noqa: PLR0913 - by keyword
+    store: Store,
+    name: str,
+    *,
+    actor: str,
+    now: float,
+    reason: str = "",
+    until: date | None = None,
+    datasets: tuple[str, ...] = (),
+) -> StudyRecord:
+    """Accept a study by name or digest; earlier versions of the same name are left by it."""
+    record = get(store, name, _day(now))
+    today = _day(now)
+    if record.study.until and date.fromisoformat(record.study.until) < today:
+        raise Conflict(f"study {record.study.name!r} ended on {record.study.until}")
+    if until is not None and until < today:
+        raise ConfigError(f"--until {until} lies in the past: today is {today}")
+    for dataset in datasets:
+        if not store.rows("SELECT 1 FROM datasets WHERE name = ?", (dataset,)):
+            raise NotFound(f"no dataset {dataset[:80]!r} here; see: consilia dataset list")
+    detail = "; ".join(
+        part
+        for part in (
+            record.study.name,
+            f"until {until}" if until else "",
+            f"datasets {', '.join(datasets)}" if datasets else "",
+            reason,
+        )
+        if part
+    )
+    with store.write() as tx:
+        tx.execute(
+            "UPDATE studies SET state = 'left', actor = ?, decided = ? "
+            "WHERE name = ? AND digest != ? AND state = 'accepted'",
+            (actor, now, record.study.name, record.digest),
+        )
+        tx.execute(
+            "UPDATE studies SET state = 'accepted', actor = ?, reason = ?, decided = ?, "
+            "until = ?, datasets = ? WHERE digest = ?",
+            (
+                *(actor, reason, now, until.isoformat() if until else ""),
+                *(json.dumps(sorted(datasets)), record.digest),
+            ),
+        )
+        tx.touch()
+        tx.audit(now, actor, "study.accept", record.digest, "accepted", detail)
+    return get(store, record.digest, today)
+
+
+def decline(
+    store: Store, name: str, *, actor: str, now: float, reason: str = ""
+) -> StudyRecord:
+    """Decline a study, or leave one that was accepted; its tasks here are stopped."""
+    record = get(store, name, _day(now))
+    state: State = "left" if record.state in ("accepted", "expired") else "declined"
+    with store.write() as tx:
+        tx.execute(
+            "UPDATE studies SET state = ?, actor = ?, reason = ?, decided = ? WHERE digest = ?",
+            (state, actor, reason, now, record.digest),
+        )
+        tx.touch()
+        verb = "leave" if state == "left" else "decline"
+        detail = f"{record.study.name}: {reason}" if reason else record.study.name
+        tx.audit(now, actor, f"study.{verb}", record.digest, state, detail)
+    return get(store, record.digest, _day(now))
+
+
+def get(store: Store, name: str, today: date) -> StudyRecord:
+    """Return a study by digest, or the one of a name that was offered last."""
+    if name.startswith("sha256:"):
+        rows = _select(store, "digest = ?", (ids.digest(name),))
+    else:
+        rows = _select(store, "name = ?", (ids.name(name, "study"),))
+    if not rows:
+        raise NotFound(f"no study {name!r} at this node; see: consilia node studies")
+    return _record(rows[0], today)
+
+
+def list_studies(store: Store, today: date) -> list[StudyRecord]:
+    """Return every study this site was offered, newest first."""
+    return [_record(row, today) for row in _select(store, "true", ())]
+
+
+def grants(store: Store) -> dict[str, StudyGrant]:
+    """Return every accepted study, with its last day here: what policy judges by."""
+    found: dict[str, StudyGrant] = {}
+    for row in _select(store, "state = 'accepted'", ()):
+        record = _record(row, date.min)
+        if study_digest(record.study) != record.digest:
+            continue  # the file was tampered with: no acceptance covers these bytes
+        found[record.digest] = StudyGrant(
+            record.study.name,
+            frozenset(record.study.tags),
+            record.until,
+            record.study.min_records,
+            frozenset(record.datasets),
+        )
+    return found
+
+
+def _check_form(study: Study) -> None:
+    """Raise WireError for a study that no hub of ours would send."""
+    try:
+        ids.name(study.name, "study")
+        for site in study.sites:
+            ids.name(site, "site")
+        for tag in study.tags:
+            ids.name(tag, "tag")
+        if study.until:
+            date.fromisoformat(study.until)
+    except (ConfigError, ValueError) as e:
+        raise WireError(f"the hub offers a study that is not well formed: {e}") from None
+    if not study.tags or study.min_records < 0 or len(encode(study)) > MAX_STUDY:
+        raise WireError(
+            f"the hub offers study {study.name!r} without tags, with a negative minimum, or of "
+            f"more than {MAX_STUDY} bytes"
+        )
+
+
+def _select(store: Store, where: str, values: tuple[str, ...]) -> list[Row]:
+    return store.rows(
+        f"SELECT {_COLUMNS} FROM studies WHERE {where} "  # noqa: S608 - constants
+        "ORDER BY offered DESC, digest",
+        values,
+    )
+
+
+def _record(row: Row, today: date) -> StudyRecord:
+    digest, _, body, state, offered, actor, reason, decided, until, datasets = row
+    study = msgspec.msgpack.decode(body, type=Study)
+    days = [date.fromisoformat(str(day)) for day in (until, study.until) if day]
+    last = min(days, default=date.max)
+    if state == "accepted" and today > last:
+        state = "expired"
+    return StudyRecord(
+        str(digest),
+        study,
+        msgspec.convert(state, State),
+        float(offered or 0),
+        str(actor),
+        str(reason),
+        float(decided or 0),
+        last,
+        tuple(json.loads(str(datasets))),
+    )
+
+
+def _day(now: float) -> date:
+    return date.fromtimestamp(now)

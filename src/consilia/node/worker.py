@@ -1,0 +1,241 @@
+"""The process that runs researcher code: `python -m consilia.node.worker`.
+
+The runner starts it. It takes wire.worker messages on stdin and answers on what was stdout at
+the start; from then on everything printed goes to stderr, the site's log of the job. One
+worker serves one job: plan and dataset are loaded once, then come tasks. A task that fails is
+reported and the worker goes on; only the kernel, the runner or the end of stdin end it.
+
+`Tasks` is the same without pipes, for the simulator and for tests.
+"""
+
+import errno
+import gc
+import io
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from consilia.core.weights import DTYPES, Array, Weights, schema_of
+from consilia.data.table import Table
+from consilia.errors import ConsiliaError, DataError, PlanError, WireError, WorkerError
+from consilia.plans.contract import Context, Outcome, contiguous, run_task
+from consilia.plans.load import load_plan
+from consilia.plans.requirements import missing_requirements
+from consilia.wire import frames
+from consilia.wire.v1 import FailureCause, Metrics
+from consilia.wire.worker import (
+    Broke,
+    Done,
+    Load,
+    Ready,
+    Run,
+    Step,
+    ToWorker,
+    WorkerTensor,
+    read,
+    write,
+)
+
+_STEP_SECONDS = 0.1  # between two progress messages
+_DETAIL = 64 << 10  # characters of a traceback
+_WRITE = 1 << 20
+
+_CAUSES: tuple[tuple[type[BaseException], FailureCause], ...] = (
+    (PlanError, "plan-contract"),
+    (DataError, "data-error"),
+    (ConsiliaError, "internal"),
+    (FloatingPointError, "not-finite"),
+    (MemoryError, "memory"),
+)
+
+Report = Callable[[float, Metrics], None]
+
+
+class Tasks:
+    """A loaded plan with its dataset, and the arrays that models are read into."""
+
+    def __init__(self, load: Load) -> None:
+        """Load plan and dataset; raise PlanError, DataError or WorkerError (requirements)."""
+        self._load = load
+        if missing := missing_requirements(load.plan.requirements):
+            raise WorkerError(
+                f"plan {load.plan.name!r} needs what this site lacks: {'; '.join(missing)}",
+                "requirements",
+            )
+        try:
+            self._plan = load_plan(load.plan)
+        except PlanError as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise WorkerError(str(error), "requirements") from error.__cause__
+            raise
+        self._table = Table(load.dataset, load.threads) if load.dataset else None
+        if self._table is not None and self._plan.selection is not None:
+            self._table.features(self._plan.selection)
+        self._buffers: Weights = {}
+
+    @property
+    def ready(self) -> Ready:
+        """What was loaded."""
+        records = self._table.records if self._table else 0
+        return Ready(self._plan.framework, records, dict(self._plan.arguments))
+
+    def run(self, task: Run, report: Report) -> Outcome:
+        """Run one task. The arrays of the outcome are valid until the next."""
+        context = Context(
+            round=task.round,
+            seed=task.seed,
+            site=self._load.site,
+            deterministic=task.deterministic,
+            cuda=self._load.cuda,
+            threads=self._load.threads,
+            report=report,
+        )
+        weights = None if task.model is None else self._read(Path(task.model))
+        if (task.kind == "init") is not (weights is None):
+            raise WireError(f"task of kind {task.kind!r} with model {task.model!r}")
+        # the buffers are handed over: what comes back (often the same arrays) replaces them
+        self._buffers = {}
+        outcome = run_task(self._plan, weights, self._table, task.arguments, context)
+        kept = {name: contiguous(array) for name, array in outcome.weights.items()}
+        self._buffers = kept
+        return Outcome(kept, outcome.records, outcome.metrics)
+
+    def forget(self) -> None:
+        """Drop the model's memory."""
+        self._buffers = {}
+        gc.collect()
+
+    def _read(self, path: Path) -> Weights:
+        """Read a frame into the arrays of the task before, where they fit."""
+        with path.open("rb") as stream:
+            fd = stream.fileno()
+            header = frames.read_header(fd)
+            if schema_of(self._buffers) != header.schema:
+                self._buffers = {}
+            weights: Weights = {}
+            for entry in header.entries:
+                out = self._buffers.get(entry.name)
+                if out is None or not out.flags.writeable:
+                    out = np.empty(entry.shape, DTYPES[entry.dtype])
+                frames.read_tensor(fd, header, entry, out)
+                weights[entry.name] = out
+            return weights
+
+
+def broke(error: BaseException) -> Broke:
+    """Return the message about a failure: a cause of the closed list, details for the site."""
+    text = "".join(traceback.format_exception(error))
+    return Broke(cause(error), text[-_DETAIL:])
+
+
+def cause(error: BaseException) -> FailureCause:
+    """Return the one word of wire.v1 that may leave the site for `error`."""
+    if isinstance(error, WorkerError):
+        return error.cause  # type: ignore[return-value]  # made in this module
+    for kind, word in _CAUSES:
+        if isinstance(error, kind):
+            return word
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return "memory"  # torch has its own ways to say so
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
+        return "disk"
+    return "plan-error"
+
+
+class _Channel:
+    """The worker's side of the pipes."""
+
+    def __init__(self) -> None:
+        """Take stdin and stdout away from everything else in this process."""
+        self._in = io.BufferedReader(io.FileIO(os.dup(0), "rb"))
+        self._fd = os.dup(1)
+        self._out = io.BufferedWriter(io.FileIO(os.dup(1), "wb"))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(2, 1)
+        os.close(null)
+        self._last = 0.0
+
+    def receive(self, kind: object) -> object | None:
+        """Return the next message, None when the agent has closed the pipe."""
+        return read(self._in, kind)
+
+    def send(self, message: Ready | Done | Broke | Step) -> None:
+        """Send one message."""
+        write(self._out, message)
+
+    def step(self, fraction: float, metrics: Metrics) -> None:
+        """Send progress, but no more often than anybody looks."""
+        now = time.monotonic()
+        if fraction >= 1.0 or now - self._last >= _STEP_SECONDS:
+            self._last = now
+            self.send(Step(fraction, metrics))
+
+    def tensors(self, arrays: Sequence[Array]) -> None:
+        """Send the bytes of contiguous arrays, one after the other, without a copy."""
+        for array in arrays:
+            view = frames.raw_bytes(array)
+            while view:
+                view = view[os.write(self._fd, view[:_WRITE]) :]
+
+
+def serve(channel: _Channel) -> None:
+    """Load what the first message names, then run tasks until the agent closes the pipe."""
+    load = channel.receive(Load)
+    if not isinstance(load, Load):
+        return
+    try:
+        tasks = Tasks(load)
+    except BaseException as error:  # researcher code may raise anything, SystemExit too
+        channel.send(broke(error))
+        return
+    channel.send(tasks.ready)
+    while isinstance(task := channel.receive(ToWorker), Run):
+        try:
+            outcome = tasks.run(task, channel.step)
+        except BaseException as error:
+            message = broke(error)
+            del error
+            tasks.forget()
+            channel.send(message)
+            continue
+        schema = schema_of(outcome.weights)
+        tensors = tuple(WorkerTensor(t.name, t.dtype, t.shape) for t in schema)
+        channel.send(Done(outcome.records, outcome.metrics, tensors))
+        channel.tensors(tuple(outcome.weights.values()))
+
+
+def confine(options: dict[str, int]) -> None:
+    """Set resource limits on this process and all it will start, for good."""
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: options["--files"],
+        resource.RLIMIT_FSIZE: options["--file"],
+        resource.RLIMIT_DATA: options["--data"] or resource.RLIM_INFINITY,
+        resource.RLIMIT_NPROC: options["--processes"] or resource.RLIM_INFINITY,
+    }
+    for kind, value in limits.items():
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            value = hard if value == resource.RLIM_INFINITY else min(value, hard)  # noqa: PLW2901
+        resource.setrlimit(kind, (value, value))
+    # when memory runs out the kernel shall take this process, not the agent
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def main() -> None:
+    """Run a worker; options come in pairs of name and number (node.launcher)."""
+    pairs = sys.argv[1:]
+    confine(dict(zip(pairs[::2], map(int, pairs[1::2]), strict=True)))
+    serve(_Channel())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""An experiment as a researcher drives it, from a notebook or a script.
+
+    experiment = Experiment(Client(), study=study, plan="heart.py", rounds=20)
+    experiment.start()                    # offers study and plan first, if the hub lacks them
+    experiment.wait(progress=True)
+    experiment.history                    # a DataFrame
+    experiment.model().state_dict()       # torch tensors
+
+The job runs at the hub: closing the notebook stops nothing, and `Experiment.attach` takes it
+up again. Sites accept the study and approve the plan in their own time; until `min_sites`
+have, the job waits and says for whom.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import msgspec
+
+from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
+from consilia.sdk.client import Client
+from consilia.sdk.digests import resolve
+from consilia.sdk.progress import display
+from consilia.sdk.results import Model, Results, version_of
+from consilia.sdk.source import read_plan
+from consilia.wire import people, strict
+from consilia.wire.people import JobView, RoundView
+from consilia.wire.v1 import Metrics, Plan, Scalar, Study, plan_digest, study_digest
+
+ENDED = ("done", "stopped", "failed")
+_WAIT = 20.0  # seconds of one long poll; events end it at once
+
+
+class Experiment(Results):
+    """One reproducible configuration at one hub, and the job that runs it."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        study: str | Study,
+        plan: str | Path | ModuleType | Plan,
+        rounds: int,
+        arguments: Mapping[str, Scalar] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Nothing is sent yet.
+
+        `plan` is a .py file, a folder, an imported module, a `Plan`, or the digest (or its
+        first 8 or more digits) of one the hub has. `settings` are the other fields of
+        `wire.people.Experiment`: strategy (a name or a record), min_updates, min_sites,
+        fraction, grace, deadline, seed, deterministic, base, name. Raise ConfigError for one
+        that does not exist, naming the nearest.
+        """
+        self.client = client
+        self._study = study
+        self._plan = plan
+        self._job: JobView | None = None
+        self._files = tempfile.TemporaryDirectory(prefix="consilia-models-")
+        self._fields: dict[str, Any] = {
+            "study": study if isinstance(study, str) else study.name,
+            "plan": "",
+            "rounds": rounds,
+            "arguments": dict(arguments or {}),
+            **settings,
+        }
+        if isinstance(strategy := settings.get("strategy"), str):
+            self._fields["strategy"] = {"name": strategy}
+        self._configuration("")
+
+    @classmethod
+    def attach(cls, client: Client, job: str) -> Self:
+        """Return the experiment of a job that is there already, by its id."""
+        view = client.job(job)
+        config = view.experiment
+        fields = {name: getattr(config, name) for name in config.__struct_fields__}
+        found = cls(client, **fields)
+        found._job = view
+        return found
+
+    # ---- running -----------------------------------------------------------------------------
+
+    def offer(self) -> people.Experiment:
+        """Bring study and plan to the hub where they are missing; return the configuration.
+
+        A study of that name with other content is a Conflict: a submitted study never changes.
+        """
+        if isinstance(self._study, Study):
+            _offer_study(self.client, self._study)
+        return self._configuration(self._offer_plan())
+
+    def validate(self) -> people.ValidationView:
+        """Tell what would keep the experiment from starting, and what it would wait for."""
+        return self.client.validate(self.offer())
+
+    def start(self, progress: bool = False) -> Self:
+        """Start the job; with `progress`, stay and show it until it ends.
+
+        Raise Conflict when it was started before, and the hub's refusal when it has one.
+        """
+        if self._job is not None:
+            raise Conflict(f"this experiment runs already, as job {self._job.id}")
+        self._job = self.client.start(self.offer())
+        if progress:
+            self.wait(progress=True)
+        return self
+
+    def wait(self, progress: bool = False) -> JobView:
+        """Wait until the job ends; return it, or raise ConsiliaError when it failed.
+
+        Ctrl-C ends the waiting, not the job.
+        """
+        with display(progress, self.job) as show:
+            for _ in self._watch():
+                show(self.job)
+        if self.job.state == "failed":
+            raise ConsiliaError(
+                f"job {self.job.id} failed in round {self.job.round}: {self.job.cause}; "
+                "when the cause is gone, resume it: it goes on in this round"
+            )
+        return self.job
+
+    def follow(self) -> Iterator[tuple[int, Metrics]]:
+        """Yield (round, metrics) as rounds close, from the first one on, until the job ends."""
+        seen = 0
+        for _ in self._watch():
+            closed = [view for view in self.job.rounds if view.round > 0]
+            for view in closed[seen:]:
+                yield view.round, view.metrics
+            seen = len(closed)
+
+    def change(self, **arguments: Scalar) -> Self:
+        """Set arguments of the plan from the next round that opens; the others stay."""
+        self._job = self.client.change_arguments(self.job.id, arguments)
+        return self
+
+    def stop(self) -> Self:
+        """Stop the job; what its open round has is kept."""
+        self._job = self.client.stop(self.job.id)
+        return self
+
+    def resume(self, rounds: int | None = None) -> Self:
+        """Go on with a stopped or failed job in the same round; `rounds` may add rounds."""
+        self._job = self.client.resume(self.job.id, rounds)
+        return self
+
+    # ---- looking -----------------------------------------------------------------------------
+
+    @property
+    def job(self) -> JobView:
+        """The job as last seen; NotFound before `start`."""
+        if self._job is None:
+            raise NotFound("the experiment has no job yet: call start() first")
+        return self._job
+
+    def refresh(self) -> JobView:
+        """Ask the hub how the job is."""
+        self._job = self.client.job(self.job.id)
+        return self._job
+
+    @property
+    def rounds(self) -> tuple[RoundView, ...]:
+        """The closed training rounds, oldest first."""
+        view = self.job if self.job.state in ENDED else self.refresh()
+        return tuple(r for r in view.rounds if r.round > 0)
+
+    def model(self, round: int | None = None) -> Model:
+        """Download the model version after `round` (the newest by default), verified."""
+        version = version_of(self.refresh().rounds, round, self.job.id)
+        path = Path(self._files.name, version)
+        view = self.client.model(version)
+        if not path.exists():
+            self.client.download_model(version, path)
+        return Model(view, path)
+
+    def __repr__(self) -> str:
+        """Say which job this is and how far."""
+        if self._job is None:
+            return f"<Experiment in study {self._fields['study']!r}, not started>"
+        return f"<Experiment {self.job.id}: {self.job.state}, round {self.job.round}>"
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _watch(self) -> Iterator[None]:
+        """Yield after everything that happens to the job, and once it has ended."""
+        after = 0
+        while self.refresh().state not in ENDED:
+            yield
+            events = self.client.events(self.job.id, after=after, wait=_WAIT)
+            after = max((event.seq for event in events), default=after)
+        yield
+
+    def _configuration(self, digest: str) -> people.Experiment:
+        return strict.convert(
+            {**_plain(self._fields), "plan": digest}, people.Experiment, "experiment"
+        )
+
+    def _offer_plan(self) -> str:
+        """Return the digest of the plan, submitting it to the study when it is not there."""
+        study = self._fields["study"]
+        there = {view.digest for view in self.client.plans(study)}
+        if isinstance(self._plan, Plan):
+            plan = self._plan
+        elif isinstance(self._plan, str) and not _is_source(self._plan):
+            return resolve(self._plan, there, "plan", f"consilia plan list --study {study}")
+        else:
+            plan = read_plan(self._plan)
+        if plan_digest(plan) not in there:
+            self.client.submit_plan(study, plan)
+        return plan_digest(plan)
+
+
+def _is_source(text: str) -> bool:
+    return text.endswith(".py") or Path(text).is_dir()
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(fields)
+    return plain
+
+
+def _offer_study(client: Client, study: Study) -> None:
+    try:
+        there = client.study(study.name)
+    except NotFound:
+        there = client.create_study(study)
+    if there.state == "draft":
+        client.edit_study(study)
+        there = client.submit_study(study.name)
+    needed = study_digest(_as_submitted(study))
+    if there.digest != needed:
+        raise Conflict(
+            f"study {study.name!r} is at the hub already with other content (digest "
+            f"{there.digest}, yours {needed}); a submitted study never changes: choose a "
+            "new name"
+        )
+    if there.state == "closed":
+        raise ConfigError(f"study {study.name!r} is closed; no job can start in it")
+
+
+def _as_submitted(study: Study) -> Study:
+    return msgspec.structs.replace(
+        study, sites=tuple(sorted({*study.sites})), tags=tuple(sorted({*study.tags}))
+    )

@@ -1,0 +1,88 @@
+"""Live progress of a job: bars on a terminal or in a notebook, a line a round elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from consilia.wire.people import JobView, RoundView
+
+Show = Callable[[JobView], None]
+
+
+@contextmanager
+def display(wanted: bool, job: JobView) -> Iterator[Show]:
+    """Yield a function that shows a job as it is now; one that shows nothing if not wanted."""
+    if not wanted:
+        yield lambda _job: None
+    elif sys.stderr.isatty() or "ipykernel" in sys.modules:
+        with _bars(job) as show:
+            yield show
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """One line on standard error for each closed round, and when the job waits or ends."""
+
+    def __init__(self) -> None:
+        self._rounds = 0
+        self._said = ""
+
+    def __call__(self, job: JobView) -> None:
+        closed = [r for r in job.rounds if r.round > 0]
+        for view in closed[self._rounds :]:
+            _print(f"round {view.round}/{job.experiment.rounds}: {summary(view)}")
+        self._rounds = len(closed)
+        state = f"{job.state}: {job.cause}" if job.cause else job.state
+        if state != self._said and job.state in ("waiting", "done", "stopped", "failed"):
+            _print(f"job {job.id} {state}")
+            self._said = state
+
+
+@contextmanager
+def _bars(job: JobView) -> Iterator[Show]:
+    from rich.console import Console  # noqa: PLC0415  # slow to import, and only for people
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<16}", markup=False),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=8) as progress:
+        total = job.experiment.rounds
+        whole = progress.add_task("rounds", total=total, what="")
+        sites = {}
+
+        def show(job: JobView) -> None:
+            last = job.rounds[-1] if job.rounds else None
+            what = summary(last) if last and last.round else (job.cause or job.state)
+            done = max((r.round for r in job.rounds), default=0)
+            progress.update(whole, completed=done, total=job.experiment.rounds, what=what)
+            for site, state in sorted(job.sites.items()):
+                if site not in sites:
+                    sites[site] = progress.add_task(f"  {site}", total=100, what="")
+                fraction = 1.0 if state == "reported" else job.progress.get(site, 0.0)
+                progress.update(sites[site], completed=round(100 * fraction), what=state)
+
+        show(job)
+        yield show
+
+
+def summary(view: RoundView) -> str:
+    """Return one closed round in one line."""
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(view.metrics.items()))
+    return f"{metrics}  {len(view.sites)} sites  {view.records} records  {view.seconds:.2f} s"
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

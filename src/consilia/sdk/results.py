@@ -1,0 +1,118 @@
+"""What a run leaves behind, the same for a job at a hub and for one in `consilia.sim`.
+
+A round's metrics are the record-weighted means over the sites whose updates are in it. pandas
+and torch are imported only by the properties that return their objects.
+"""
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from consilia.core.weights import BFLOAT16, Weights
+from consilia.errors import ConfigError, NotFound
+from consilia.wire import frames
+from consilia.wire.people import ModelView, RoundView
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Model:
+    """A model version: its weights and where they come from."""
+
+    def __init__(self, view: ModelView, frame: Path) -> None:
+        """`frame` is the tensor frame on this machine; it must stay while the model is used."""
+        self.view = view
+        self._frame = frame
+
+    def __repr__(self) -> str:
+        """Name the version, not its content."""
+        return f"<Model {self.view.id}: {self.view.bytes} bytes, {self.view.records} records>"
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The tensors as numpy arrays by name (bfloat16: see core.weights.widen)."""
+        return frames.read(self._frame)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights to `path`: .npz for numpy, any other name for the tensor frame."""
+        path = Path(path)
+        if path.suffix == ".npz":
+            np.savez(path, **self.weights)  # type: ignore[arg-type]  # tensor names are keys
+        else:
+            shutil.copyfile(self._frame, path)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights as torch tensors, for `module.load_state_dict`.
+
+        A module with buffers that do not travel (persistent=False) loads it strictly, too.
+        """
+        try:
+            import torch  # noqa: PLC0415  # heavy, and only here
+        except ImportError:
+            raise _missing("torch", "a state_dict", "torch") from None
+
+        return {
+            name: torch.from_numpy(array.view("<u2")).view(torch.bfloat16)
+            if array.dtype == BFLOAT16
+            else torch.from_numpy(array)
+            for name, array in self.weights.items()
+        }
+
+
+class Results(ABC):
+    """Rounds, history and models of a run."""
+
+    @property
+    @abstractmethod
+    def rounds(self) -> Sequence[RoundView]:
+        """The closed rounds, oldest first, as records."""
+
+    @abstractmethod
+    def model(self, round: int | None = None) -> Model:
+        """Return the model version after `round`, the newest by default."""
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """The closed rounds as a DataFrame indexed by round, a column for each metric."""
+        try:
+            import pandas as pd  # noqa: PLC0415  # heavy, and only here
+        except ImportError:
+            raise _missing("pandas", "history as a DataFrame", "notebook") from None
+
+        rows = [
+            {
+                "round": r.round,
+                "sites": len(r.sites),
+                "records": r.records,
+                "seconds": r.seconds,
+                "bytes_in": r.bytes_in,
+                "bytes_out": r.bytes_out,
+                **r.metrics,
+            }
+            for r in self.rounds
+        ]
+        columns = ["round", "sites", "records", "seconds", "bytes_in", "bytes_out"]
+        return pd.DataFrame(rows, columns=None if rows else columns).set_index("round")
+
+
+def version_of(rounds: Sequence[RoundView], round: int | None, job: str) -> str:
+    """Return the id of the model version after `round` (the newest for None)."""
+    by_round = {r.round: r.model for r in rounds}
+    if not by_round:
+        raise NotFound(f"job {job} has closed no round yet, so it has no model")
+    if round is None:
+        return by_round[max(by_round)]
+    if round not in by_round:
+        raise NotFound(f"job {job} has no model of round {round}; it has {sorted(by_round)}")
+    return by_round[round]
+
+
+def _missing(module: str, what: str, extra: str) -> ConfigError:
+    return ConfigError(f"{what} needs {module}: pip install 'consilia[{extra}]'")

@@ -1,0 +1,306 @@
+"""A whole federation in one process: try a plan before anybody is asked to approve it.
+
+    result = simulate("heart.py", {"north": "north.csv", "south": "south.csv"}, rounds=10)
+    result.history
+    result.model().state_dict()
+
+The hub's engine and federation and each node's agent, policy and release are the real ones,
+over an in-memory store and link; only TLS, processes and the sandbox are left out. With
+`deterministic=True` the models are those of a deployed run bit by bit, on the same kind of
+machine, with the same number of threads and the same sites present in every round.
+
+The plan runs with all rights of the caller, who must own it. Tasks run one after the other:
+what is simulated is the result, not the time it takes.
+"""
+
+import asyncio
+import contextlib
+import csv
+import os
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import msgspec
+
+from consilia.algo.strategy import strategy
+from consilia.core import ids
+from consilia.data.registry import inspect_table
+from consilia.errors import ConfigError, ConsiliaError, WireError
+from consilia.hub.access import Access
+from consilia.hub.app import Hub, build
+from consilia.hub.blobs import MemoryBlobs
+from consilia.hub.clock import LoopClock
+from consilia.hub.federation import Federation
+from consilia.hub.store import Store as HubStore
+from consilia.hub.views import model_view
+from consilia.node import approvals, datasets, identity, studies
+from consilia.node.agent import Agent
+from consilia.node.cache import Cache
+from consilia.node.config import NodeConfig
+from consilia.node.inprocess import InProcess
+from consilia.node.policy import Allowed, OneOf
+from consilia.node.release import Release
+from consilia.node.store import Store as NodeStore
+from consilia.sdk.results import Model, Results, version_of
+from consilia.sdk.source import read_plan
+from consilia.wire import frames, people, strict, v1
+from consilia.wire.frames import Header
+from consilia.wire.people import JobView, ModelView, RoundView
+from consilia.wire.token import decode_token
+from consilia.wire.v1 import Plan, Study, plan_digest
+
+T = TypeVar("T")
+Table = str | Path | Mapping[str, Sequence[object]]
+OnRound = Callable[[RoundView], None]
+
+PERSON = "you"
+STUDY, TAG, DATASET = "simulation", "simulated", "table"
+_URL = "https://hub.invalid:443"
+_DEADLINE = 7 * 86400.0  # seconds; tasks run one after the other
+_WAIT = 20.0  # seconds of one wait for events
+_CHUNK = 1 << 18
+
+
+class Simulation(Results):
+    """What a simulated job leaves behind; its models live as long as this object."""
+
+    def __init__(self, job: JobView, models: Mapping[str, ModelView], files: Path) -> None:
+        """`files` holds each model's frame under its version id."""
+        self.job = job
+        self._models = models
+        self._files = files
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def rounds(self) -> tuple[RoundView, ...]:
+        """The closed training rounds, oldest first."""
+        return tuple(r for r in self.job.rounds if r.round > 0)
+
+    def model(self, round: int | None = None) -> Model:
+        """Return the model version after `round`, the newest by default."""
+        version = version_of(self.job.rounds, round, self.job.id)
+        return Model(self._models[version], self._files / version)
+
+
+def simulate(
+    plan: str | Path | ModuleType | Plan,
+    tables: Mapping[str, Any],
+    *,
+    rounds: int,
+    on_round: OnRound = lambda _: None,
+    threads: int = 0,
+    **settings: Any,
+) -> Simulation:
+    """Run `plan` on one table a site and return its rounds and models.
+
+    A table is a CSV, TSV or Parquet file, a pandas DataFrame, or a mapping of column names to
+    values. `settings` are those of `sdk.experiment.Experiment`: arguments, strategy, seed,
+    deterministic and so on; every site takes part in every round unless they say otherwise.
+    `on_round` is called as rounds close. `threads` is what a task may compute with; 0: all.
+
+    Raises ConsiliaError when the job fails, with what the plan raised as its cause's text.
+    """
+    if not tables:
+        raise ConfigError("a simulation needs at least one site: {'north': 'north.csv', ...}")
+    chosen = plan if isinstance(plan, Plan) else read_plan(plan)
+    experiment = _experiment(chosen, len(tables), rounds, settings)
+    folder = tempfile.TemporaryDirectory(prefix="consilia-sim-")
+    root = Path(folder.name)
+    threads = threads or len(os.sched_getaffinity(0))
+    federation = _Simulator(root, chosen, experiment, tables, threads)
+    result = _run(federation.run(on_round))
+    result._folder = folder
+    return result
+
+
+def _experiment(
+    plan: Plan, sites: int, rounds: int, settings: Mapping[str, Any]
+) -> people.Experiment:
+    fields = {
+        "study": STUDY,
+        "plan": plan_digest(plan),
+        "rounds": rounds,
+        "min_sites": sites,
+        "min_updates": sites,
+        "deadline": _DEADLINE,
+        **settings,
+    }
+    if isinstance(fields.get("strategy"), str):
+        fields["strategy"] = {"name": fields["strategy"]}
+    plain = msgspec.to_builtins(fields)
+    found = strict.convert(plain, people.Experiment, "simulation")
+    strategy(found.strategy.name, found.strategy.options)  # says what is wrong with it
+    return found
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; in a thread of its own where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as e:
+            failure.append(e)
+
+    thread = threading.Thread(target=body, name="consilia-sim")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+class _Simulator:
+    """One hub, one agent a site, one job."""
+
+    def __init__(
+        self,
+        root: Path,
+        plan: Plan,
+        experiment: people.Experiment,
+        tables: Mapping[str, Any],
+        threads: int,
+    ) -> None:
+        self._root = root
+        self._plan = plan
+        self._experiment = experiment
+        self._tables = {ids.name(site, "site"): table for site, table in tables.items()}
+        self._threads = threads
+        self._failures: list[str] = []
+        self._study = Study(
+            name=STUDY,
+            purpose="simulation",
+            sites=tuple(sorted(self._tables)),
+            tags=(TAG,),
+        )
+
+    async def run(self, on_round: OnRound) -> Simulation:
+        """Set up, run the job to its end, and carry its models out."""
+        async with AsyncExitStack() as stack:
+            hub, access = await stack.enter_async_context(self._hub())
+            await self._govern(hub)
+            for site, table in self._tables.items():
+                await stack.enter_async_context(self._node(hub, access, site, table))
+            job = await hub.engine.start(self._experiment, PERSON, self._study, self._plan)
+            view = await _follow(hub, job, on_round)
+            if view.state != "done":
+                said = self._failures[-1] if self._failures else view.cause
+                raise ConsiliaError(f"the simulated job {view.state}: {view.cause}\n{said}")
+            models = await self._carry_out(hub, view)
+            return Simulation(view, models, self._root / "models")
+
+    @asynccontextmanager
+    async def _hub(self) -> AsyncIterator[tuple[Hub, Access]]:
+        clock, secrets = LoopClock(), self._root / "hub"
+        store = HubStore.open("sqlite://")
+        try:
+            secrets.mkdir(mode=0o700)
+            Access.create(
+                secrets,
+                ("hub.invalid",),
+                name="simulation",
+                at=clock.now(),
+                random_bytes=os.urandom,
+            )
+            access = Access.load(
+                secrets,
+                store,
+                url=_URL,
+                hosts=("hub.invalid",),
+                now=clock.now,
+                random_bytes=os.urandom,
+            )
+            hub = build(store, MemoryBlobs(), access.signing_key, clock=clock)
+            await hub.engine.recover()
+            try:
+                yield hub, access
+            finally:
+                await hub.engine.close()
+        finally:
+            await asyncio.to_thread(store.close)
+
+    async def _govern(self, hub: Hub) -> None:
+        """Submit study and plan, as a researcher does through the REST API."""
+        from consilia.hub import records
+
+        now = time.time()
+        await hub.store.write(lambda db: records.add_study(db, self._study, PERSON, now))
+        await hub.store.write(lambda db: records.submit_study(db, STUDY, now))
+        await hub.store.write(lambda db: records.add_plan(db, self._plan, STUDY, PERSON, now))
+
+    @asynccontextmanager
+    async def _node(
+        self, hub: Hub, access: Access, site: str, table: Table
+    ) -> AsyncIterator[None]:
+        """Enrol a site, let its staff decide, and keep its agent running inside the block."""
+        directory = self._root / site
+        directory.mkdir(mode=0o700)
+        keys = identity.new_keys()
+        token = decode_token((await access.invite(site)).token)
+        request = identity.request(keys.tls, site)
+        await access.enrol(v1.Enrol(site, token.secret, request, keys.signing_public))
+        config = NodeConfig(site, _URL, min_records=1, clip_norm=0.0)
+        store = NodeStore.open(directory)
+        with contextlib.closing(store):
+            self._decide(store, site, directory, table)
+            agent = Agent(
+                config=config,
+                store=store,
+                release=Release(
+                    store, directory / "outbox", config, keys.signing, time.time
+                ),
+                cache=Cache(directory / "cache", config.cache_bytes),
+                link=_Link(hub.federation, site),
+                runner=_Recording(
+                    InProcess(site=site, threads=self._threads, in_thread=False),
+                    site,
+                    self._failures,
+                ),
+                now=time.time,
+                random_bytes=os.urandom,
+            )
+            running = asyncio.create_task(agent.run())
+            try:
+                yield
+            finally:
+                running.cancel()
+                await asyncio.wait([running])
+
+    def _decide(self, store: NodeStore, site: str, directory: Path, table: Table) -> None:
+        """Register the table, accept the study, approve the plan: the site's own steps."""
+        now, actor = time.time(), PERSON
+        path = _as_file(table, directory / "table.csv")
+        measured = inspect_table(path, DATASET, (TAG,), now=now)
+        datasets.add(store, measured, actor=actor, now=now)
+        studies.offer(store, self._study, now)
+        studies.accept(store, STUDY, actor=actor, now=now)
+        digest = plan_digest(self._plan)
+        approvals.offer(store, self._plan, digest, STUDY, actor, now)
+        given: dict[str, Allowed | None] = {
+            name: OneOf((value,)) for name, value in self._experiment.arguments.items()
+        }
+        approvals.approve(store, digest, actor=actor, now=now, arguments=given)
+
+    async def _carry_out(self, hub: Hub, view: JobView) -> dict[str, ModelView]:
+        from consilia.hub import records
+
+        versions = await hub.store.read(lambda db: records.job_versions(db, view.id))
+        folder = self._root / "models"
+        folder.mkdir()
+        for version in versions:
+            with hub.blobs.open(version.digest) as blob:
+                _copy(blob.fd, blob.size, folder / version.id)
+        return {version.id: model_view(version) for version in versions}

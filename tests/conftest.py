@@ -1,0 +1,111 @@
+"""Fixtures that several suites share: a private PostgreSQL."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Postgres:
+    """A running cluster that only this test session knows."""
+
+    directory: Path
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def url(self, database: str) -> str:
+        """How to reach one database."""
+        return f"postgresql://postgres@/{database}?host={self.directory}"
+
+    def fresh(self) -> str:
+        """Make an empty database and return its URL."""
+        import psycopg  # noqa: PLC0415 - only where PostgreSQL is tested
+
+        name = f"test{next(self._numbers)}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as db:
+            db.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A private cluster on a unix socket, run as `postgres` when the tests run as root."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra: postgres)")
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    user = "postgres" if os.geteuid() == 0 else None
+    directory = Path(tempfile.mkdtemp(prefix="consilia-pg-", dir="/tmp"))
+    try:
+        if user:
+            account = pwd.getpwnam(user)
+            os.chown(directory, account.pw_uid, account.pw_gid)
+        data = directory / "data"
+        subprocess.run(
+            [
+                binaries / "initdb",
+                "-D",
+                data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-N",
+                "-E",
+                "UTF8",
+            ],
+            check=True,
+            capture_output=True,
+            user=user,
+            cwd=directory,
+        )
+        options = ("listen_addresses=", f"unix_socket_directories={directory}", "fsync=off")
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", data, *(p for o in options for p in ("-c", o))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            cwd=directory,
+        )
+        try:
+            cluster = Postgres(directory)
+            _wait(server, cluster)
+            yield cluster
+        finally:
+            server.send_signal(signal.SIGQUIT)
+            server.wait(30)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _binaries() -> Path | None:
+    if found := shutil.which("initdb"):
+        return Path(found).parent
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return debian[-1].parent if debian else None
+
+
+def _wait(server: "subprocess.Popen[bytes]", cluster: Postgres) -> None:
+    import psycopg  # noqa: PLC0415 - as above
+
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            psycopg.connect(cluster.url("postgres")).close()
+        except psycopg.OperationalError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
