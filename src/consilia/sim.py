@@ -17,12 +17,11 @@ import asyncio
 import contextlib
 import csv
 import os
-import tempfile
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -31,30 +30,34 @@ import msgspec
 
 from consilia.algo.strategy import strategy
 from consilia.core import ids
-from consilia.data.registry import inspect_table
-from consilia.errors import ConfigError, ConsiliaError, WireError
+from consilia.data.registry import Dataset, inspect_table
+from consilia.errors import ConfigError, ConsiliaError, NotFound, WireError, WorkerError
+from consilia.hub import records
 from consilia.hub.access import Access
-from consilia.hub.app import Hub, build
+from consilia.hub.app import Hub, Outside, build
 from consilia.hub.blobs import MemoryBlobs
 from consilia.hub.clock import LoopClock
 from consilia.hub.federation import Federation
 from consilia.hub.store import Store as HubStore
+from consilia.hub.telemetry import make_log
 from consilia.hub.views import model_view
 from consilia.node import approvals, datasets, identity, studies
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
-from consilia.node.inprocess import InProcess
+from consilia.node.inprocess import InProcess, MemoryOutput
 from consilia.node.policy import Allowed, OneOf
 from consilia.node.release import Release
+from consilia.node.runner import OnStep
 from consilia.node.store import Store as NodeStore
-from consilia.sdk.results import Model, Results, version_of
+from consilia.sdk.results import Model, Results, scratch, version_of
 from consilia.sdk.source import read_plan
 from consilia.wire import frames, people, strict, v1
 from consilia.wire.frames import Header
 from consilia.wire.people import JobView, ModelView, RoundView
 from consilia.wire.token import decode_token
-from consilia.wire.v1 import Plan, Study, plan_digest
+from consilia.wire.v1 import FailureCause, Plan, Study, plan_digest
+from consilia.wire.worker import Run
 
 T = TypeVar("T")
 Table = str | Path | Mapping[str, Sequence[object]]
@@ -71,12 +74,22 @@ _CHUNK = 1 << 18
 class Simulation(Results):
     """What a simulated job leaves behind; its models live as long as this object."""
 
-    def __init__(self, job: JobView, models: Mapping[str, ModelView], files: Path) -> None:
-        """`files` holds each model's frame under its version id."""
-        self.job = job
-        self._models = models
-        self._files = files
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+    def __init__(self) -> None:
+        """Made by `simulate`."""
+        self.folder = scratch(self, "consilia-sim-")
+        self.models: dict[str, ModelView] = {}  # by version id; frames lie in folder/models
+        self._job: JobView | None = None
+
+    @property
+    def job(self) -> JobView:
+        """The job as it ended."""
+        if self._job is None:
+            raise NotFound("the simulation has not ended")
+        return self._job
+
+    def ended(self, job: JobView) -> None:
+        """Take the job's last view."""
+        self._job = job
 
     @property
     def rounds(self) -> tuple[RoundView, ...]:
@@ -86,7 +99,7 @@ class Simulation(Results):
     def model(self, round: int | None = None) -> Model:
         """Return the model version after `round`, the newest by default."""
         version = version_of(self.job.rounds, round, self.job.id)
-        return Model(self._models[version], self._files / version)
+        return Model(self.models[version], self.folder / "models" / version)
 
 
 def simulate(
@@ -111,12 +124,9 @@ def simulate(
         raise ConfigError("a simulation needs at least one site: {'north': 'north.csv', ...}")
     chosen = plan if isinstance(plan, Plan) else read_plan(plan)
     experiment = _experiment(chosen, len(tables), rounds, settings)
-    folder = tempfile.TemporaryDirectory(prefix="consilia-sim-")
-    root = Path(folder.name)
+    result = Simulation()
     threads = threads or len(os.sched_getaffinity(0))
-    federation = _Simulator(root, chosen, experiment, tables, threads)
-    result = _run(federation.run(on_round))
-    result._folder = folder
+    _run(_Simulator(result, chosen, experiment, tables, threads).run(on_round))
     return result
 
 
@@ -142,9 +152,7 @@ def _experiment(
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; in a thread of its own where a loop runs already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_runs():
         return asyncio.run(work)
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -163,18 +171,27 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return outcome[0]
 
 
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class _Simulator:
     """One hub, one agent a site, one job."""
 
     def __init__(
         self,
-        root: Path,
+        result: Simulation,
         plan: Plan,
         experiment: people.Experiment,
         tables: Mapping[str, Any],
         threads: int,
     ) -> None:
-        self._root = root
+        self._result = result
+        self._root = result.folder
         self._plan = plan
         self._experiment = experiment
         self._tables = {ids.name(site, "site"): table for site, table in tables.items()}
@@ -187,7 +204,7 @@ class _Simulator:
             tags=(TAG,),
         )
 
-    async def run(self, on_round: OnRound) -> Simulation:
+    async def run(self, on_round: OnRound) -> None:
         """Set up, run the job to its end, and carry its models out."""
         async with AsyncExitStack() as stack:
             hub, access = await stack.enter_async_context(self._hub())
@@ -199,8 +216,8 @@ class _Simulator:
             if view.state != "done":
                 said = self._failures[-1] if self._failures else view.cause
                 raise ConsiliaError(f"the simulated job {view.state}: {view.cause}\n{said}")
-            models = await self._carry_out(hub, view)
-            return Simulation(view, models, self._root / "models")
+            await self._carry_out(hub, view)
+            self._result.ended(view)
 
     @asynccontextmanager
     async def _hub(self) -> AsyncIterator[tuple[Hub, Access]]:
@@ -223,7 +240,12 @@ class _Simulator:
                 now=clock.now,
                 random_bytes=os.urandom,
             )
-            hub = build(store, MemoryBlobs(), access.signing_key, clock=clock)
+            hub = build(
+                store,
+                MemoryBlobs(),
+                access.signing_key,
+                Outside(make_log(sys.stderr, "error"), clock),
+            )
             await hub.engine.recover()
             try:
                 yield hub, access
@@ -234,8 +256,6 @@ class _Simulator:
 
     async def _govern(self, hub: Hub) -> None:
         """Submit study and plan, as a researcher does through the REST API."""
-        from consilia.hub import records
-
         now = time.time()
         await hub.store.write(lambda db: records.add_study(db, self._study, PERSON, now))
         await hub.store.write(lambda db: records.submit_study(db, STUDY, now))
@@ -252,16 +272,20 @@ class _Simulator:
         token = decode_token((await access.invite(site)).token)
         request = identity.request(keys.tls, site)
         await access.enrol(v1.Enrol(site, token.secret, request, keys.signing_public))
-        config = NodeConfig(site, _URL, min_records=1, clip_norm=0.0)
+        config = NodeConfig(
+            site,
+            _URL,
+            min_records=1,
+            disclose_reasons=True,
+            arguments={"proximal_mu": [0.0, 1e9]},
+        )
         store = NodeStore.open(directory)
         with contextlib.closing(store):
             self._decide(store, site, directory, table)
             agent = Agent(
                 config=config,
                 store=store,
-                release=Release(
-                    store, directory / "outbox", config, keys.signing, time.time
-                ),
+                release=Release(store, directory / "outbox", config, keys.signing, time.time),
                 cache=Cache(directory / "cache", config.cache_bytes),
                 link=_Link(hub.federation, site),
                 runner=_Recording(
@@ -288,19 +312,136 @@ class _Simulator:
         studies.offer(store, self._study, now)
         studies.accept(store, STUDY, actor=actor, now=now)
         digest = plan_digest(self._plan)
-        approvals.offer(store, self._plan, digest, STUDY, actor, now)
+        approvals.offer(store, self._plan, digest, study=STUDY, author=actor, now=now)
         given: dict[str, Allowed | None] = {
             name: OneOf((value,)) for name, value in self._experiment.arguments.items()
         }
         approvals.approve(store, digest, actor=actor, now=now, arguments=given)
 
-    async def _carry_out(self, hub: Hub, view: JobView) -> dict[str, ModelView]:
-        from consilia.hub import records
-
+    async def _carry_out(self, hub: Hub, view: JobView) -> None:
         versions = await hub.store.read(lambda db: records.job_versions(db, view.id))
         folder = self._root / "models"
         folder.mkdir()
         for version in versions:
             with hub.blobs.open(version.digest) as blob:
                 _copy(blob.fd, blob.size, folder / version.id)
-        return {version.id: model_view(version) for version in versions}
+            self._result.models[version.id] = model_view(version)
+
+
+async def _follow(hub: Hub, job: str, on_round: OnRound) -> JobView:
+    """Wait until the job ends, telling of rounds as they close; return it."""
+    after, told = 0, 0
+    while True:
+        view = await hub.engine.view(job)
+        closed = [r for r in view.rounds if r.round > 0]
+        for found in closed[told:]:
+            on_round(found)
+        told = len(closed)
+        if view.state in ("done", "stopped", "failed"):
+            return view
+        feed = await hub.engine.events(job, after, _WAIT)
+        after = feed.next
+
+
+class _Recording:
+    """A Runs that keeps what went wrong, for the one person who is hub and site at once."""
+
+    def __init__(self, runner: InProcess, site: str, failures: list[str]) -> None:
+        self._runner = runner
+        self._site = site
+        self._failures = failures
+
+    async def run(  # noqa: PLR0913, PLR0917  the signature of Runs
+        self,
+        job: str,
+        plan: Plan,
+        dataset: Dataset | None,
+        task: Run,
+        model: Path | None,
+        on_step: OnStep,
+        timeout: float,
+    ) -> MemoryOutput:
+        try:
+            return await self._runner.run(job, plan, dataset, task, model, on_step, timeout)
+        except WorkerError as e:
+            self._failures.append(f"at {self._site}, round {task.round}, {e.cause}:\n{e}")
+            raise
+
+    async def stop(self, job: str, cause: FailureCause = "stopped") -> None:
+        await self._runner.stop(job, cause)
+
+    async def close(self) -> None:
+        await self._runner.close()
+
+
+class _Link:
+    """A HubLink without a network: what the listener would pass on."""
+
+    def __init__(self, federation: Federation, site: str) -> None:
+        self._federation = federation
+        self._site = site
+
+    async def poll(self, poll: v1.Poll) -> v1.Orders:
+        return await self._federation.poll(self._site, poll)
+
+    async def report(self, sealed: v1.Sealed) -> v1.Verdict:
+        return await self._federation.report(self._site, sealed)
+
+    async def advertise(self, sealed: v1.Sealed) -> v1.Verdict:
+        return await self._federation.advertise(self._site, sealed)
+
+    async def catalogue(self) -> v1.Catalogue:
+        return await self._federation.catalogue(self._site)
+
+    async def plan(self, digest: str) -> v1.Plan:
+        return await self._federation.plan(self._site, digest)
+
+    async def renew(self, renew: v1.Renew) -> v1.Enrolled:
+        raise WireError("a simulated site's certificate outlives its simulation")
+
+    def fetch(self, digest: str, path: Path, have: Sequence[Path] = ()) -> Header:
+        part = path.with_name(f"{path.name}.part")
+        with self._federation.readable(self._site, digest) as blob:
+            _copy(blob.fd, blob.size, part)
+            self._federation.moved(self._site, "out", blob.size)
+        part.replace(path)
+        return frames.read_header(path)
+
+    def upload(self, lease: str, path: Path) -> str:
+        upload = self._federation.upload(self._site, lease)
+        try:
+            with path.open("rb") as frame:
+                frame.seek(upload.offset)
+                while piece := frame.read(_CHUNK):
+                    upload.write(memoryview(piece))
+            return upload.finish().digest
+        finally:
+            upload.close()
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _copy(fd: int, size: int, path: Path) -> None:
+    with path.open("wb") as out:
+        for offset in range(0, size, _CHUNK):
+            out.write(os.pread(fd, min(_CHUNK, size - offset), offset))
+
+
+def _as_file(table: Any, path: Path) -> Path:
+    """Return the file of a table; one that is in memory is written to `path` as CSV first."""
+    if isinstance(table, str | Path):
+        return Path(table)
+    if hasattr(table, "to_csv"):  # a pandas DataFrame
+        table.to_csv(path, index=False)
+        return path
+    if not isinstance(table, Mapping):
+        raise ConfigError(
+            f"a site's table is of type {type(table).__name__}; needed a file, a DataFrame, or "
+            "a mapping of column names to values"
+        )
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return path

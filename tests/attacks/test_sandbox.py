@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workkit import Site, plan, processes_with, site, table, until
 
 from consilia.errors import WorkerError
 from consilia.node.config import Limits
 from consilia.node.launcher import Bubblewrap, Launcher, PlainProcess
 from consilia.node.pipes import LOG_BYTES
 from consilia.wire.v1 import Plan
+from workkit import Site, plan, processes_with, site, table, until
 
 pytestmark = pytest.mark.skipif(
     (reason := Bubblewrap().available()) is not None, reason=f"no sandbox here: {reason}"

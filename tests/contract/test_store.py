@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,20 @@ def note(text: str) -> Callable[[Connection], int]:
     return lambda db: audit.append(db, 1.0, "user:ada", "note", text).line.seq
 
 
+def adds(job: str, event: core.Event) -> Callable[[Connection], int]:
+    return lambda db: journal.append(db, job, event)
+
+
+def bumps(name: str) -> Callable[[Connection], int]:
+    return lambda db: records.bump(db, name)
+
+
 def noted(db: Connection) -> list[str]:
     return [entry.line.subject for entry in audit.lines(db)]
 
 
 async def hold(store: Store) -> "tuple[asyncio.Task[bool], threading.Event]":
-    """Keep the writer busy until the event is set, so that what is queued now waits together."""
+    """Keep the writer busy until the event is set: what is queued now waits together."""
     running, gate = threading.Event(), threading.Event()
 
     def wait(_: Connection) -> bool:
@@ -237,7 +246,7 @@ class TestWriting:
         async def writer(number: int) -> None:
             for turn in range(10):
                 event = core.Joined(float(turn), f"site-{number}")
-                await seeded.write(lambda db, e=event: journal.append(db, "job-1", e))
+                await seeded.write(adds("job-1", event))
 
         before = seeded.counts.commits
         await asyncio.gather(*(writer(n) for n in range(50)))
@@ -407,7 +416,7 @@ class TestRefusedByTheDisk:
 
     async def test_a_file_nobody_may_write(self, tmp_path: Path) -> None:
         (tmp_path / "dir").mkdir()
-        with pytest.raises(StorageError, match="hub's database refused|cannot make"):
+        with pytest.raises(StorageError, match=r"hub's database refused|cannot make"):
             Store.open(tmp_path / "dir")
 
     async def test_not_a_database(self, tmp_path: Path) -> None:
@@ -493,7 +502,7 @@ class TestPostgres:
     async def test_a_deadlock_is_run_again(self, url: str) -> None:
         first, second = Store.open(url), Store.open(url)
         for name in ("a", "b"):
-            await first.write(lambda db, n=name: records.bump(db, n))
+            await first.write(bumps(name))
         meet = threading.Barrier(2, timeout=5)
 
         def crosswise(one: str, two: str) -> Callable[[Connection], None]:
@@ -689,7 +698,7 @@ class TestJournal:
     async def test_jobs_count_apart(self, seeded: Store) -> None:
         await seeded.write(lambda db: records.add_job(db, job("job-2")))
         for name in ("job-1", "job-2", "job-1"):
-            await seeded.write(lambda db, n=name: journal.append(db, n, core.Joined(1.0, "a")))
+            await seeded.write(adds(name, core.Joined(1.0, "a")))
         counts = await seeded.read(
             lambda db: [len(journal.replay(db, n)) for n in ("job-1", "job-2")]
         )
@@ -715,9 +724,7 @@ class TestJournal:
         self, seeded: Store, change: str, message: str
     ) -> None:
         for site in ("a", "b"):
-            await seeded.write(
-                lambda db, s=site: journal.append(db, "job-1", core.Joined(1.0, s))
-            )
+            await seeded.write(adds("job-1", core.Joined(1.0, site)))
         damage = sa.text(f"UPDATE journal SET {change} WHERE seq = 2")  # noqa: S608
         await seeded.write(lambda db: db.execute(damage) and None)
         with pytest.raises(StorageError, match=message):
@@ -779,7 +786,7 @@ class TestRecords:
             "hearts",
             "lungs",
         )
-        offers = await seeded.read(lambda db: records.list_plans(db))
+        offers = await seeded.read(records.list_plans)
         assert [(p.plan.name, p.study) for p in offers.items] == [
             ("other name", "lungs"),
             ("train", "hearts"),
@@ -817,7 +824,7 @@ class TestRecords:
     async def test_model_versions(self, seeded: Store) -> None:
         made = [version(n) for n in range(3)]
         for one in made:
-            await seeded.write(lambda db, v=one: records.add_version(db, v))
+            await seeded.write(partial(records.add_version, version=one))
         found = await seeded.read(lambda db: records.get_version(db, "job-1.1"))
         assert repr(found) == repr(made[1])
         assert repr(await seeded.read(lambda db: records.job_versions(db, "job-1"))) == repr(
@@ -887,10 +894,10 @@ class TestPages:
     """Every list, walked in pages of two, gives each record once and in order."""
 
     @staticmethod
-    def walk(store: Store, ask: Callable[[Connection, str | None], Page[Any]]) -> Iterator[Any]:
+    def walk(store: Store, ask: Callable[..., Page[Any]]) -> Iterator[Any]:
         cursor = None
         while True:
-            page = store.read_now(lambda db, c=cursor: ask(db, c))
+            page = store.read_now(partial(ask, cursor=cursor))
             assert len(page.items) <= 2
             yield from page.items
             cursor = page.next
@@ -905,9 +912,9 @@ class TestPages:
                 records.add_version(db, version(n))
 
         await seeded.write(fill)
-        jobs = self.walk(seeded, lambda db, c: records.list_jobs(db, limit=2, cursor=c))
+        jobs = self.walk(seeded, partial(records.list_jobs, limit=2))
         assert [j.id for j in jobs] == [f"job-{n}" for n in (7, 6, 5, 4, 3, 2, 1)]
-        versions = self.walk(seeded, lambda db, c: records.list_versions(db, limit=2, cursor=c))
+        versions = self.walk(seeded, partial(records.list_versions, limit=2))
         assert [v.round for v in versions] == [7, 6, 5, 4, 3, 2]
 
     async def test_studies_plans_and_sites(self, seeded: Store) -> None:
@@ -920,11 +927,11 @@ class TestPages:
                 db.execute(sa.insert(tables.sites), row)
 
         await seeded.write(fill)
-        studies = self.walk(seeded, lambda db, c: records.list_studies(db, limit=2, cursor=c))
+        studies = self.walk(seeded, partial(records.list_studies, limit=2))
         assert [s.study.name for s in studies] == ["hearts", "s0", "s1", "s2", "s3", "s4"]
-        plans = self.walk(seeded, lambda db, c: records.list_plans(db, limit=2, cursor=c))
+        plans = self.walk(seeded, partial(records.list_plans, limit=2))
         assert [p.study for p in plans] == ["hearts", "s4", "s3", "s2", "s1", "s0"]
-        sites = self.walk(seeded, lambda db, c: records.list_sites(db, limit=2, cursor=c))
+        sites = self.walk(seeded, partial(records.list_sites, limit=2))
         assert [s.name for s in sites] == [f"site-{n}" for n in range(5)]
 
     @pytest.mark.parametrize("cursor", ["", "x", "1.0", "1.0~a~b", "~", "NaN?~a"])
@@ -934,10 +941,10 @@ class TestPages:
 
     async def test_limits(self, seeded: Store) -> None:
         for limit in (1, 500):
-            assert (await seeded.read(lambda db, n=limit: records.list_jobs(db, limit=n))).items
+            assert (await seeded.read(partial(records.list_jobs, limit=limit))).items
         for limit in (0, -1, 501):
             with pytest.raises(ConfigError, match="1 to 500"):
-                await seeded.read(lambda db, n=limit: records.list_jobs(db, limit=n))
+                await seeded.read(partial(records.list_jobs, limit=limit))
 
     def test_every_list_has_its_index(self, tmp_path: Path) -> None:
         """SQLite tells how it would find the rows: by an index, without sorting them."""

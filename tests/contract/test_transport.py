@@ -38,6 +38,7 @@ from consilia.wire import frames, hello, v1
 from consilia.wire.token import JoinToken
 
 MB = 1 << 20
+INVITE = "one-time"
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def csr(site: str) -> bytes:
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def token(bench: Bench, secret: str = "s3cret", site: str = "north") -> JoinToken:
-    bench.hub.secrets.setdefault("s3cret", "north")
+def token(bench: Bench, secret: str = INVITE, site: str = "north") -> JoinToken:
+    bench.hub.secrets.setdefault(INVITE, "north")
     return JoinToken(
         f"https://127.0.0.1:{bench.port}", bench.hub.authority.der, secret, site, 0.0
     )
@@ -286,15 +287,15 @@ async def test_guessing_secrets_is_slowed(tmp_path: Path) -> None:
                 await enrol(token(bench, "guess"), csr("north"), bytes(32))
         with pytest.raises(Refused, match="wait a minute"):
             await enrol(token(bench), csr("north"), bytes(32))
-        assert bench.hub.secrets == {"s3cret": "north"}  # the real token was not spent
-        assert not any("s3cret" in line or "guess" in line for line in bench.log)
+        assert bench.hub.secrets == {INVITE: "north"}  # the real token was not spent
+        assert not any(INVITE in line or "guess" in line for line in bench.log)
 
 
 async def test_enrolment_through_a_wrong_ca_sends_nothing(bench: Bench) -> None:
-    forged = JoinToken(token(bench).url, Authority().der, "s3cret", "north", 0.0)
+    forged = JoinToken(token(bench).url, Authority().der, INVITE, "north", 0.0)
     with pytest.raises(AuthError, match="is not the hub"):
         await enrol(forged, csr("north"), bytes(32))
-    assert "s3cret" in bench.hub.secrets
+    assert INVITE in bench.hub.secrets
 
 
 # ---- strangers -------------------------------------------------------------------------------
@@ -343,17 +344,24 @@ async def test_a_hello_in_small_pieces_is_understood(bench: Bench) -> None:
     writer.transport.abort()
 
 
+def blob_socket(bench: Bench) -> ssl.SSLSocket:
+    """A blob connection of north, after its handshake."""
+    shown = bench.hub.authority.credentials(bench.directory / "by-hand", "north")
+    context = client_context(hello.BLOB, bench.hub.authority.pem, shown)
+    sock = socket.create_connection(("127.0.0.1", bench.port), timeout=20)
+    try:
+        return context.wrap_socket(sock, server_hostname="127.0.0.1")
+    except OSError:
+        sock.close()
+        raise
+
+
 async def test_a_client_that_sends_nothing_after_its_handshake_blocks_nobody(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, connections=2) as bench:
         digest, _ = offered(bench, 1)
-        shown = bench.hub.authority.credentials(tmp_path / "idle", "north")
-        context = client_context(hello.BLOB, bench.hub.authority.pem, shown)
-        idle = []
-        for _ in range(4):
-            sock = socket.create_connection(("127.0.0.1", bench.port))
-            idle.append(context.wrap_socket(sock, server_hostname="127.0.0.1"))
+        idle = [await asyncio.to_thread(blob_socket, bench) for _ in range(4)]
         link = bench.link()
         await asyncio.to_thread(link.fetch, digest, tmp_path / "got")
         assert bench.plane.connections <= 2
@@ -471,7 +479,7 @@ async def test_two_who_want_the_same_model_share_one_transfer(bench: Bench) -> N
     both = await asyncio.gather(
         asyncio.to_thread(link.fetch, digest, path), asyncio.to_thread(link.fetch, digest, path)
     )
-    assert both == [header, header]
+    assert list(both) == [header, header]
     assert bench.hub.moved["north", "out"] == header.total_bytes
     await link.close()
 
@@ -546,7 +554,8 @@ async def test_a_cut_upload_goes_on_where_it_broke(bench: Bench) -> None:
         await link.close()
     assert relay.lines == 3
     size = path.stat().st_size
-    assert size < relay.up < size + 2 * MB
+    # each cut loses what was in flight; a restart would cost 12 MB more
+    assert size < relay.up < size + 8 * MB
     assert size <= bench.hub.moved["north", "in"] < size + MB
 
 
@@ -564,7 +573,7 @@ async def test_uploads_of_others_and_strange_leases(bench: Bench) -> None:
 async def test_an_update_with_nan_is_rejected_with_its_cause(bench: Bench) -> None:
     update(bench, 1)
     weights = model(4)
-    weights["l2"][5] = np.nan  # type: ignore[index]
+    weights["l2"][5] = np.nan
     frames.write(bench.directory / "nan", weights, check_finite=False)
     link = bench.link()
     with pytest.raises(UpdateRejected, match="'l2' holds NaN or infinity"):
@@ -648,17 +657,13 @@ async def test_ranges(
 async def test_a_returning_node_takes_its_upload_over(bench: Bench) -> None:
     """A half-dead line still holds the upload; the node comes back on a new one."""
     digest, path = update(bench, 8)
-    shown = bench.hub.authority.credentials(bench.directory / "half", "north")
-    context = client_context(hello.BLOB, bench.hub.authority.pem, shown)
     body = path.read_bytes()
-    with socket.create_connection(("127.0.0.1", bench.port)) as plain:
-        half = context.wrap_socket(plain, server_hostname="127.0.0.1")
+    with await asyncio.to_thread(blob_socket, bench) as half:
         start = put("/v1/uploads/job.1.0.north", 0, len(body), len(body), body[: 3 * MB])
         await asyncio.to_thread(half.sendall, start)
         link = bench.link()
         assert await asyncio.to_thread(link.upload, "job.1.0.north", path) == digest
         await link.close()
-        half.close()
 
 
 # ---- between ---------------------------------------------------------------------------------

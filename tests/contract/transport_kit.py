@@ -11,10 +11,11 @@ import datetime as dt
 import ipaddress
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from cryptography import x509
@@ -302,7 +303,7 @@ class _Lines:
 def make_log(lines: list[str]) -> Log:
     """Return a logger that appends to `lines`."""
 
-    def keep(_logger: object, method: str, event: dict[str, object]) -> dict[str, object]:
+    def keep(_logger: object, method: str, event: MutableMapping[str, Any]) -> str:
         lines.append(f"{method} {event}")
         raise structlog.DropEvent
 

@@ -108,15 +108,15 @@ async def attempt(directory: Path, killer: Killer, strategy: str) -> None:
         ]
         for node in nodes:
             await node.tell_again()
-        jobs = (await hub.store.read(lambda db: records.list_jobs(db))).items
+        jobs = (await hub.store.read(records.list_jobs)).items
         async with serving(*nodes):
             if not jobs:
                 await asyncio.sleep(0.05)
             job = jobs[0].id if jobs else await start(hub, strategy)
             view = await hub.until(job, "done", "failed", timeout=30)
+        await hub.tidied()
         result = await outcome(hub, job, nodes)
         result |= {"state": view.state, "cause": view.cause}
-    result["spools"] = sorted(hub.blobs.spools())
     result["steps"] = killer.steps
     (directory / "result.json").write_text(json.dumps(result))
 

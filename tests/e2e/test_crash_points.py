@@ -33,11 +33,10 @@ STEPS = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_no_kill_changes_the_model_or_loses_an_update(tmp_path: Path, strategy: str) -> None:
+def test_no_kill_changes_the_model_or_loses_an_update(tmp_path: Path) -> None:
     source = HERE.parent.parent / "src"
     run = subprocess.run(
-        [sys.executable, HERE / "crash_hub.py", tmp_path, strategy],
+        [sys.executable, HERE / "crash_hub.py", tmp_path, "fedadam"],
         env={**os.environ, "PYTHONPATH": str(source), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -51,7 +50,6 @@ def test_no_kill_changes_the_model_or_loses_an_update(tmp_path: Path, strategy: 
     assert expected["accepted"] == expected["acknowledged"]
     assert len(expected["accepted"]) == 5  # one init, two rounds of two sites
     assert expected["records"] == [0, 350, 350]
-    assert expected["spools"] == []
     assert expected["audit"] == "intact"
     assert set(found["steps"]) == STEPS
     for point in found["points"]:

@@ -7,7 +7,7 @@ are signed, uploads are verified, and the event loop and its clock are the real 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from consilia.core.weights import Weights
 from consilia.hub import records, tables
 from consilia.hub.blobs import DiskBlobs
 from consilia.hub.clock import LoopClock
-from consilia.hub.engine import Engine
 from consilia.hub.driver import Limits
+from consilia.hub.engine import Engine
 from consilia.hub.federation import Federation
 from consilia.hub.store import Store
 from consilia.wire import frames
@@ -77,7 +77,7 @@ def train(site: str, task: Task, model: Weights) -> Outcome:
             noise = rng.normal(size=old.shape) * step
             new[name] = (old.astype(np.float64) + noise).astype(old.dtype)
         else:
-            new[name] = (old + rng.integers(0, 5, old.shape)).astype(old.dtype)
+            new[name] = (old.astype(np.int64) + rng.integers(0, 5, old.shape)).astype(old.dtype)
     return new, RECORDS[site], {"loss": float(rng.random())}
 
 
@@ -94,15 +94,23 @@ class Hub:
 
     async def start(self, **fields: object) -> str:
         """Start a job of the one study and plan."""
-        return await self.engine.start(
-            self.experiment(**fields), "ada", self.study, self.plan
-        )
+        return await self.engine.start(self.experiment(**fields), "ada", self.study, self.plan)
 
     def experiment(self, **fields: object) -> Experiment:
         """Return an experiment of the one study and plan."""
         known = {"study": self.study.name, "plan": plan_digest(self.plan)}
         defaults = {"rounds": 3, "deadline": 20.0, "grace": 5.0}
         return msgspec.convert({**known, **defaults, **fields}, Experiment)
+
+    async def put_frame(self, model: Weights) -> str:
+        """Store a base frame, as people upload one, and return its digest."""
+        upload = self.engine.uploads.open("frame-1", 1 << 30)
+        upload.write(memoryview(body_of(model)))
+        header = upload.finish()
+        upload.close()
+        self.blobs.adopt("frame-1", header.digest)
+        self.engine.uploads.forget("frame-1")
+        return header.digest
 
     async def until(self, job: str, *states: str, timeout: float = 20.0) -> JobView:
         """Return the job once it is in one of `states`."""
@@ -113,6 +121,12 @@ class Hub:
                 if view.state in states:
                     return view
                 after = (await self.engine.events(job, after, 5.0)).next
+
+    async def tidied(self) -> None:
+        """Return once no spool is left."""
+        async with asyncio.timeout(10):
+            while self.blobs.spools():
+                await asyncio.sleep(0.005)
 
     async def model(self, job: str, round: int) -> Weights:
         """Return the model of a round."""
@@ -128,17 +142,17 @@ async def open_hub(
     sites: tuple[str, ...] = SITES,
     limits: Limits | None = None,
     checkpoint: Callable[[str], None] = lambda _: None,
-    random_bytes: Callable[[int], bytes] = os.urandom,
+    reserve: int = 0,
 ) -> AsyncIterator[Hub]:
     """Open the hub in `directory`, made with one study that invites `sites` when it is new."""
     store = await asyncio.to_thread(Store.open, directory / "hub.sqlite")
-    blobs = DiskBlobs(directory, reserve=0)
+    blobs = DiskBlobs(directory, reserve=reserve)
     clock = LoopClock()
     study = Study(name="heart", purpose="test", sites=sites, tags=("cardio",))
     plan = Plan(name="p", files={"plan.py": "PLAN = 1\n"}, entry="plan:PLAN")
     await store.write(lambda db: _populate(db, study, plan))
     engine = Engine(
-        store, blobs, clock, random_bytes, limits=limits or Limits(), checkpoint=checkpoint
+        store, blobs, clock, os.urandom, limits=limits or Limits(), checkpoint=checkpoint
     )
     federation = Federation(
         engine,
@@ -256,7 +270,7 @@ class Node:
                 await self.work(lease)
 
 
-def body_of(weights: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> bytes:
+def body_of(weights: Weights) -> bytes:
     """Return the frame of `weights` as bytes."""
     fd = os.memfd_create("frame")
     try:

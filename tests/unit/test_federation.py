@@ -1,4 +1,4 @@
-"""What nodes may say and do, and what the hub makes of it when they lie, break or come twice."""
+"""What nodes may say and do, and what the hub makes of lies, damage and repetition."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hubkit import SITES, Hub, Node, body_of, first_model, key_of, open_hub, serving, train
+from hubkit import Hub, Node, body_of, first_model, key_of, open_hub, serving, train
 
 from consilia.core.weights import Weights
-from consilia.errors import AuthError, Conflict, NotFound, Refused, UpdateRejected, WireError
+from consilia.errors import (
+    AuthError,
+    Conflict,
+    NotFound,
+    Refused,
+    StorageError,
+    UpdateRejected,
+    WireError,
+)
 from consilia.hub import audit, records
 from consilia.hub.driver import Limits
 from consilia.hub.presence import Assignment
@@ -51,27 +59,16 @@ class Round:
         return [(x.actor, x.action, x.outcome, x.detail) for x in lines]
 
 
-async def base_frame(hub: Hub, model: Weights | None = None) -> str:
-    """Store a base frame and return its digest."""
-    upload = hub.engine.uploads.open("frame-1", 1 << 30)
-    upload.write(memoryview(body_of(first_model() if model is None else model)))
-    header = upload.finish()
-    upload.close()
-    hub.blobs.adopt("frame-1", header.digest)
-    hub.engine.uploads.forget("frame-1")
-    return header.digest
-
-
 async def begin(hub: Hub, **fields: object) -> Round:
     """Start a job from a base frame and hand out the first leases."""
-    nodes = [Node(hub, site) for site in "ab"]
-    for node in nodes:
-        await node.advertise()
-    base = await base_frame(hub)
-    polls = [asyncio.create_task(node.poll()) for node in nodes]
+    a, b = Node(hub, "a"), Node(hub, "b")
+    await a.advertise()
+    await b.advertise()
+    base = await hub.put_frame(first_model())
+    polls = [asyncio.create_task(node.poll()) for node in (a, b)]
     job = await hub.start(**({"rounds": 1, "base": base, "min_updates": 1} | fields))
     (lease_a,), (lease_b,) = await asyncio.gather(*polls)
-    return Round(hub, job, *nodes, lease_a, lease_b)
+    return Round(hub, job, a, b, lease_a, lease_b)
 
 
 @pytest.fixture
@@ -117,7 +114,7 @@ async def test_an_update_that_is_not_finite_is_rejected_at_the_first_bad_value(
     ("damage", "cause"),
     [
         (lambda b: b"hello" + b[5:], "not a tensor frame"),
-        (lambda b: b[:8] + (10 << 30 & 0xFFFFFFFF).to_bytes(4, "little") + b[12:], "header"),
+        (lambda b: b[:8] + b"\xff\xff\xff\xff" + b[12:], "header of 4294967295"),
         (lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:], "bytes damaged"),
         (lambda b: b + b"x", "after the end"),
     ],
@@ -126,16 +123,14 @@ async def test_garbage_is_rejected_while_it_streams(
     round: Round, damage: Callable[[bytes], bytes], cause: str
 ) -> None:
     with pytest.raises(WireError, match=cause):
-        await asyncio.to_thread(
-            round.a.upload, round.lease_a.id, damage(good(round.lease_a))
-        )
+        await asyncio.to_thread(round.a.upload, round.lease_a.id, damage(good(round.lease_a)))
     await finish(round, "rejected: ")
 
 
 async def test_a_frame_larger_than_the_model_allows_is_refused_from_its_header(
     round: Round,
 ) -> None:
-    big = {"w": np.zeros(200_000, np.float32)}
+    big: Weights = {"w": np.zeros(200_000, np.float32)}
     with pytest.raises(WireError, match="limit"):
         await asyncio.to_thread(round.a.upload, round.lease_a.id, body_of(big))
     assert (round.hub.blobs.spooled(round.lease_a.id) or 0) <= 100_000  # one piece at most
@@ -194,18 +189,14 @@ async def test_a_tensor_left_out_must_be_the_base_s(round: Round, tmp_path: Path
 @pytest.mark.parametrize("count", [0, -1, 105, 1 << 40])
 async def test_claimed_records_are_bounded(round: Round, count: int) -> None:
     """Site a advertises 100, rounded down: it may have 104 at most."""
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     verdict = await round.a.report(round.result(round.lease_a, header, count))
     assert f"claims {count} records, needed 1 to 104" in verdict.reason
 
 
 @pytest.mark.parametrize("count", [1, 104])
 async def test_claimed_records_at_the_bounds_are_taken(round: Round, count: int) -> None:
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     assert (await round.a.report(round.result(round.lease_a, header, count))).accepted
 
 
@@ -218,12 +209,8 @@ async def test_claimed_records_at_the_bounds_are_taken(round: Round, count: int)
         ({"": 0.0}, "name has 0 characters"),
     ],
 )
-async def test_metrics_are_bounded(
-    round: Round, metrics: dict[str, float], cause: str
-) -> None:
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+async def test_metrics_are_bounded(round: Round, metrics: dict[str, float], cause: str) -> None:
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     report = Result(round.lease_a.id, round.job, 1, header.digest, 100, metrics)
     assert cause in (await round.a.report(report)).reason
     with pytest.raises(WireError, match="metric"):
@@ -231,31 +218,23 @@ async def test_metrics_are_bounded(
 
 
 async def test_metrics_at_the_bounds_are_taken(round: Round) -> None:
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     metrics = {f"{n:064}": 1.0 for n in range(MAX_METRICS)}
     report = Result(round.lease_a.id, round.job, 1, header.digest, 100, metrics)
     assert (await round.a.report(report)).accepted
 
 
 async def test_another_job_s_update_is_rejected(round: Round) -> None:
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     other = Result(round.lease_a.id, "job-other", 1, header.digest, 100)
     assert "is of job 'job-other' round 1" in (await round.a.report(other)).reason
-    header = await asyncio.to_thread(
-        round.b.upload, round.lease_b.id, good(round.lease_b, "b")
-    )
+    header = await asyncio.to_thread(round.b.upload, round.lease_b.id, good(round.lease_b, "b"))
     late = Result(round.lease_b.id, round.job, 7, header.digest, 100)
     assert "round 7" in (await round.b.report(late)).reason
 
 
 async def test_a_digest_that_was_not_uploaded_is_rejected(round: Round) -> None:
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     other = "b3:" + "7" * 64
     verdict = await round.a.report(Result(round.lease_a.id, round.job, 1, other, 100))
     assert f"names frame {other}, uploaded was {header.digest}" in verdict.reason
@@ -264,9 +243,7 @@ async def test_a_digest_that_was_not_uploaded_is_rejected(round: Round) -> None:
 async def test_a_lease_belongs_to_its_site(round: Round) -> None:
     with pytest.raises(Refused, match="site 'b' does not hold lease"):
         round.b.upload(round.lease_a.id, good(round.lease_a))
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     verdict = await round.b.report(round.result(round.lease_a, header))
     assert not verdict.accepted
     assert "was not given to site 'b'" in verdict.reason
@@ -275,9 +252,7 @@ async def test_a_lease_belongs_to_its_site(round: Round) -> None:
 
 
 async def test_twice_the_same_update_counts_once(round: Round) -> None:
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     report = round.result(round.lease_a, header)
     verdicts = await asyncio.gather(*(round.a.report(report) for _ in range(5)))
     assert all(v.accepted for v in verdicts)
@@ -298,16 +273,14 @@ async def test_a_late_update_is_told_that_its_round_is_over(tmp_path: Path) -> N
         verdict = await r.a.report(r.result(r.lease_a, header))
         assert not verdict.accepted
         assert "not open any more" in verdict.reason
-        assert hub.blobs.spools() == {}
+        await hub.tidied()
 
 
 async def test_a_result_before_its_upload_is_asked_to_come_again(round: Round) -> None:
     report = Result(round.lease_a.id, round.job, 1, "b3:" + "7" * 64, 100)
     with pytest.raises(Conflict, match="not complete"):
         await round.a.report(report)
-    header = await asyncio.to_thread(
-        round.a.upload, round.lease_a.id, good(round.lease_a)
-    )
+    header = await asyncio.to_thread(round.a.upload, round.lease_a.id, good(round.lease_a))
     assert (await round.a.report(round.result(round.lease_a, header))).accepted
 
 
@@ -507,13 +480,12 @@ async def test_an_advertisement_is_kept_and_survives_a_restart(tmp_path: Path) -
 
 
 async def test_a_withdrawn_approval_is_seen_at_once(tmp_path: Path) -> None:
-    async with open_hub(tmp_path) as hub:
-        async with serving(*(Node(hub, site) for site in "abc")):
-            job = await hub.start(rounds=1000, min_sites=3)
-            await hub.until(job, "running")
-            await Node(hub, "c").advertise(plans=False)
-            view = await hub.until(job, "waiting")
-            assert "c has not approved the plan" in view.cause
+    async with open_hub(tmp_path) as hub, serving(*(Node(hub, site) for site in "abc")):
+        job = await hub.start(rounds=1000, min_sites=3)
+        await hub.until(job, "running")
+        await Node(hub, "c").advertise(plans=False)
+        view = await hub.until(job, "waiting")
+        assert "c has not approved the plan" in view.cause
 
 
 @pytest.mark.parametrize(
@@ -596,3 +568,49 @@ async def test_a_site_sees_the_studies_and_plans_that_invite_it(tmp_path: Path) 
         assert (await hub.federation.catalogue("a")).studies == ()
 
 
+# ---- disks that refuse -----------------------------------------------------------------------
+
+
+async def test_a_full_disk_keeps_the_spool_and_the_upload_goes_on(tmp_path: Path) -> None:
+    async with open_hub(tmp_path) as hub:
+        r = await begin(hub)
+        body, id = good(r.lease_a), r.lease_a.id
+        upload = hub.federation.upload("a", id)
+        upload.write(memoryview(body)[:100_000])
+        upload.close()
+    async with open_hub(tmp_path, reserve=1 << 60) as hub:  # nothing but the reserve is left
+        upload = hub.federation.upload("a", id)
+        with pytest.raises(StorageError, match="reserve"):
+            upload.write(memoryview(body)[100_000:])
+        assert upload.offset == 100_000
+        upload.close()
+    async with open_hub(tmp_path) as hub:
+        a = Node(hub, "a", session="s2", running=[id])
+        assert hub.federation.upload("a", id).offset == 100_000
+        header = await asyncio.to_thread(a.upload, id, body)
+        assert (await a.report(r.result(r.lease_a, header))).accepted
+
+
+async def test_a_full_database_acknowledges_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    async with open_hub(tmp_path) as hub:
+        r = await begin(hub)
+        headers = [
+            await asyncio.to_thread(n.upload, x.id, good(x, n.site))
+            for n, x in ((r.a, r.lease_a), (r.b, r.lease_b))
+        ]
+        await hub.store.write(lambda db: db.exec_driver_sql("PRAGMA max_page_count=1").scalar())
+        filler = {f"{n:060}": float(n) for n in range(60)}  # needs a page of its own
+        reports = [
+            Result(x.id, r.job, 1, h.digest, 100, filler)
+            for x, h in zip((r.lease_a, r.lease_b), headers, strict=True)
+        ]
+        with pytest.raises(StorageError):
+            await r.a.report(reports[0])
+        assert (await hub.engine.view(r.job)).sites["a"] in ("waiting", "training")
+        await hub.store.write(
+            lambda db: db.exec_driver_sql("PRAGMA max_page_count=1000000").scalar()
+        )
+        assert (await r.a.report(reports[0])).accepted
+        assert (await r.b.report(reports[1])).accepted
+        view = await hub.until(r.job, "done", "failed")
+        assert view.rounds[0].records == 200

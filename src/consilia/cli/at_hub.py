@@ -16,10 +16,12 @@ import msgspec
 
 from consilia.errors import TransferError
 from consilia.wire.people import JoinTokenView, SiteView, TokenView
+from consilia.wire.v1 import Advertisement
 
 if TYPE_CHECKING:
     from consilia.hub.access import Access
     from consilia.hub.paging import Page
+    from consilia.hub.records import SiteRecord
     from consilia.hub.store import Store
 
 T = TypeVar("T")
@@ -91,22 +93,19 @@ class _AtDatabase:
 
     def revoke_site(self, site: str) -> SiteView:
         from consilia.hub import records
-        from consilia.hub.rest.views import site_view
 
         asyncio.run(self._access.revoke(site, ACTOR))
-        record = self._store.read_now(lambda db: records.get_site(db, site))
-        return site_view(record, False, None)
+        return _site(self._store.read_now(lambda db: records.get_site(db, site)))
 
     def sites(self) -> list[SiteView]:
         from consilia.hub import records
-        from consilia.hub.rest.views import site_view
 
         found = _all(
             lambda cursor: self._store.read_now(
                 lambda db: records.list_sites(db, cursor=cursor)
             )
         )
-        return [site_view(record, False, None) for record in found]
+        return [_site(record) for record in found]
 
     def new_token(self, name: str, role: str, days: int = 90) -> TokenView:
         return asyncio.run(self._access.make_token(name, role, days, ACTOR))
@@ -128,6 +127,21 @@ class _AtDatabase:
 
     def revoke_token(self, id: str) -> None:
         asyncio.run(self._access.revoke_token(id, ACTOR))
+
+
+def _site(record: "SiteRecord") -> SiteView:
+    """Show a site of a hub that does not run: nobody is online."""
+    said = record.advertisement
+    words = msgspec.msgpack.decode(said, type=Advertisement) if said else None
+    return SiteView(
+        name=record.name,
+        state=record.state,
+        online=False,
+        last_seen=record.last_seen,
+        certificate_expires=record.certificate_expires,
+        version=words.version if words else "",
+        datasets=tuple(d.name for d in words.datasets) if words else (),
+    )
 
 
 def _all(page: "Callable[[str | None], Page[T]]") -> list[T]:

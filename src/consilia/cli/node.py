@@ -6,7 +6,6 @@ told of a change and acts on it at once.
 
 import sys
 import time
-from collections.abc import Callable
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -91,11 +90,16 @@ def doctor(directory: NodeDir = None, as_json: Json = False) -> None:
     from consilia.node.app import doctor as node_doctor
 
     findings = node_doctor(node_dir(directory))
-    columns: dict[str, Callable[[object], object]] = {
-        name: (lambda finding, name=name: getattr(finding, name))
-        for name in (_fields(findings[0]) if findings else ())
-    }
-    listing(findings, columns, as_json)
+    listing(
+        findings,
+        {
+            "check": lambda f: f.check,
+            "well": lambda f: f.ok,
+            "found": lambda f: f.found,
+            "advice": lambda f: f.advice,
+        },
+        as_json,
+    )
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -87,19 +87,20 @@ def mismatch(found: Schema, needed: Schema) -> str | None:
 
 
 def widen(bits: Array) -> NDArray[np.float32]:
-    """Return the float32 values of a BFLOAT16 array."""
-    return (bits.view("<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    """Return the float32 values of a BFLOAT16 array, in its shape."""
+    out = bits.view("<u2").astype("<u4")
+    np.left_shift(out, np.uint32(16), out=out)
+    return out.view("<f4")
 
 
 def narrow(values: NDArray[np.float32]) -> Array:
-    """Round float32 to BFLOAT16, nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    rounded = (
-        bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    ) >> np.uint32(16)
-    out = rounded.astype("<u2")
-    out[np.isnan(values)] = 0x7FC0
-    return out.view(BFLOAT16)
+    """Round float32 to BFLOAT16 of the same shape, nearest even; NaN stays NaN."""
+    flat = np.ascontiguousarray(values, "<f4").reshape(-1)
+    bits = flat.view("<u4")
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    out = ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype("<u2")
+    out[np.isnan(flat)] = 0x7FC0
+    return out.view(BFLOAT16).reshape(np.shape(values))
 
 
 def finite(values: Array) -> bool:

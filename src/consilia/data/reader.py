@@ -12,7 +12,9 @@ first such row and value.
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_HEADER_LIMIT = MAX_COLUMNS * (MAX_COLUMN_NAME + 3)
+_LINE = MAX_COLUMNS * (MAX_COLUMN_NAME + 3)  # bytes of a header
 # what a column of a Parquet file may hold to be read as the declared type without loss
 _INTEGERS = frozenset(
     "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER".split()  # noqa: SIM905
@@ -90,24 +92,23 @@ class TableFile:
                 raise self._explain(error, kinds) from None
         return {name: self._column(name, kind, found[name]) for name, kind in kinds.items()}
 
-    def query(self, sql: str, text: bool = True) -> list[tuple[Any, ...]]:
-        """Run `sql` with {source} standing for the file; every column as text when `text`."""
+    def query(self, select: str) -> tuple[Any, ...]:
+        """Return the one row of aggregates `select` over the file, every column as text."""
         engine = _import(self.path)
         with self._connect() as connection:
             try:
-                source = self.source({}) if text else self.source(None)
-                return connection.execute(sql.format(source=source)).fetchall()
+                sql = f"SELECT {select} FROM {self.source({})}"  # noqa: S608
+                row: tuple[Any, ...] = connection.execute(sql).fetchall()[0]
             except engine.Error as error:
                 raise self._explain(error, {}) from None
+        return row
 
-    def source(self, kinds: Mapping[str, ColumnType] | None) -> str:
+    def source(self, kinds: Mapping[str, ColumnType]) -> str:
         """Return the table function that reads the file; columns not in `kinds` are text."""
         if self.format == "parquet":
             return f"read_parquet({_text(str(self.path))})"
         types = {
-            name: kind.sql
-            if (kind := (kinds or {}).get(name)) and not kind.pattern
-            else "VARCHAR"
+            name: kind.sql if (kind := kinds.get(name)) and not kind.pattern else "VARCHAR"
             for name in self.header
         }
         columns = ", ".join(f"{_text(n)}: {_text(t)}" for n, t in types.items())
@@ -235,23 +236,24 @@ class TableFile:
 
     def _text_header(self) -> dict[str, str]:
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as stream:
-                line = stream.readline(_HEADER_LIMIT)
-                while line.count('"') % 2 and len(line) < _HEADER_LIMIT:
-                    more = stream.readline(_HEADER_LIMIT)
-                    if not more:
-                        break
-                    line += more
+            with self.path.open("rb") as stream:
+                lines = (line.decode() for line in iter(partial(stream.readline, _LINE), b""))
+                reader = csv.reader(lines, delimiter=_DELIMITERS[self.format])
+                names = next(reader, [])
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise DataError(f"{self.path.name}: {_ENCODING}") from None
-        if not line.strip():
+        except csv.Error as error:
+            raise DataError(
+                f"{self.path.name}: the first line cannot be read: {error}"
+            ) from None
+        if not names:
             raise DataError(
                 f"{self.path.name}: the file is empty; needed a line of column names"
             )
-        names = next(csv.reader([line], delimiter=_DELIMITERS[self.format]))
-        if odd := sorted({n for n in names if names.count(n) > 1} if len(names) < 5000 else ()):
+        names[0] = names[0].removeprefix("\ufeff")
+        if odd := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(
                 f"{self.path.name}: column {odd[0]!r} appears twice; every name must be unique"
             )

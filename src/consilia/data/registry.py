@@ -73,7 +73,7 @@ def inspect_table(  # noqa: PLR0913  a registration, written with keywords
     before = file.stat()
     table = TableFile(file, format or _format(file), missing, threads)
     columns = _columns(table, types)
-    records = int(table.query("SELECT count(*) FROM {source}")[0][0])
+    records = int(table.query("count(*)")[0])
     if not records:
         raise DataError(f"{file.name}: the table has column names and no records")
     dataset = Dataset(
@@ -170,13 +170,12 @@ def _text_types(table: TableFile) -> dict[str, str]:
         for kind in (TYPES[t] for t in tried):
             fits = f"TRY_CAST({column} AS {kind.sql}) IS NOT NULL"
             if kind.pattern:
-                pattern = kind.pattern.replace("{", "{{").replace("}", "}}")
-                fits += f" AND regexp_full_match({column}, '{pattern}')"
+                fits += f" AND regexp_full_match({column}, '{kind.pattern}')"
             parts.append(f"count(*) FILTER ({fits})")
         words = "'true', 'false', 't', 'f', 'yes', 'no', 'y', 'n'"
         parts.append(f"count(*) FILTER (lower({column}) IN ({words}))")
         parts.append(f"approx_count_distinct({column})")
-    row = table.query(f"SELECT {', '.join(parts).replace('{source}', '')} FROM {{source}}")[0]
+    row = table.query(", ".join(parts))
     width = len(tried) + 3
     columns = {}
     for i, name in enumerate(table.header):

@@ -428,18 +428,13 @@ class _Session:
             self._extra = 0
             return piece, True
         room = self._buffer[: self._left]
-        got = 0
-        while got < len(room):
-            try:
-                count = self._receive(room[got:], self._plane._timings.silence)
-            except OSError:
-                count = 0
-            if not count:
-                self._left -= got
-                return room[:got], False
-            got += count
+        got, receive = 0, self._tls.recv_into  # gives one TLS record, 16 KiB, at a time
+        self._tls.settimeout(self._plane._timings.silence)
+        with contextlib.suppress(OSError):
+            while got < len(room) and (count := receive(room[got:])):
+                got += count
         self._left -= got
-        return room, True
+        return room[:got], got == len(room)
 
     def _linger(self) -> None:
         """Read away a refused body, so that the answer is not lost in a connection reset."""

@@ -118,9 +118,7 @@ class _Watch:
                 if self._database.memory:
                     return self._read()
                 if self._database.sqlite:
-                    version = self._data_version()
-                    if version != self._seen:
-                        self._values, self._seen = self._read(), version
+                    self._look(self._connected())
                 else:
                     at = self._monotonic()
                     if self._seen is None or at - self._seen >= STALE:
@@ -140,7 +138,14 @@ class _Watch:
         with self._database.reading() as db:
             return {name: value for name, value in db.execute(_GENERATIONS)}
 
-    def _data_version(self) -> int:
+    def _look(self, driver: sqlite3.Connection) -> None:
+        # Straight on the driver: the hub's own commits move the version many times a second.
+        (version,) = driver.execute("PRAGMA data_version").fetchone()
+        if version != self._seen:
+            rows = driver.execute("SELECT name, value FROM generations").fetchall()
+            self._values, self._seen = dict(rows), version
+
+    def _connected(self) -> sqlite3.Connection:
         if self._driver is None:
             self._driver = sqlite3.connect(
                 f"{self._path.as_uri()}?mode=ro",
@@ -149,8 +154,7 @@ class _Watch:
                 isolation_level=None,
                 check_same_thread=False,
             )
-        (version,) = self._driver.execute("PRAGMA data_version").fetchone()
-        return int(version)
+        return self._driver
 
 
 def open_database(

@@ -207,7 +207,7 @@ class Driver:
             job.book, state, command, parts.blobs, self._aggregate, parts.checkpoint
         )
         try:
-            made = await self._in_worker(work)
+            made = await self._in_worker(job.book, work)
         except Exception as e:
             if not isinstance(e, ConsiliaError):
                 _log.error("job %s: closing round %s", job.id, command.round, exc_info=e)
@@ -246,7 +246,7 @@ class Driver:
 
         self.later(tidy)
 
-    async def _in_worker(self, work: Callable[[], Made]) -> Made:
+    async def _in_worker(self, book: Book, work: Callable[[], Made]) -> Made:
         """Run `work` in the folding thread; StorageError when it does not end in time."""
         loop = asyncio.get_running_loop()
         limit = self._parts.limits.close
@@ -257,13 +257,19 @@ class Driver:
         running = loop.run_in_executor(self._worker, work)
         try:
             await asyncio.wait((running, late), return_when=asyncio.FIRST_COMPLETED)
+            while running.cancelled():  # it waited behind another job's work that hangs
+                running = loop.run_in_executor(self._worker, work)
+                await asyncio.wait((running, late), return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
         if running.done():
             return running.result()
+        # The thread hangs. It keeps the aggregate, which nobody else may touch or close now;
+        # another thread takes over what was queued.
+        book.aggregate = None
         running.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self._worker.shutdown(wait=False)  # it hangs; what it does later is not waited for
-        self._worker = _new_worker()
+        hung, self._worker = self._worker, _new_worker()
+        hung.shutdown(wait=False, cancel_futures=True)
         raise StorageError(f"the model was not made in {limit:g} s; does the disk answer?")
 
 

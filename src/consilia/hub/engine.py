@@ -12,7 +12,7 @@ sites (`presence`), the spools (`uploads`), the one folding thread and the peopl
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from sqlalchemy import Connection
@@ -52,6 +52,8 @@ from consilia.wire import frames
 from consilia.wire.people import Experiment, JobView
 from consilia.wire.v1 import Advertisement, Arguments, Plan, Study
 
+CATALOGUE_AGE = 1.0  # seconds; looking asks the database, and polls are many
+
 
 class Engine:
     """All jobs of the hub. Its methods belong to one event loop."""
@@ -86,6 +88,7 @@ class Engine:
         self._jobs: dict[str, LiveJob] = {}
         self._said: dict[str, Advertisement] = {}
         self._loading = asyncio.Lock()
+        self._catalogue = (0, 0.0)  # version, and when to look again
         self.loop: asyncio.AbstractEventLoop | None = None
 
     # ---- life --------------------------------------------------------------------------------
@@ -99,9 +102,13 @@ class Engine:
                 self._said[site.name] = msgspec.msgpack.decode(
                     site.advertisement, type=Advertisement
                 )
+        spools = await asyncio.to_thread(self._blobs.spools)
+        for name in spools:
+            if name.startswith("close."):  # of a close that was cut short and begins anew
+                await asyncio.to_thread(self._blobs.discard, name)
         for record in await self._store.read(records.unfinished_jobs):
-            await self._load(record)
-        await self._sweep()
+            await self._load(record, expect=True)
+        await self._sweep(spools)
 
     async def close(self) -> None:
         """Stop working; what is journalled goes on after the next `recover`."""
@@ -112,8 +119,11 @@ class Engine:
         for job in self._jobs.values():
             await job.settle()
 
-    async def _load(self, record: JobRecord) -> LiveJob:
-        """Replay a job's journal and carry out what is outstanding."""
+    async def _load(self, record: JobRecord, *, expect: bool = False) -> LiveJob:
+        """Replay a job's journal and carry out what is outstanding.
+
+        `expect`: the hub has just started, and the sites that were ready will be back at once.
+        """
         study = await self._store.read(
             lambda db: records.get_study(db, record.experiment.study)
         )
@@ -126,9 +136,8 @@ class Engine:
         job.book.optimizer = latest.optimizer if latest else None
         if job.state.model is not None:
             job.book.base = await asyncio.to_thread(self._header, job.state.model)
-        for site in job.state.ready:
-            if site in self._said:
-                self.presence.expect(site)
+        for site in job.state.ready & self._said.keys() if expect else ():
+            self.presence.expect(site)
         self._jobs[record.id] = job
         for command in outstanding(job.state):
             # A stopped job is not folded for: the close folds what is missing.
@@ -137,22 +146,20 @@ class Engine:
         self._sync(job)
         return job
 
-    async def _sweep(self) -> None:
-        """Drop spools that nothing refers to any more: deleted late, or of closes cut short."""
+    async def _sweep(self, spools: Iterable[str]) -> None:
+        """Drop those of `spools` that no lease needs any more: their deletion was cut short."""
         needed = {
             lease.id
             for job in self._jobs.values()
             for lease in job.state.leases.values()
             if lease.status in ("out", "away", "accepted")
         }
-        for name in (await asyncio.to_thread(self._blobs.spools)).keys() - needed:
+        for name in set(spools) - needed:
             if await self._is_rest(name):
                 await asyncio.to_thread(self._blobs.discard, name)
 
     async def _is_rest(self, spool: str) -> bool:
         """Return whether a spool that no live job needs can go."""
-        if spool.startswith("close."):
-            return True
         owner = spool.split(".", 1)[0]
         if not owner.startswith("job-"):
             return False  # a base frame on its way in
@@ -232,7 +239,7 @@ class Engine:
 
     async def resume(self, id: str, rounds: int | None, author: str) -> None:
         """Go on with a stopped or failed job, or a finished one that is given more rounds."""
-        job = await self._live(id)
+        job = await self._live(id, finished=rounds is not None)
         if rounds is not None and rounds < job.state.config.rounds:
             raise ConfigError(
                 f"rounds is {rounds}, job {id} has {job.state.config.rounds} already: "
@@ -243,6 +250,8 @@ class Engine:
         detail = "" if rounds is None else f"rounds {rounds}"
         line = _line(now, f"user:{author}", "job resume", id, detail=detail)
         if not await job.submit(Resumed(now, rounds), line):
+            if job.state.phase == "done":
+                self._finished(job)
             raise Conflict(
                 f"job {id} is {job.state.phase}: only a stopped or failed job goes on, or a "
                 "finished one that is given more rounds"
@@ -253,8 +262,6 @@ class Engine:
         if problem := experiments.arguments_misfit(arguments):
             raise ConfigError(str(problem))
         job = await self._live(id)
-        if job.state.phase == "done":
-            raise Conflict(f"job {id} is done: its arguments cannot change any more")
         now = self._clock.now()
         line = _line(
             now, f"user:{author}", "job change", id, detail=", ".join(sorted(arguments))
@@ -263,12 +270,20 @@ class Engine:
 
     async def view(self, id: str) -> JobView:
         """Return a job, how far it is, and its closed rounds."""
-        versions = await self._store.read(lambda db: records.job_versions(db, id))
-        job = self._jobs.get(id)
-        if job is None:
-            record = await self._store.read(lambda db: records.get_job(db, id))
-            return views.finished(record, versions)
-        return views.live(job, versions, self._lacking(job))
+
+        def read(db: Connection) -> tuple[JobRecord, tuple[records.Version, ...]]:
+            return records.get_job(db, id), records.job_versions(db, id)
+
+        while True:
+            job = self._jobs.get(id)
+            round = None if job is None else job.state.round
+            record, versions = await self._store.read(read)
+            if self._jobs.get(id) is not job:
+                continue  # it ended, or came back to life, meanwhile
+            if job is None:
+                return views.finished(record, versions)
+            if job.state.round == round:
+                return views.live(job, versions, self._lacking(job))
 
     async def list(
         self, *, limit: int = 50, cursor: str | None = None, study: str | None = None
@@ -303,12 +318,18 @@ class Engine:
         entries = await self._store.read(lambda db: views.read_entries(db, id, after))
         return views.feed(entries, () if job is None else job.book.progress.values(), after)
 
-    async def _live(self, id: str) -> LiveJob:
-        """Return a job, bringing it back to life when it is not (any more)."""
+    async def _live(self, id: str, *, finished: bool = False) -> LiveJob:
+        """Return a job, bringing it back to life when it is not (any more).
+
+        Raises NotFound for an unknown job, Conflict for one that is done unless `finished`.
+        """
         async with self._loading:
             if (job := self._jobs.get(id)) is not None:
                 return job
-            return await self._load(await self._store.read(lambda db: records.get_job(db, id)))
+            record = await self._store.read(lambda db: records.get_job(db, id))
+            if record.phase == "done" and not finished:
+                raise Conflict(f"job {id} is done; give it more rounds to go on with it")
+            return await self._load(record)
 
     # ---- for the federation ------------------------------------------------------------------
 
@@ -327,7 +348,17 @@ class Engine:
 
     def catalogue_changed(self) -> None:
         """Tell the waiting sites that studies or plans have changed."""
+        self._catalogue = (0, 0.0)
         self.presence.wake_all()
+
+    def catalogue(self) -> int:
+        """Return the version of studies and plans; other processes' changes within a second."""
+        version, until = self._catalogue
+        now = self._clock.now()
+        if now >= until:
+            version = self._store.generation("catalogue")
+            self._catalogue = (version, now + CATALOGUE_AGE)
+        return version
 
     def revoked(self, site: str) -> None:
         """Send a revoked site away: its leases are lost to it at once."""

@@ -80,9 +80,7 @@ class Federation:
         """Answer with what differs from what the node does; wait for it as long as asked."""
         if not math.isfinite(poll.wait):
             raise WireError(f"site {site!r} would wait {poll.wait} seconds, needed a number")
-        return await self._engine.presence.poll(
-            site, poll, lambda: self._store.generation("catalogue")
-        )
+        return await self._engine.presence.poll(site, poll, self._engine.catalogue)
 
     async def report(self, site: str, sealed: Sealed) -> Verdict:
         """Take a report; its answer is durable. The same report again gets the same answer."""
@@ -127,7 +125,7 @@ class Federation:
 
     async def catalogue(self, site: str) -> Catalogue:
         """Return the studies that invite the site, and the plans on offer in them."""
-        version = self._store.generation("catalogue")
+        version = self._engine.catalogue()
         return await self._store.read(lambda db: _catalogue(db, site, version))
 
     async def plan(self, site: str, digest: str) -> Plan:
@@ -219,6 +217,8 @@ class Federation:
                     f"upload of lease {held.lease} is not complete: send the rest first"
                 )
         base = None if held.task.kind == "init" else job.book.base
+        if held.task.kind != "init" and base is None:
+            raise Conflict(f"job {job.id} has no model yet that {held.lease} could be of")
         most = records_limit(self._engine.said(held.site), held.task.tags)
         problem = (
             "the result names no model: an empty update cannot be averaged"

@@ -22,11 +22,12 @@ from consilia.algo.aggregate import Accumulator, Fold, accumulator, cast, widen_
 from consilia.algo.strategy import Strategy, steps
 from consilia.core.weights import Array, Schema, TensorSpec, dtype_name
 from consilia.errors import StorageError, UpdateRejected
-from consilia.hub.blobs import Blob, Blobs
+from consilia.hub.blobs import Blob, Blobs, Spool
 from consilia.wire import frames
 from consilia.wire.frames import CHUNK, FrameWriter, Header, TensorEntry
 
 PIECE = CHUNK // 4  # elements handled at a time
+SYNC_FIRST = 8 << 20  # bytes; adopting syncs too, but uploads of other sites wait for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +143,7 @@ class _Step:
         if not self._recipe.strategy.slots:
             with self._blobs.open_spool(model) as spool:
                 header = self._write(FrameWriter(spool.fd, self._header.schema), round, None)
-                self._checkpoint("close.written")
-                spool.sync()
-            self._adopt(model, header)
+                self._adopt(spool, header)
             return Made(header, None)
         state = f"{name}.optimizer"
         with self._blobs.open_spool(model) as spool, self._blobs.open_spool(state) as slots:
@@ -154,16 +153,16 @@ class _Step:
                 optimizer = kept.finish()
             finally:
                 kept.close()
-            self._checkpoint("close.written")
-            slots.sync()
-            spool.sync()
-        self._adopt(state, optimizer)
-        self._adopt(model, header)
+            self._adopt(slots, optimizer)
+            self._adopt(spool, header)
         return Made(header, optimizer.digest)
 
-    def _adopt(self, spool: str, header: Header) -> None:
+    def _adopt(self, spool: Spool, header: Header) -> None:
+        self._checkpoint("close.written")
+        if header.total_bytes > SYNC_FIRST:
+            spool.sync()
         self._checkpoint("close.synced")
-        self._blobs.adopt(spool, header.digest)
+        self._blobs.adopt(spool.name, header.digest)
         self._checkpoint("close.adopted")
 
     def _write(self, out: FrameWriter, round: int, slots: "_Slots | None") -> Header:

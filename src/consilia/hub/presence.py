@@ -35,7 +35,6 @@ class Assignment:
 class _Site:
     assigned: Mapping[str, Assignment] = field(default_factory=dict)
     settled: dict[str, None] = field(default_factory=dict)  # reported on, newest last
-    session: str = ""
     online: bool = False
     last_seen: float | None = None
     waiter: "asyncio.Future[bool] | None" = None  # True: answer with what is new
@@ -145,7 +144,6 @@ class Presence:
         entry = self._entry(site)
         if entry.waiter and not entry.waiter.done():
             entry.waiter.set_result(False)
-        entry.session = poll.session
         self._set_online(site, entry, True)
         news = self._news(entry, poll, catalogue())
         if news is None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from consilia.core.round import JobState
 from consilia.wire.v1 import Advertisement, Study
 
-
 NEVER, OFFLINE = "has never been in touch", "is offline"
 
 

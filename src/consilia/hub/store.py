@@ -110,19 +110,18 @@ class Store:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         with self._gate:
-            if self._closed:
-                raise StorageError("the hub's store is closed: nothing was written")
+            self._check_open()
             self._queue.put(_Write(run, loop, future))
         return await future
 
     async def read(self, run: Callable[[Connection], T]) -> T:
         """Run `run(db)` on a reader thread, in one read-only snapshot; return its value."""
-        if self._closed:
-            raise StorageError("the hub's store is closed")
+        self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_now, run)
 
     def read_now(self, run: Callable[[Connection], T]) -> T:
         """Run `run(db)` on this thread, in one read-only snapshot; return its value. Blocks."""
+        self._check_open()
         try:
             with self.database.reading() as db:
                 return run(db)
@@ -134,6 +133,7 @@ class Store:
 
         Any thread, a few microseconds. On PostgreSQL up to half a second old.
         """
+        self._check_open()
         return self.database.generations().get(name, 0)
 
     def close(self) -> None:
@@ -146,6 +146,10 @@ class Store:
         self._thread.join()
         self._pool.shutdown()
         self.database.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError("the hub's store is closed")
 
     # ---- the writer thread -------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ PROBE = 5 * CHUNK  # bytes asked for first when parts of a frame may be known al
 GAP = CHUNK  # shorter known stretches are fetched with their neighbours
 TIMEOUT = 60.0  # seconds of silence on a line
 UNSENT = 30_000  # milliseconds after which the kernel gives up on unacknowledged bytes
+SMALL = 4 << 20  # bytes that are sent without asking first how far an upload has come
 EARLY = 5.0  # seconds to wait for the answer to an upload that the hub cut off
 
 _BROKEN = (OSError, http.client.HTTPException)
@@ -349,7 +350,7 @@ class _Sending:
         self._path = f"/v1/uploads/{lease}"
         self._fd = fd
         self._total = total
-        self._sure = True  # a fresh upload starts at 0; if not, the hub says so
+        self._sure = total <= SMALL  # a fresh one starts at 0; if not, the hub says so
         self._buffer = memoryview(bytearray(CHUNK))
         self.offset = 0
 
@@ -362,8 +363,9 @@ class _Sending:
             try:
                 self._send(line)
             except OSError as e:
-                self._early(line, e)
-            response = line.getresponse()
+                response = self._early(line, e)
+            else:
+                response = line.getresponse()
             told = response.getheader("Upload-Offset", "")
             if response.status in (200, 409) and told.isdecimal():
                 body = response.read(MAX_MESSAGE)
@@ -399,18 +401,19 @@ class _Sending:
             line.send(self._buffer[:count])
             at += count
 
-    def _early(self, line: _Line, error: OSError) -> None:
-        """The hub stopped reading: raise what it had to say, or else `error`."""
+    def _early(self, line: _Line, error: OSError) -> http.client.HTTPResponse:
+        """The hub stopped reading: return what it had to say, or raise `error`."""
         if line.sock is None:
             raise error
         try:
             line.sock.settimeout(EARLY)
             response = line.getresponse()
+            response.will_close = True
         except ssl.SSLError:
             raise  # an alert: our certificate was refused
         except _BROKEN:
             raise error from None
-        raise _refusal(response)
+        return response
 
 
 def _refusal(response: http.client.HTTPResponse) -> Exception:

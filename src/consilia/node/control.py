@@ -48,7 +48,8 @@ async def listening(directory: Path, handle: Handler) -> AsyncIterator[None]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await asyncio.wait_for(reader.readline(), TIMEOUT)
+            async with asyncio.timeout(TIMEOUT):
+                line = await reader.readline()
             asked = json.loads(line)
             found: Mapping[str, object] = {"error": "one JSON object is asked for"}
             if isinstance(asked, dict):

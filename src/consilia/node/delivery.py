@@ -37,7 +37,8 @@ class Delivery:
     async def pause(self, seconds: float) -> None:
         """Wait, but not longer than until the hub is back."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._reached.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for may swallow a cancellation (3.11)
+                await self._reached.wait()
 
     async def deliver(self, work: Work, answer: Answer) -> None:
         """Send an answer until the hub has it, or until it may no longer leave.

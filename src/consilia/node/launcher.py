@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -118,7 +118,7 @@ class Bubblewrap:
         """Start a worker in a new sandbox."""
         limits = spec.limits
         size = str(self._scratch)
-        arguments = [self._command, *_isolation()]
+        arguments = _isolation()
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm"]  # noqa: S108
         if spec.cuda:
             arguments += _cuda_devices()
@@ -131,9 +131,12 @@ class Bubblewrap:
             arguments += ["--ro-bind", str(spec.dataset), f"{_DATA}/{spec.dataset.name}"]
         for name, value in environment(spec.threads).items():
             arguments += ["--setenv", name, value]
-        arguments += ["--chdir", "/tmp", "--remount-ro", "/", "--"]  # noqa: S108
-        arguments += worker_command(limits, spec.cuda, fork_limit=_fork_limit_per_namespace())
-        return await _start(arguments, {}, spec, sandboxed=True)
+        arguments += ["--chdir", "/tmp", "--remount-ro", "/"]  # noqa: S108
+        command = worker_command(limits, spec.cuda, fork_limit=_fork_limit_per_namespace())
+        # not on the command line, where the worker could read the site's paths in /proc/1
+        with _written("\0".join(arguments).encode()) as options:
+            whole = [self._command, "--args", str(options), "--", *command]
+            return await _start(whole, {}, spec, inherited=(options,))
 
 
 class PlainProcess:
@@ -149,7 +152,7 @@ class PlainProcess:
     async def launch(self, spec: WorkerSpec) -> WorkerProcess:
         """Start a worker as an ordinary child. Whoever runs it warns (node.runner)."""
         command = worker_command(spec.limits, spec.cuda, fork_limit=False)
-        return await _start(command, environment(spec.threads), spec, sandboxed=False)
+        return await _start(command, environment(spec.threads), spec)
 
 
 def _isolation() -> list[str]:
@@ -248,10 +251,25 @@ def _fork_limit_per_namespace() -> bool:
     return release >= _FORK_LIMIT_COUNTS_NAMESPACE
 
 
+@contextlib.contextmanager
+def _written(data: bytes) -> Iterator[int]:
+    """A descriptor from which a child reads `data`."""
+    fd = os.memfd_create("options")
+    try:
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
 async def _start(
-    command: list[str], env: Mapping[str, str], spec: WorkerSpec, *, sandboxed: bool
+    command: list[str],
+    env: Mapping[str, str],
+    spec: WorkerSpec,
+    inherited: tuple[int, ...] = (),
 ) -> "_Process":
-    """Start `command` with three pipes of PIPE_BYTES."""
+    """Start `command` with three pipes of PIPE_BYTES; `inherited` are a sandbox's options."""
     ends = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
     (in_read, in_write), (out_read, out_write), (err_read, err_write) = ends
     try:
@@ -264,6 +282,7 @@ async def _start(
             stdout=out_write,
             stderr=err_write,
             env=dict(env),
+            pass_fds=inherited,
             start_new_session=True,
         )
     except OSError as error:
@@ -275,7 +294,7 @@ async def _start(
     finally:
         for fd in (in_read, out_write, err_write):
             os.close(fd)
-    return _Process(child, (in_write, out_read, err_read), spec, sandboxed)
+    return _Process(child, (in_write, out_read, err_read), spec, sandboxed=bool(inherited))
 
 
 class _Process:

@@ -86,7 +86,7 @@ class HttpLink:
             client_context(alpn, ca, credentials) for alpn in (hello.CONTROL, hello.BLOB)
         ]
         self._control = _Control(
-            f"https://{host}:{port}", self._contexts[0], proxy, lambda: self._blobs.refusal()
+            f"https://{host}:{port}", self._contexts[0], proxy, self._refusal
         )
         self._blobs = BlobLine(
             (host, port),
@@ -142,6 +142,9 @@ class HttpLink:
     def upload(self, lease: str, path: Path) -> str:
         """Send the frame at `path` for a lease; return its digest as the hub found it."""
         return self._blobs.upload(lease, path)
+
+    def _refusal(self) -> AuthError | None:
+        return self._blobs.refusal()
 
     async def close(self) -> None:
         """End every connection; calls under way raise TransferError."""

@@ -38,7 +38,7 @@ from consilia.errors import (
     WireError,
     WorkerError,
 )
-from consilia.node import clip
+from consilia.node import audit, clip
 from consilia.node.config import NodeConfig
 from consilia.node.policy import short
 from consilia.node.store import Store, Transaction
@@ -63,7 +63,7 @@ from consilia.wire.worker import Done
 REPORT, ADVERTISEMENT = "report", "advertisement"
 BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
 FREE_RESERVE = 64 << 20  # bytes of disk that an update must leave free
-_METRIC = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,11 @@ class Release:
         return self._seal(Progress(lease, round(fraction, 3), metrics))
 
     def advertisement(self, message: Advertisement) -> Sealed:
-        """Return the signed public state; audited whenever what it offers has changed."""
-        offer = encode(msgspec.structs.replace(message, audit_head="", audit_length=0))
+        """Return the signed public state, with the head of the audit trail.
+
+        Audited whenever what it offers has changed.
+        """
+        offer = encode(message)
         if offer != self._advertised:
             with self._store.write() as tx:
                 names = ", ".join(d.name for d in message.datasets) or "none"
@@ -180,7 +183,9 @@ class Release:
                 )
                 tx.audit(self._now(), "agent", "advertise", self._config.site, "sent", detail)
             self._advertised = offer
-        return seal.seal(ADVERTISEMENT, self._config.site, encode(message), self._key)
+        length, head = audit.head(self._store)
+        signed = msgspec.structs.replace(message, audit_head=head, audit_length=length)
+        return seal.seal(ADVERTISEMENT, self._config.site, encode(signed), self._key)
 
     # ---- the outbox ------------------------------------------------------------------------
 
@@ -420,8 +425,8 @@ def check_metrics(metrics: Metrics) -> None:
     for name, value in metrics.items():
         if not _METRIC.fullmatch(name):
             raise WorkerError(
-                f"metric name {name[:80]!r} is not allowed: 1 to 48 of a-z 0-9 _ . - with a "
-                "letter or digit first",
+                f"metric name {name[:80]!r} is not allowed: 1 to 64 of A-Z a-z 0-9 _ . - "
+                "with a letter or digit first",
                 "plan-contract",
             )
         if not math.isfinite(value):

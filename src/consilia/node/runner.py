@@ -313,8 +313,8 @@ class _Worker:
             message = await self._messages.receive()
         except WireError as error:
             raise self.fail("plan-contract", str(error)) from None
-        if message is not None:
-            return message
+        if message is not None and self.failure is None:
+            return message  # what a killed worker left in the pipe is of no interest
         if self.failure is None:
             try:
                 code = await asyncio.wait_for(self.process.wait(), _DEATH)

@@ -10,7 +10,7 @@ from datetime import date
 
 import consilia
 from consilia.data.registry import Dataset
-from consilia.node import approvals, audit, datasets, studies
+from consilia.node import approvals, datasets, studies
 from consilia.node.config import NodeConfig
 from consilia.node.policy import Decision, Policy, Request, allowed_values, decide
 from consilia.node.store import Store
@@ -91,14 +91,11 @@ class Standing:
     def advertisement(self) -> Advertisement:
         """Return the public state: what is offered, accepted and approved today."""
         policy, today = self.policy(), self.today()
-        length, head = audit.head(self._store)
         return Advertisement(
             consilia.__version__,
             datasets.offered(self._store),
             tuple(sorted(d for d, g in policy.studies.items() if today <= g.until)),
             tuple(sorted(d for d, g in policy.plans.items() if today <= g.until)),
-            head,
-            length,
         )
 
     def _failures(self, plan: str, today: date) -> int:

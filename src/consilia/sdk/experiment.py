@@ -11,7 +11,6 @@ up again. Sites accept the study and approve the plan in their own time; until `
 have, the job waits and says for whom.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,7 @@ from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
 from consilia.sdk.client import Client
 from consilia.sdk.digests import resolve
 from consilia.sdk.progress import display
-from consilia.sdk.results import Model, Results, version_of
+from consilia.sdk.results import Model, Results, scratch, version_of
 from consilia.sdk.source import read_plan
 from consilia.wire import people, strict
 from consilia.wire.people import JobView, RoundView
@@ -58,7 +57,7 @@ class Experiment(Results):
         self._study = study
         self._plan = plan
         self._job: JobView | None = None
-        self._files = tempfile.TemporaryDirectory(prefix="consilia-models-")
+        self._files = scratch(self, "consilia-models-")
         self._fields: dict[str, Any] = {
             "study": study if isinstance(study, str) else study.name,
             "plan": "",
@@ -169,7 +168,7 @@ class Experiment(Results):
     def model(self, round: int | None = None) -> Model:
         """Download the model version after `round` (the newest by default), verified."""
         version = version_of(self.refresh().rounds, round, self.job.id)
-        path = Path(self._files.name, version)
+        path = self._files / version
         view = self.client.model(version)
         if not path.exists():
             self.client.download_model(version, path)

@@ -5,6 +5,8 @@ and torch are imported only by the properties that return their objects.
 """
 
 import shutil
+import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from consilia.core.weights import BFLOAT16, Weights
+from consilia.core.weights import Weights
 from consilia.errors import ConfigError, NotFound
 from consilia.wire import frames
 from consilia.wire.people import ModelView, RoundView
@@ -54,16 +56,11 @@ class Model:
         A module with buffers that do not travel (persistent=False) loads it strictly, too.
         """
         try:
-            import torch  # noqa: PLC0415  # heavy, and only here
+            from consilia.plans.torch import tensor_of  # noqa: PLC0415  # imports torch
         except ImportError:
             raise _missing("torch", "a state_dict", "torch") from None
 
-        return {
-            name: torch.from_numpy(array.view("<u2")).view(torch.bfloat16)
-            if array.dtype == BFLOAT16
-            else torch.from_numpy(array)
-            for name, array in self.weights.items()
-        }
+        return {name: tensor_of(array) for name, array in self.weights.items()}
 
 
 class Results(ABC):
@@ -100,6 +97,13 @@ class Results(ABC):
         ]
         columns = ["round", "sites", "records", "seconds", "bytes_in", "bytes_out"]
         return pd.DataFrame(rows, columns=None if rows else columns).set_index("round")
+
+
+def scratch(owner: object, prefix: str) -> Path:
+    """Return a new folder that is removed when `owner` is garbage, or the program ends."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def version_of(rounds: Sequence[RoundView], round: int | None, job: str) -> str:

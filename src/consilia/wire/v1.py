@@ -149,6 +149,10 @@ class Enrol(Record, frozen=True):
     csr: bytes  # PKCS#10 DER, key made at the site
     signing_key: bytes  # Ed25519 public key, 32 bytes
 
+    def __repr__(self) -> str:
+        """Name the request without its secret, so that no log shows it."""
+        return f"Enrol(site={self.site!r}, secret=hidden)"
+
 
 class Enrolled(Record, frozen=True):
     """The node's certificate chain and the hub's own signing key."""

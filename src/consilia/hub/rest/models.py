@@ -71,33 +71,41 @@ async def get_frame(
     """Return the tensor frame of a model version, or the asked range of its bytes."""
     version = await hub.store.read(lambda db: seen_version(db, who, id))
     asked = request.headers.get("range", "")
-    if not asked:  # one line for a download, not for each of its parts
-        at = hub.now()
-        await hub.store.write(lambda db: audit.append(db, at, who.actor, "model read", id))
+    start, stop = _span(asked, version.bytes)
+    part, at = f"bytes {start}-{stop - 1}/{version.bytes}", hub.now()
+    await hub.store.write(
+        lambda db: audit.append(db, at, who.actor, "model read", id, detail=part)
+    )
     blob = await asyncio.to_thread(hub.blobs.open, version.digest)
-    start, stop = 0, blob.size
-    if found := _RANGE.fullmatch(asked):
-        start = int(found[1])
-        stop = min(int(found[2]) + 1, blob.size) if found[2] else blob.size
-        if start >= stop:
-            blob.close()
-            raise HTTPException(
-                f"range {asked!r} lies outside the frame's {blob.size} bytes",
-                status_code=416,
-            )
     headers = {
         "Content-Length": str(stop - start),
         "Accept-Ranges": "bytes",
         "ETag": f'"{version.digest}"',
     }
-    if found:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
+    if asked:
+        headers["Content-Range"] = part
     return Stream(
         _pieces(hub, blob, start, stop),
-        status_code=206 if found else 200,
+        status_code=206 if asked else 200,
         media_type="application/octet-stream",
         headers=headers,
     )
+
+
+def _span(asked: str, size: int) -> tuple[int, int]:
+    """Return (start, stop) of a Range header, all of it for none; 416 for one outside."""
+    if not asked:
+        return 0, size
+    found = _RANGE.fullmatch(asked)
+    start = int(found[1]) if found else size
+    stop = min(int(found[2]) + 1, size) if found and found[2] else size
+    if start >= stop:
+        raise HTTPException(
+            f"range {asked[:80]!r} is not within the frame's {size} bytes; needed bytes=a- or "
+            "bytes=a-b",
+            status_code=416,
+        )
+    return start, stop
 
 
 async def _pieces(hub: Services, blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:

@@ -1,0 +1,31 @@
+"""A small training plan for tests: linear regression by gradient descent, in numpy."""
+
+import numpy as np
+
+from consilia.plans.numpy import numpy_plan
+
+
+def init(args, seed):
+    return {"w": np.random.default_rng(seed).normal(size=3).astype(np.float32)}
+
+
+def train(weights, data, args, context):
+    if args["fail"]:
+        raise ValueError("the plan was asked to fail")
+    loss = 0.0
+    for epoch in range(args["epochs"]):
+        for x, y in data.batches(16, shuffle=True):
+            error = x @ weights["w"] - y
+            weights["w"] -= args["lr"] * (x.T @ error) / len(x)
+            loss = float((error**2).mean())
+        context.progress((epoch + 1) / args["epochs"], loss=loss)
+    return {"loss": loss}
+
+
+PLAN = numpy_plan(
+    init,
+    train,
+    features=["a", "b", "c"],
+    target="y",
+    arguments={"lr": 0.05, "epochs": 2, "fail": False},
+)

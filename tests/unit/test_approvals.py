@@ -1,0 +1,281 @@
+"""Approvals, studies and datasets: states, pinned digests, who decided, and what is told."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from nodekit import SITE, STUDY, make_plan, write_table
+
+from consilia.core.chain import Break
+from consilia.errors import ConfigError, Conflict, DataError, NotFound, PlanError, WireError
+from consilia.node import approvals, audit, datasets, source, studies
+from consilia.node.policy import Interval
+from consilia.node.store import Store
+from consilia.wire.v1 import Plan, Study, plan_digest, study_digest
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
+TODAY = date(2026, 11, 21)
+PLAN = make_plan()
+NEXT = make_plan(("np.float32(args", "2 * np.float32(args"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    found = Store.open(tmp_path)
+    yield found
+    assert not isinstance(audit.verify(found), Break)
+    found.close()
+
+
+def offer(store: Store, plan: Plan = PLAN, now: float = NOW) -> str:
+    approvals.offer(store, plan, plan_digest(plan), study="hearts", author="ada", now=now)
+    return plan_digest(plan)
+
+
+def actions(store: Store) -> list[str]:
+    return [f"{line.actor} {line.action} {line.outcome}" for line, _ in audit.every(store)]
+
+
+def test_a_plan_from_offer_to_revocation(store: Store) -> None:
+    digest = offer(store)
+    assert approvals.get(store, digest, TODAY).state == "pending" and not approvals.grants(store)
+    done = approvals.approve(store, digest[7:15], actor="mara", now=NOW, reason="read it")
+    assert (done.state, done.reviewer, done.reason) == ("approved", "mara", "read it")
+    assert list(approvals.grants(store)) == [digest]
+    with pytest.raises(Conflict, match="revoke it instead"):
+        approvals.reject(store, digest, actor="mara", now=NOW, reason="no")
+    assert approvals.revoke(store, digest, actor="jo", now=NOW, reason="x").state == "revoked"
+    assert not approvals.grants(store)
+    with pytest.raises(Conflict, match="is revoked, not approved"):
+        approvals.revoke(store, digest, actor="jo", now=NOW, reason="x")
+    assert approvals.approve(store, digest, actor="jo", now=NOW).state == "approved"
+    assert actions(store) == [
+        "hub plan.offer pending",
+        "mara plan.approve approved",
+        "jo plan.revoke revoked",
+        "jo plan.approve approved",
+    ]
+
+
+def test_a_rejected_plan_is_not_offered_again(store: Store) -> None:
+    digest = offer(store)
+    assert approvals.reject(store, digest, actor="m", now=NOW, reason="no").state == "rejected"
+    offer(store)
+    assert approvals.get(store, digest, TODAY).state == "rejected"
+
+
+def test_the_last_day_is_inclusive(store: Store) -> None:
+    digest = offer(store)
+    approvals.approve(store, digest, actor="m", now=NOW, until=TODAY)
+    assert approvals.get(store, digest, TODAY).state == "approved"
+    assert approvals.get(store, digest, date(2026, 11, 22)).state == "expired"
+    assert approvals.grants(store)[digest].until == TODAY
+    with pytest.raises(ConfigError, match="lies in the past"):
+        approvals.approve(store, digest, actor="m", now=NOW, until=date(2026, 11, 20))
+
+
+def test_an_approval_names_what_may_be_set(store: Store) -> None:
+    digest = offer(store)
+    approvals.approve(store, digest, actor="m", now=NOW, arguments={"lr": Interval(0.1, 0.2)})
+    grant = approvals.grants(store)[digest]
+    assert grant.arguments == {"lr": Interval(0.1, 0.2), "wait": None}
+    assert grant.defaults == {"lr": 1.0, "wait": 0.0}
+    with pytest.raises(ConfigError, match="'rate' is not declared by the plan; declared: lr"):
+        approvals.approve(store, digest, actor="m", now=NOW, arguments={"rate": None})
+
+
+def test_bytes_under_another_digest_are_audited_and_not_stored(store: Store) -> None:
+    with pytest.raises(WireError, match="ignored"):
+        approvals.offer(store, NEXT, plan_digest(PLAN), study="hearts", author="a", now=NOW)
+    assert actions(store) == ["hub plan.offer refused"]
+    assert approvals.list_plans(store, TODAY) == []
+
+
+def test_the_digest_covers_source_entry_and_requirements_only() -> None:
+    base = plan_digest(PLAN)
+    change = msgspec.structs.replace
+    assert plan_digest(change(PLAN, name="n", description="d")) == base
+    others = [
+        change(PLAN, files={"plan.py": PLAN.files["plan.py"] + " "}),
+        change(PLAN, entry="plan:OTHER"),
+        change(PLAN, requirements=("torch",)),
+        change(PLAN, files={**PLAN.files, "more.py": ""}),
+    ]
+    assert len({base, *map(plan_digest, others)}) == 5
+
+
+def test_a_diff_is_against_the_version_that_was_approved_last(store: Store) -> None:
+    first = offer(store)
+    assert "+def init(args, seed):" in approvals.diff(store, first, TODAY)
+    approvals.approve(store, first, actor="m", now=NOW)
+    second = offer(store, NEXT)
+    changed = approvals.diff(store, second, TODAY).splitlines()
+    plus = [line for line in changed if line.startswith("+") and not line.startswith("+++")]
+    assert len(plus) == 1 and "2 * np.float32" in plus[0]
+    assert approvals.previous(store, second, TODAY).digest == first  # type: ignore[union-attr]
+    assert approvals.diff(store, first, TODAY) != ""
+
+
+def test_a_prefix_names_one_plan_or_none(store: Store) -> None:
+    digest = offer(store)
+    assert approvals.get(store, digest[:19], TODAY).digest == digest
+    for wrong in ("", "12345", "zzzzzz", "%_%_%_"):
+        with pytest.raises(ConfigError):
+            approvals.get(store, wrong, TODAY)
+    with pytest.raises(NotFound):
+        approvals.get(store, "0" * 12 if not digest.startswith("sha256:0") else "f" * 12, TODAY)
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (Plan("p", {}, "plan:PLAN"), "1 to 200 files"),
+        (Plan("p", {"plan.py": ""}, "other:PLAN"), "names no module"),
+        (Plan("p", {"plan.py": ""}, "plan"), "is not MODULE:NAME"),
+        (Plan("p", {"plan.py": ""}, "plan:a.b"), "is not MODULE:NAME"),
+        (Plan("p\n", {"plan.py": ""}, "plan:P"), "printable"),
+        (Plan("p", {"plan.py": "x" * (1 << 20)}, "plan:P"), "limit"),
+        (Plan("p", {"plan.py": "", "../x": ""}, "plan:P"), "plain relative path"),
+    ],
+)
+def test_a_plan_has_a_form(plan: Plan, says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        source.check_form(plan)
+
+
+def test_findings_say_where_and_why() -> None:
+    text = (
+        "import os, numpy as np\nfrom subprocess import run\n\ndef train():\n"
+        "    open('/etc/passwd')\n    eval('1')\n    x.__class__\n    np.load('a')\n"
+    )
+    plan = Plan("p", {"plan.py": text, "bad.py": "def (", "data.csv": "1"}, "plan:P")
+    found = [str(f) for f in source.findings(plan)]
+    assert found == [
+        "bad.py:1: cannot be read as Python: SyntaxError",
+        "data.csv:1: is not Python source; see how the plan uses it",
+        "plan.py:1: imports numpy",
+        "plan.py:1: imports os: operating system: files, environment, processes",
+        "plan.py:2: imports subprocess: starts programs",
+        "plan.py:5: calls open: opens a file",
+        "plan.py:6: calls eval: runs text as code",
+        "plan.py:7: uses __class__: reaches behind an object",
+        "plan.py:8: uses .load: may read or write files",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "declared"),
+    [
+        ("P = f(arguments={'a': 1, 'b': 'x', 'c': True, 'd': -0.5})", {"a", "b", "c", "d"}),
+        ("P: object = f(arguments={'a': 1})", {"a"}),
+        ("P = f()", set()),
+        ("P = f(arguments={'a': 1})\nP = f(arguments={'b': 1})", {"b"}),
+        ("P = f(arguments=make())", None),
+        ("P = f(arguments={'a': [1]})", None),
+        ("P = f(arguments={'a': 1e999})", None),
+        ("P = f(**other)", None),
+        ("P = 3", None),
+        ("Q = f(arguments={'a': 1})", None),
+        ("P = (", None),
+    ],
+)
+def test_declared_arguments_are_read_without_running(
+    text: str, declared: set[str] | None
+) -> None:
+    found = source.declared_arguments(Plan("p", {"plan.py": text}, "plan:P"))
+    assert (None if found is None else set(found)) == declared
+
+
+# ---- studies --------------------------------------------------------------------------------
+
+
+def test_accepting_pins_the_digest(store: Store) -> None:
+    assert studies.offer(store, STUDY, NOW) and not studies.offer(store, STUDY, NOW)
+    studies.accept(store, "hearts", actor="m", now=NOW, reason="contract")
+    assert set(studies.grants(store)) == {study_digest(STUDY)}
+    changed = msgspec.structs.replace(STUDY, purpose="to sell")
+    studies.offer(store, changed, NOW + 1)
+    states = {r.digest: r.state for r in studies.list_studies(store, TODAY)}
+    assert states == {study_digest(STUDY): "accepted", study_digest(changed): "pending"}
+    studies.accept(store, "hearts", actor="m", now=NOW + 2)
+    assert set(studies.grants(store)) == {study_digest(changed)}, "two versions in force"
+
+
+def test_a_study_is_declined_or_left(store: Store) -> None:
+    studies.offer(store, STUDY, NOW)
+    assert studies.decline(store, "hearts", actor="m", now=NOW).state == "declined"
+    studies.accept(store, "hearts", actor="m", now=NOW, until=TODAY)
+    assert studies.get(store, "hearts", date(2026, 11, 22)).state == "expired"
+    assert studies.decline(store, "hearts", actor="m", now=NOW).state == "left"
+    assert not studies.grants(store)
+    with pytest.raises(NotFound):
+        studies.accept(store, "lungs", actor="m", now=NOW)
+
+
+def test_the_earlier_of_two_last_days_holds(store: Store) -> None:
+    ends = msgspec.structs.replace(STUDY, until="2026-12-31")
+    studies.offer(store, ends, NOW)
+    accepted = studies.accept(store, "hearts", actor="m", now=NOW, until=date(2027, 1, 31))
+    assert accepted.until == date(2026, 12, 31)
+    over = Study("past", "p", (SITE,), ("t",), until="2026-11-20")
+    studies.offer(store, over, NOW)
+    with pytest.raises(Conflict, match="ended on 2026-11-20"):
+        studies.accept(store, "past", actor="m", now=NOW)
+
+
+def test_an_acceptance_may_name_datasets_that_exist(store: Store, tmp_path: Path) -> None:
+    studies.offer(store, STUDY, NOW)
+    with pytest.raises(NotFound, match="no dataset 'cohort'"):
+        studies.accept(store, "hearts", actor="m", now=NOW, datasets=("cohort",))
+    datasets.add(store, write_table(tmp_path / "t.csv", 7), actor="m", now=NOW)
+    studies.accept(store, "hearts", actor="m", now=NOW, datasets=("cohort",))
+    assert studies.grants(store)[study_digest(STUDY)].datasets == {"cohort"}
+
+
+# ---- datasets -------------------------------------------------------------------------------
+
+
+def test_a_dataset_from_registration_to_removal(store: Store, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.csv", 123)
+    datasets.add(store, table, actor="m", now=NOW)
+    assert datasets.get(store, "cohort").dataset == table
+    with pytest.raises(Conflict, match="registered already"):
+        datasets.add(store, table, actor="m", now=NOW)
+    (told,) = datasets.offered(store)
+    assert (told.records, told.tags) == (120, ("cohort",)), "the count is rounded down"
+    assert datasets.disable(store, "cohort", actor="m", now=NOW).enabled is False
+    assert datasets.offered(store) == () and not datasets.facts(store)[0].enabled
+    datasets.enable(store, "cohort", actor="m", now=NOW)
+    edited = datasets.edit(store, "cohort", actor="m", now=NOW, tags=("a", "b"))
+    assert edited.dataset.tags == ("a", "b") == datasets.get(store, "cohort").dataset.tags
+    with pytest.raises(ConfigError, match="has no tag"):
+        datasets.edit(store, "cohort", actor="m", now=NOW, tags=())
+    datasets.remove(store, "cohort", actor="m", now=NOW)
+    assert datasets.list_datasets(store) == [] and (tmp_path / "t.csv").exists()
+    verbs = [a.split()[1] for a in actions(store)]
+    assert verbs == [f"dataset.{v}" for v in ("add", "disable", "enable", "edit", "remove")]
+
+
+def test_a_changed_file_is_noticed_and_a_touched_one_is_not_mistaken(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    table = write_table(path, 50)
+    datasets.check_unchanged(table)
+    os.utime(path, (1, 1))
+    datasets.check_unchanged(table)  # same bytes
+    text = path.read_text()
+    path.write_text(text.replace("7,1", "7,0"))  # same length
+    with pytest.raises(DataError, match="was changed after it was registered"):
+        datasets.check_unchanged(table)
+    path.unlink()
+    with pytest.raises(DataError, match="No such file"):
+        datasets.check_unchanged(table)
+    datasets.add(store, table, actor="m", now=NOW)
+    new = write_table(path, 60)
+    edited = datasets.edit(store, "cohort", actor="m", now=NOW, measured=new)
+    assert edited.dataset.records == 60
+    datasets.check_unchanged(edited.dataset)

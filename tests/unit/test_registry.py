@@ -1,0 +1,147 @@
+"""Registering a table: what is inferred, what is refused, and noticing that the file changed."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from consilia.data.registry import changed, inspect_table, to_source
+from consilia.data.table import Table
+from consilia.errors import ConfigError, DataError
+
+
+def written(tmp_path: Path, text: str, name: str = "t.csv") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_types_are_inferred(tmp_path: Path) -> None:
+    text = (
+        "i,f,whole,flag,day,at,sex,id,void,mixed\n"
+        "1,1.5,1.0,yes,2024-01-31,2024-01-31 08:00:00,M,a1,,1\n"
+        "-2,NA,2.0,no,2024-02-01,2024-02-01 09:00:00,F,a2,,x\n"
+    ) + "".join(f"3,2,3.0,no,2024-02-01,2024-02-01 09:00:00,F,p{i},,2\n" for i in range(300))
+    path = written(tmp_path, text)
+    found = inspect_table(path, "cohort", ("b", "a"), now=5.0, description="test")
+    assert found.columns == {
+        "i": "int64",
+        "f": "float64",
+        "whole": "float64",
+        "flag": "bool",
+        "day": "date",
+        "at": "timestamp",
+        "sex": "category",
+        "id": "str",
+        "void": "category",
+        "mixed": "category",
+    }
+    assert list(found.columns)[:2] == ["i", "f"]  # the file's order
+    assert found.records == 302
+    assert found.tags == ("a", "b")
+    assert found.created == 5.0
+    assert found.format == "csv"
+    assert found.digest == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.bytes == len(path.read_bytes())
+    assert found.path == str(path.resolve())
+
+
+def test_zero_and_one_are_numbers(tmp_path: Path) -> None:
+    assert inspect_table(written(tmp_path, "y\n0\n1\n"), "t", (), now=0).columns["y"] == "int64"
+
+
+def test_inferred_types_can_be_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b,c\n1,x,2024-01-01\nNA,y,2024-01-02\n")
+    dataset = inspect_table(path, "t", (), now=0)
+    table = Table(to_source(dataset))
+    for name in dataset.columns:
+        assert len(table.column(name)) == 2
+    assert table.missing("a").tolist() == [False, True]
+
+
+def test_declared_types_win_and_are_checked(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b\n1,2\n2,x\n")
+    assert inspect_table(path, "t", (), now=0, types={"a": "float32"}).columns["a"] == "float32"
+    with pytest.raises(DataError, match="column 'b', row 2: 'x' is not int64"):
+        inspect_table(path, "t", (), now=0, types={"b": "int64"})
+    with pytest.raises(DataError, match="'z', which is no column"):
+        inspect_table(path, "t", (), now=0, types={"z": "int64"})
+    with pytest.raises(DataError, match="declared as 'number'"):
+        inspect_table(path, "t", (), now=0, types={"a": "number"})
+
+
+def test_tsv_and_parquet(tmp_path: Path) -> None:
+    tsv = inspect_table(written(tmp_path, "a\tb\n1\t2.5\n", "t.tsv"), "t", (), now=0)
+    assert (tsv.format, dict(tsv.columns)) == ("tsv", {"a": "int64", "b": "float64"})
+    path = tmp_path / "t.parquet"
+    duckdb.sql(f"COPY (SELECT 1 a, 2.5::FLOAT b, 'x' c, now()::TIMESTAMP t) TO '{path}'")
+    found = inspect_table(path, "t", (), now=0)
+    assert found.format == "parquet"
+    assert found.columns == {"a": "int64", "b": "float32", "c": "str", "t": "timestamp"}
+    duckdb.sql(f"COPY (SELECT [1, 2] a) TO '{path}'")
+    with pytest.raises(DataError, match="column 'a' holds"):
+        inspect_table(path, "t", (), now=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"a,b\n", "no records"),
+        (b"a,b\n1,2\n3\n", "line 3: 1 values"),
+        (b"a,a\n1,2\n", "appears twice"),
+        (b"a\nM\xfcller\n", "not UTF-8"),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        inspect_table(path, "t", (), now=0)
+
+
+def test_names_and_formats(tmp_path: Path) -> None:
+    path = written(tmp_path, "a\n1\n")
+    with pytest.raises(ConfigError, match="dataset name"):
+        inspect_table(path, "My Data", (), now=0)
+    with pytest.raises(ConfigError, match="tag name"):
+        inspect_table(path, "t", ("a b",), now=0)
+    with pytest.raises(DataError, match="no such file"):
+        inspect_table(tmp_path / "gone.csv", "t", (), now=0)
+    other = written(tmp_path, "a\n1\n", "t.dat")
+    with pytest.raises(DataError, match=r"suffix '\.dat'"):
+        inspect_table(other, "t", (), now=0)
+    assert inspect_table(other, "t", (), now=0, format="csv").records == 1
+
+
+def test_braces_and_quotes_in_column_names(tmp_path: Path) -> None:
+    path = written(tmp_path, '"{x}","it\'s","a""b"\n1,2,3\n')
+    assert set(inspect_table(path, "t", (), now=0).columns) == {"{x}", "it's", 'a"b'}
+
+
+def test_changed(tmp_path: Path) -> None:
+    path = written(tmp_path, "a\n1\n")
+    dataset = inspect_table(path, "t", (), now=0)
+    assert not changed(dataset)
+    os.utime(path, (1, 1))
+    assert not changed(dataset)  # touched, with the same content
+    path.write_text("a\n2\n")
+    assert changed(dataset)
+    path.write_text("a\n1\n")
+    assert not changed(dataset)
+    path.write_text("a\n1\n\n2\n")
+    assert changed(dataset)
+    path.unlink()
+    assert changed(dataset)
+
+
+def test_to_source(tmp_path: Path) -> None:
+    dataset = inspect_table(written(tmp_path, "a\n1\n"), "t", (), now=0)
+    source = to_source(dataset, "/data/t.csv")
+    assert source.path == "/data/t.csv"
+    assert source.columns == {"a": "int64"}
+    assert source.records == 1
