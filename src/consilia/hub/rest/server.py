@@ -17,6 +17,8 @@ from litestar import Litestar
 from consilia.errors import StorageError
 
 KEEP_ALIVE = 60  # seconds an idle connection is kept
+HANDSHAKE = 10.0  # seconds a TLS handshake may take
+GOODBYE = 1.0  # seconds to wait for the other side's end of TLS
 
 
 class PeopleServer:
@@ -44,14 +46,12 @@ class PeopleServer:
             proxy_headers=False,
             limit_concurrency=self._connections,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=1,
         )
         config.load()
-        config.ssl = self._tls
         self._sockets = await _listen(host, port)
-        self._server = uvicorn.Server(config)
+        self._server = _Uvicorn(config, self._tls)
         self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup(sockets=self._sockets)
+        await self._server.startup(self._sockets)
         self._ticking = asyncio.create_task(self._server.main_loop())
         return int(self._sockets[0].getsockname()[1])
 
@@ -65,6 +65,40 @@ class PeopleServer:
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
         await self._server.shutdown(sockets=self._sockets)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, but strangers may not dawdle over TLS (it would give them a minute)."""
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext) -> None:
+        super().__init__(config)
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept on `sockets`."""
+        await self.lifespan.startup()
+
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            return made
+
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=sock,
+                ssl=self._tls,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=HANDSHAKE,
+                ssl_shutdown_timeout=GOODBYE,
+            )
+            for sock in sockets or []
+        ]
+        self.started = True
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:
