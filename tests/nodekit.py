@@ -28,13 +28,14 @@ from consilia.node.config import NodeConfig
 from consilia.node.inprocess import InProcess
 from consilia.node.link import HubLink
 from consilia.node.release import Release
-from consilia.node.runner import Runs
+from consilia.node.runner import OnStep, Runs, TaskOutput
 from consilia.node.store import Store
 from consilia.wire import frames, seal
 from consilia.wire.v1 import (
     Advertisement,
     Catalogue,
     Enrolled,
+    FailureCause,
     Lease,
     Orders,
     Plan,
@@ -51,6 +52,7 @@ from consilia.wire.v1 import (
     plan_digest,
     study_digest,
 )
+from consilia.wire.worker import Run
 
 SITE = "charite"
 STUDY = Study("hearts", "to learn", (SITE, "leuven"), ("cohort",))
@@ -111,7 +113,7 @@ class MemoryHub:
         self.away = False  # the line is down
         self.assigned: dict[str, Lease] = {}
         self.reports: list[Report] = []
-        self.uploads: dict[str, Weights | None] = {}
+        self.uploads: dict[str, Weights] = {}
         self.states: list[Advertisement] = []
         self.offer = Catalogue(0)
         self.plans: dict[str, Plan] = {}
@@ -140,7 +142,9 @@ class MemoryHub:
     def offer_all(self, studies: tuple[Study, ...], *plans: Plan) -> None:
         """Put studies, and plans for the first of them, into the catalogue."""
         self.plans.update((plan_digest(p), p) for p in plans)
-        entries = tuple(PlanEntry(d, p.name, studies[0].name, "ada") for d, p in self.plans.items())
+        entries = tuple(
+            PlanEntry(d, p.name, studies[0].name, "ada") for d, p in self.plans.items()
+        )
         self.offer = Catalogue(self.offer.version + 1, studies, entries)
         self._changed.set()
 
@@ -252,11 +256,20 @@ class CountingRuns:
         self.inner = inner
         self.tasks: list[str] = []
 
-    async def run(self, job, plan, dataset, task, model, on_step, timeout):  # type: ignore[no-untyped-def]
+    async def run(  # noqa: PLR0917 - the signature of Runs
+        self,
+        job: str,
+        plan: Plan,
+        dataset: Dataset | None,
+        task: Run,
+        model: Path | None,
+        on_step: OnStep,
+        timeout: float,
+    ) -> TaskOutput:
         self.tasks.append(f"{job}.{task.round}")
         return await self.inner.run(job, plan, dataset, task, model, on_step, timeout)
 
-    async def stop(self, job, cause="stopped"):  # type: ignore[no-untyped-def]
+    async def stop(self, job: str, cause: FailureCause = "stopped") -> None:
         await self.inner.stop(job, cause)
 
     async def close(self) -> None:
@@ -280,7 +293,9 @@ class Node:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Node"]:
         """Run the agent for the time of a block."""
-        release = Release(self.store, self.directory / "outbox", self.config, self.key, self.now)
+        release = Release(
+            self.store, self.directory / "outbox", self.config, self.key, self.now
+        )
         self.agent = Agent(
             config=self.config,
             store=self.store,
@@ -340,7 +355,13 @@ async def node(
     store = Store.open(directory)
     try:
         yield Node(
-            directory, config, store, hub, key, CountingRuns(runner or InProcess(site=SITE)), hub
+            directory,
+            config,
+            store,
+            hub,
+            key,
+            CountingRuns(runner or InProcess(site=SITE)),
+            hub,
         )
     finally:
         store.close()
@@ -383,4 +404,3 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < limit, "waited in vain"
         await asyncio.sleep(0.01)
-

@@ -1,4 +1,4 @@
-"""A forged or lying hub: whatever it asks, the node refuses, says why at home, and runs nothing.
+"""A forged or lying hub: what it asks is refused, the reason stays at home, nothing is run.
 
 The hub here holds every key a real one holds: its line is authentic. What protects the site is
 its own store of decisions and the digests it computes itself.
@@ -277,7 +277,7 @@ async def test_a_flood_of_refused_leases_is_slowed_down(tmp_path: Path) -> None:
         n.hub.repeat = (lease(n.hub, OTHER, model=n.hub.publish(base_model())),)
         await asyncio.sleep(2.0)
         assert n.runs.tasks == []
-        assert len(n.details("task.refuse")) < 30 and n.hub.polls < 30
+        assert len(n.details("task.refuse")) < 30 and n.hub.polls < 150
 
 
 def test_oversized_and_malformed_orders_are_refused_before_they_are_read() -> None:

@@ -5,10 +5,30 @@ import contextlib
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from consilia.core.chain import Break
+from consilia.errors import StorageError
+from consilia.node import approvals, audit, control, datasets, studies
+from consilia.node.config import Limits
+from consilia.node.launcher import PlainProcess
+from consilia.node.runner import Runner
+from consilia.node.store import Store, Transaction
+from consilia.wire.v1 import (
+    Declined,
+    Failed,
+    FailureCause,
+    Progress,
+    Result,
+    plan_digest,
+    study_digest,
+)
 from nodekit import (
     SITE,
     STUDY,
@@ -17,22 +37,6 @@ from nodekit import (
     make_plan,
     node,
     until,
-)
-
-from consilia.core.chain import Break
-from consilia.errors import StorageError
-from consilia.node import approvals, audit, control, datasets, studies
-from consilia.node.config import Limits
-from consilia.node.launcher import PlainProcess
-from consilia.node.runner import Runner
-from consilia.node.store import Store
-from consilia.wire.v1 import (
-    Declined,
-    Failed,
-    Progress,
-    Result,
-    plan_digest,
-    study_digest,
 )
 
 PLAN = make_plan()
@@ -51,7 +55,7 @@ async def test_a_round_from_init_to_the_next(tmp_path: Path) -> None:
         for round in (1, 2):
             task = lease(n.hub, PLAN, model=model, round=round, arguments={"lr": 0.5})
             n.hub.assign(task)
-            await until(lambda task=task: n.hub.settled(task.id))
+            await until(partial(n.hub.settled, task.id))
             result = n.hub.settled(task.id)
             assert isinstance(result, Result)
             assert (result.records, result.metrics, result.round) == (120, {"loss": 0.5}, round)
@@ -146,13 +150,13 @@ async def test_a_decision_stops_running_work_within_a_second(tmp_path: Path, how
         (pid,) = runner.workers
         other = Store.open(n.directory)  # as the command's own process has it
         try:
-            who = {"actor": "mara", "now": time.time()}
+            now, digest = time.time(), plan_digest(PLAN)
             if how == "revoke":
-                approvals.revoke(other, plan_digest(PLAN), reason="second thoughts", **who)
+                approvals.revoke(other, digest, actor="mara", now=now, reason="doubts")
             elif how == "leave":
-                studies.decline(other, STUDY.name, **who)
+                studies.decline(other, STUDY.name, actor="mara", now=now)
             else:
-                datasets.disable(other, "cohort", **who)
+                datasets.disable(other, "cohort", actor="mara", now=now)
         finally:
             other.close()
         begun = time.monotonic()
@@ -169,9 +173,7 @@ async def test_a_decision_is_noticed_without_a_poke(tmp_path: Path) -> None:
         model = n.hub.publish(base_model())
         n.hub.assign(task := lease(n.hub, PLAN, model=model, arguments={"wait": 20.0}))
         await until(lambda: n.runs.tasks)
-        approvals.revoke(
-            n.store, plan_digest(PLAN), actor="mara", now=time.time(), reason="no"
-        )
+        approvals.revoke(n.store, plan_digest(PLAN), actor="mara", now=time.time(), reason="no")
         await until(lambda: n.hub.settled(task.id), 3)
         assert isinstance(n.hub.settled(task.id), Declined)
 
@@ -188,9 +190,7 @@ async def test_an_update_may_not_leave_after_its_plan_was_revoked(tmp_path: Path
         n.hub.upload_gate = gate
         n.hub.assign(task := lease(n.hub, PLAN, model=n.hub.publish(base_model())))
         await until(sending.is_set)
-        approvals.revoke(
-            n.store, plan_digest(PLAN), actor="mara", now=time.time(), reason="no"
-        )
+        approvals.revoke(n.store, plan_digest(PLAN), actor="mara", now=time.time(), reason="no")
         n.agent.changed()
         await until(lambda: n.hub.settled(task.id))
         go.set()
@@ -239,15 +239,15 @@ async def test_jobs_run_side_by_side_up_to_the_limit(tmp_path: Path) -> None:
         await until(lambda: all(n.hub.settled(t.id) for t in tasks))
 
 
-FAULTS = {
+FAULTS: dict[FailureCause, tuple[str, str]] = {
     "plan-error": ("w = weights", "raise RuntimeError('patient 7'); w = weights"),
     "not-finite": ("np.float32(args", "np.float32('nan') + np.float32(args"),
-    "plan-contract": ("{\"w\": w,", "{\"v\": w,"),
+    "plan-contract": ('{"w": w,', '{"v": w,'),
 }
 
 
 @pytest.mark.parametrize("cause", FAULTS)
-async def test_a_failure_tells_the_hub_one_word(tmp_path: Path, cause: str) -> None:
+async def test_a_failure_tells_the_hub_one_word(tmp_path: Path, cause: FailureCause) -> None:
     plan = make_plan(FAULTS[cause])
     async with node(tmp_path) as n, n.running():
         n.accept(plan)
@@ -288,7 +288,7 @@ async def test_failures_are_counted_and_limited(tmp_path: Path) -> None:
         model = n.hub.publish(base_model())
         for round in (1, 2, 3):
             n.hub.assign(task := lease(n.hub, plan, model=model, round=round))
-            await until(lambda task=task: n.hub.settled(task.id))
+            await until(partial(n.hub.settled, task.id))
         kinds = [type(n.hub.settled(f"job-1.{i}.0.{SITE}")) for i in (1, 2, 3)]
         assert kinds == [Failed, Failed, Declined] and len(n.runs.tasks) == 2
 
@@ -321,7 +321,7 @@ class Meter(Store):
     full = False
 
     @contextlib.contextmanager
-    def write(self):  # type: ignore[no-untyped-def]
+    def write(self) -> Iterator[Transaction]:
         if self.full:
             raise StorageError("no space left on device") from sqlite3.OperationalError()
         with super().write() as tx:
@@ -339,9 +339,9 @@ async def test_a_task_costs_one_transaction(tmp_path: Path) -> None:
             counts = []
             for round in range(1, 6):
                 n.hub.assign(task := lease(n.hub, PLAN, model=model, round=round))
-                await until(lambda task=task: n.hub.settled(task.id))
+                await until(partial(n.hub.settled, task.id))
                 counts.append(store.commits)
-        assert [b - a for a, b in zip(counts[1:], counts[2:], strict=False)] == [1, 1, 1]
+        assert [b - a for a, b in pairwise(counts[1:])] == [1, 1, 1]
 
 
 async def test_on_a_full_disk_nothing_leaves_until_it_can_be_audited(tmp_path: Path) -> None:
@@ -376,4 +376,3 @@ async def test_the_control_socket_answers_and_is_private(tmp_path: Path) -> None
         answer = await asyncio.to_thread(control.poke, directory, "stop-job", job="j")
     assert answer == {"ok": True} and asked == [{"do": "stop-job", "job": "j"}]
     assert control.poke(directory) is None
-

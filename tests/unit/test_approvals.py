@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from nodekit import SITE, STUDY, make_plan, write_table
 
 from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, DataError, NotFound, PlanError, WireError
@@ -15,6 +14,7 @@ from consilia.node import approvals, audit, datasets, source, studies
 from consilia.node.policy import Interval
 from consilia.node.store import Store
 from consilia.wire.v1 import Plan, Study, plan_digest, study_digest
+from nodekit import SITE, STUDY, make_plan, write_table
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
 TODAY = date(2026, 11, 21)
@@ -41,7 +41,9 @@ def actions(store: Store) -> list[str]:
 
 def test_a_plan_from_offer_to_revocation(store: Store) -> None:
     digest = offer(store)
-    assert approvals.get(store, digest, TODAY).state == "pending" and not approvals.grants(store)
+    assert approvals.get(store, digest, TODAY).state == "pending" and not approvals.grants(
+        store
+    )
     done = approvals.approve(store, digest[7:15], actor="mara", now=NOW, reason="read it")
     assert (done.state, done.reviewer, done.reason) == ("approved", "mara", "read it")
     assert list(approvals.grants(store)) == [digest]

@@ -105,7 +105,8 @@ def test_sqlite_lies_in_the_directory(tmp_path: Path) -> None:
 
 def test_the_password_comes_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("p@ss/word\n", "utf-8")
-    made = HubConfig(database="postgresql://hub@db:5432/consilia", database_password_file="pw")
+    text = "database: postgresql://hub@db:5432/consilia\ndatabase_password_file: pw\n"
+    made = config.load(write(tmp_path, text))
     url = config.database_url(tmp_path, made)
     assert url == "postgresql+psycopg://hub:p%40ss%2Fword@db:5432/consilia"
 
@@ -121,7 +122,8 @@ def test_the_password_comes_from_the_environment(tmp_path: Path) -> None:
 
 def test_a_password_without_a_user_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("x", "utf-8")
-    made = HubConfig(database="postgresql://db/consilia", database_password_file="pw")
+    text = "database: postgresql://db/consilia\ndatabase_password_file: pw\n"
+    made = config.load(write(tmp_path, text))
     with pytest.raises(ConfigError, match="no user"):
         config.database_url(tmp_path, made)
 

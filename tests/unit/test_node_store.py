@@ -139,7 +139,7 @@ def test_export_as_csv_and_json(tmp_path: Path) -> None:
         tx.audit(1.5, "=cmd()", "test", "a,b", "ok", 'say "x"')
     csv = "".join(audit.export(store, "csv")).splitlines()
     assert csv[0] == "seq,at,actor,action,subject,outcome,detail,digest"
-    assert csv[1].startswith("1,1.5,'=cmd(),test,\"a,b\",ok,")
+    assert csv[1].startswith('1,1.5,\'=cmd(),test,"a,b",ok,')
     assert '"actor": "=cmd()"' in "".join(audit.export(store, "json"))
     store.close()
 

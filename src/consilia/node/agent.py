@@ -182,10 +182,9 @@ class Agent:
         return fresh
 
     def _heard(self) -> None:
-        """Note that the hub answered; after a silence, tell it everything and deliver."""
+        """Note that the hub answered; after a silence, deliver what waits."""
         if self._problem:
             _LOG.info("connected to %s", self._config.hub)
-            self._news.set()
             self._delivery.reached()
         self._problem, self._contact = "", self._now()
 
@@ -198,6 +197,7 @@ class Agent:
             else:
                 _LOG.error("a defect broke the line to the hub", exc_info=e)
         self._problem = problem
+        self._news.set()  # the hub may have been restarted: it is told everything anew
 
     async def _advertise(self) -> None:
         """Send the public state whenever it has changed or the line was made anew."""
@@ -209,6 +209,7 @@ class Agent:
                 message = self._standing.advertisement()
                 sealed = await in_thread(self._release.advertisement, message)
                 verdict = await self._link.advertise(sealed)
+                self._heard()
                 if not verdict.accepted:
                     _LOG.warning("the hub refused this site's state: %s", verdict.reason[:300])
                 backoff.reset()

@@ -5,6 +5,7 @@ verified whole (node.blobline), so a file under its name is complete; what a bro
 has left lies beside it under another. Methods are thread-safe and block only on the disk.
 """
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from consilia.core import ids
-from consilia.errors import ConsiliaError, StorageError
+from consilia.errors import ConsiliaError, StorageError, WireError
 from consilia.wire import frames
 
 _FRAME = ".frame"
@@ -29,6 +30,7 @@ class Cache:
         self._cap = cap
         self._lock = threading.Lock()
         self._users: dict[str, int] = {}
+        self._checked: dict[str, int] = {}  # size of each frame whose header was looked at
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by digest, oldest use first
         found = [(p.stat(), p) for p in root.iterdir() if p.suffix == _FRAME]
         for status, path in sorted(found, key=lambda item: item[0].st_mtime):
@@ -59,7 +61,7 @@ class Cache:
         except OSError as e:
             raise StorageError(f"{path} is not in the cache: {e.strerror}") from None
         with self._lock:
-            self._sizes[digest] = size
+            self._checked[digest] = self._sizes[digest] = size
             self._sizes.move_to_end(digest)
             self._evict()
         return path
@@ -77,15 +79,18 @@ class Cache:
 
     def _find(self, digest: str) -> Path | None:
         path = self.path(digest)
-        try:
-            header = frames.read_header(path)
-            if header.digest == digest and path.stat().st_size == header.total_bytes:
-                os.utime(path)
-                return self.adopt(digest)
-        except (ConsiliaError, OSError):
-            pass  # not here, damaged on disk, or removed by hand: it is fetched again
+        with contextlib.suppress(ConsiliaError, OSError):
+            size = path.stat().st_size
+            if self._checked.get(digest) != size:
+                header = frames.read_header(path)
+                if header.digest != digest or size != header.total_bytes:
+                    raise WireError(f"{path} is not what its name says")
+            os.utime(path)
+            return self.adopt(digest)
+        # Not here, damaged on disk, or removed by hand: it is fetched again.
         with self._lock:
             self._sizes.pop(digest, None)
+            self._checked.pop(digest, None)
         path.unlink(missing_ok=True)
         return None
 
@@ -96,4 +101,5 @@ class Cache:
                 return
             if digest not in self._users:
                 total -= self._sizes.pop(digest)
+                self._checked.pop(digest, None)
                 self.path(digest).unlink(missing_ok=True)

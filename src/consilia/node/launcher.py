@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ class Bubblewrap:
     sandboxed = True
 
     def __init__(self, command: str = "bwrap", scratch_bytes: int = SCRATCH_BYTES) -> None:
-        self._command = command
+        self._command = shutil.which(command) or command
         self._scratch = scratch_bytes
 
     def available(self) -> str | None:

@@ -255,15 +255,15 @@ class Release:
         self, done: Done, tensors: int, base: Path | None, path: Path
     ) -> frames.Header:
         """Stream the tensors into a frame at `path`: counted, hashed and checked on the way."""
-        schema = self._schema(done, base)
-        unchanged: set[bytes] = set()
-        if base is not None:
-            unchanged = {e.digest for e in frames.read_header(base).entries if e.stored}
-        self._check_space(sum(t.nbytes for t in schema))
+        old = None if base is None else frames.read_header(base)
+        schema = self._schema(done, None if old is None else old.schema)
+        unchanged = {e.digest for e in old.entries if e.stored} if old is not None else ()
+        size = sum(t.nbytes for t in schema)
+        self._check_space(size)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             writer = frames.FrameWriter(fd, schema, unchanged)
-            pump(tensors, sum(t.nbytes for t in schema), writer.append)
+            pump(tensors, size, writer.append)
             header = writer.finish()
             if base is not None and self._config.clip_norm:
                 header = self._clip(fd, base, path) or header
@@ -277,11 +277,11 @@ class Release:
             os.close(fd)
         return header
 
-    def _schema(self, done: Done, base: Path | None) -> Schema:
-        """Return the declared schema when it is the model's and within limits."""
+    def _schema(self, done: Done, needed: Schema | None) -> Schema:
+        """Return the declared schema when it is `needed`, or a first model's within limits."""
         schema = tuple(TensorSpec(t.name, t.dtype, t.shape) for t in done.tensors)
-        if base is not None:
-            if problem := mismatch(schema, frames.read_header(base).schema):
+        if needed is not None:
+            if problem := mismatch(schema, needed):
                 raise WorkerError(
                     f"the update does not fit the model: {problem}", "plan-contract"
                 )

@@ -102,11 +102,13 @@ class Runs(Protocol):
         """Kill every worker."""
 
 
-def choose_launcher(sandbox: Literal["required", "off"]) -> Launcher:
+def choose_launcher(
+    sandbox: Literal["required", "off"], launcher: Launcher | None = None
+) -> Launcher:
     """Return the launcher a site's configuration asks for; ConfigError when it cannot work."""
     if sandbox == "off":
         return PlainProcess()
-    launcher = Bubblewrap()
+    launcher = launcher or Bubblewrap()
     if reason := launcher.available():
         raise ConfigError(
             f"researcher code may only run in a sandbox, and there is none: {reason}. "

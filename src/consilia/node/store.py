@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from consilia.core import chain
 from consilia.errors import StorageError
@@ -131,7 +131,7 @@ class Store:
         self._seen: tuple[int, int] | None = None  # (data_version, revision)
 
     @classmethod
-    def open(cls, directory: Path) -> "Store":
+    def open(cls, directory: Path) -> Self:
         """Open or create DIR/node.sqlite (0600) and bring its tables up to date."""
         path = directory / FILE
         try:

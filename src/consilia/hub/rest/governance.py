@@ -217,7 +217,8 @@ async def list_plans(
 @post("/plans", opt=WRITERS)
 async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanView:
     """Offer a plan to the sites of a study. Its code is read, never run, at the hub."""
-    await asyncio.to_thread(check_plan, data.plan)
+    async with hub.parsing:
+        await asyncio.to_thread(check_plan, data.plan)
     at = hub.now()
 
     def write(db: Connection) -> PlanView:

@@ -62,10 +62,17 @@ _FRAMEWORK: Mapping[int, type[ConsiliaError]] = {
 def handlers(log: Log) -> dict[int | type[Exception], Handler]:
     """Return what turns every exception of a route into a problem."""
 
-    def deliberate(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    def deliberate(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         kind = next(k for k in type(error).__mro__ if k in STATUS)
         status, title = STATUS[kind]
-        return _problem(status, title, str(error), kind)
+        if kind is not StorageError:
+            return _problem(status, title, str(error), kind)
+        # Its text names files and databases of the hub: that is the operator's business.
+        log.error("storage refused", path=request.url.path, cause=str(error))
+        told = (
+            "the hub could not store or read it; its operator finds the cause in the hub's log"
+        )
+        return _problem(status, title, told, kind)
 
     def framework(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         if not isinstance(error, HTTPException) or error.status_code >= 500:

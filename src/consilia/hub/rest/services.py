@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
@@ -33,6 +33,8 @@ class Services:
     random_bytes: Callable[[int], bytes]
     stopping: asyncio.Event  # long polls end when it is set
     probes: Mapping[str, Probe]  # of readiness
+    # Python 3.11's parser counts its depth once for all threads: one plan at a time.
+    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 Hub = NamedDependency[SkipValidation[Services]]  # how a route asks for it
