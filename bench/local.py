@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from consilia.sdk.client import Client
 from consilia.wire import people
@@ -35,7 +35,7 @@ class LocalFederation:
 
     root: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    sandbox: str = "required"
+    sandbox: Literal["required", "off"] = "required"
     hub_options: tuple[str, ...] = ()  # of `consilia hub init`
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 

@@ -106,7 +106,7 @@ def write_table(
 
 
 class MemoryHub:
-    """A hub in memory: poll, report, frames and uploads, reconciled by state like the real one."""
+    """A hub in memory: polls, reports, frames and uploads, reconciled like the real one."""
 
     def __init__(self, folder: Path, signing_key: bytes) -> None:
         folder.mkdir()

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from workkit import Site, plan, processes_with, site, table, until
 
 from consilia.errors import ConfigError, WorkerError
 from consilia.node.config import Limits
 from consilia.node.inprocess import InProcess
 from consilia.node.launcher import Bubblewrap, Launcher, PlainProcess, WorkerSpec
 from consilia.node.runner import Runner, choose_launcher
+from workkit import Site, plan, processes_with, site, table, until
 
 ADD = plan("""
     def train(weights, data, args, context):
@@ -91,7 +91,10 @@ async def test_jobs_do_not_share(here: Site, tmp_path: Path) -> None:
 
 async def test_another_plan_or_dataset_gets_a_new_worker(here: Site, tmp_path: Path) -> None:
     one, two = table(tmp_path / "t.csv"), table(tmp_path / "u.csv", rows=80)
-    counts = "BOX = []\ndef train(w, d, a, c):\n    BOX.append(1)\n    return {'n': len(BOX), 'r': d.records}\n"
+    counts = (
+        "BOX = []\ndef train(w, d, a, c):\n    BOX.append(1)\n"
+        "    return {'n': len(BOX), 'r': d.records}\n"
+    )
     model = await here.init(plan(counts))
     assert (await here.train(plan(counts), one, model))[0].metrics == {"n": 1.0, "r": 60.0}
     assert (await here.train(plan(counts), two, model))[0].metrics == {"n": 1.0, "r": 80.0}

@@ -78,6 +78,7 @@ class Cluster:
             text=True,
             check=False,
             env=self.env,
+            cwd=self.root,
             timeout=60,
         )
 
@@ -102,6 +103,7 @@ class Cluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.env,
+                cwd=self.root,
                 start_new_session=True,
             )
 

@@ -1,4 +1,4 @@
-"""What the fault tests stand on: real processes whose result is known, and lines that misbehave.
+"""What the fault tests stand on: real processes with a known result, and lines that misbehave.
 
 `Lab` is a federation of bench.local running the plan known.py: `check` computes from what the
 hub has recorded (which sites are in which round) what the last model must be, and compares.
@@ -7,6 +7,7 @@ hub has recorded (which sites are in which round) what the last model must be, a
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,24 +21,23 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
+from bench.local import PATIENCE, STUDY, TAG, LocalFederation
 
 import consilia
-from bench.local import PATIENCE, STUDY, TAG, LocalFederation
 from consilia.core.chain import Break
 from consilia.core.select import site_seed
+from consilia.data.registry import inspect_table
 from consilia.errors import ConsiliaError
-from consilia.node import audit
+from consilia.node import app, approvals, audit, datasets, studies
+from consilia.node.control import poke
+from consilia.node.policy import Interval
 from consilia.node.store import Store
 from consilia.sdk.client import Client
 from consilia.wire import frames, people
+from consilia.wire.v1 import Plan, Study
 
 KNOWN = Path(__file__).parent / "known.py"
-ALLOW = (
-    "parameters=1..1000000000",
-    "wait=0..600",
-    "slow=0..100000",
-    "slow_round=0..100000",
-)
+ALLOW = {name: Interval(0, 1e9) for name in ("parameters", "wait", "slow", "slow_round")}
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(consilia.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",
@@ -75,8 +75,42 @@ class Lab(LocalFederation):
     def agree_all(self, sites: Sequence[str], invited: Sequence[str] = ()) -> None:
         """Offer study and plan to `sites` (and `invited`); have `sites` accept and approve."""
         with self.client() as client:
-            self.plan = self.offer(client, (*sites, *invited), KNOWN)
-        self.each(sites, lambda site: self.agree(site, self.plan, *ALLOW))
+            client.create_study(Study(STUDY, "test", tuple(sorted((*sites, *invited))), (TAG,)))
+            client.submit_study(STUDY)
+            plan = Plan("known", {"known.py": KNOWN.read_text()}, "known:PLAN")
+            self.plan = client.submit_plan(STUDY, plan).digest
+        for site in sites:
+            self.agree(site, self.plan)
+
+    # What sites decide goes through the functions behind the commands: a command is a process
+    # of half a second, and these tests make many sites.
+
+    def join(self, site: str) -> None:
+        """Invite a site and let its node join."""
+        with self.client() as client:
+            token = client.invite(site).token
+        app.join(token, self.node_directory(site), sandbox=self.sandbox)
+
+    def register(self, site: str, table: Path, tag: str = TAG) -> None:
+        """Register a table at a site."""
+        measured = inspect_table(table, tag, (tag,), now=time.time())
+        with self.at(site) as store:
+            datasets.add(store, measured, actor="test", now=time.time())
+
+    def agree(self, site: str, plan: str, *_: str) -> None:
+        """Accept the study and approve the plan, once the node has heard of them."""
+        with self.at(site) as store:
+            self.wait(lambda: approvals.known(store, plan), f"{site} hears of the plan")
+            now = time.time()
+            studies.accept(store, STUDY, actor="test", now=now)
+            approvals.approve(store, plan, actor="test", now=now, arguments=ALLOW)
+
+    @contextlib.contextmanager
+    def at(self, site: str) -> Iterator[Store]:
+        """Open a node's store for a change, and tell its agent."""
+        with contextlib.closing(Store.open(self.node_directory(site))) as store:
+            yield store
+        poke(self.node_directory(site))
 
     # ---- jobs ----------------------------------------------------------------------------
 
@@ -158,13 +192,16 @@ class Lab(LocalFederation):
     def trained(self, site: str, job: str) -> list[int]:
         """The rounds that a site's workers have begun to train, as they printed them."""
         log = self.node_directory(site) / "log" / "jobs" / f"{job}.log"
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        start = f"training {site} round "
-        return [int(line.split(start)[1]) for line in lines if start in line]
+        text = log.read_text(errors="replace") if log.exists() else ""
+        # A crash report repeats what was said last: each line has its own time.
+        found = dict.fromkeys(re.findall(rf"training {site} round (\d+) at ([\d.]+)", text))
+        return [int(round) for round, _ in found]
 
     def workers(self, site: str) -> list[psutil.Process]:
-        """The agent's worker processes, from the sandbox's first to the one that trains."""
-        return psutil.Process(self.processes[site].pid).children(recursive=True)
+        """The newest worker of an agent: from the sandbox's outermost process inwards."""
+        all_workers = psutil.Process(self.processes[site].pid).children()
+        newest = max(all_workers, key=lambda process: process.create_time())
+        return [newest, *newest.children(recursive=True)]
 
     def intact(self, *sites: str) -> None:
         """Assert that the audit chains of the hub and of `sites` hold."""

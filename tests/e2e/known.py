@@ -4,9 +4,11 @@ Each site adds an amount to every weight that follows from its task's seed (job 
 site), so the model of a round is the one before plus the record-weighted mean of the amounts.
 """
 
+import sys
 import time
 
 import numpy as np
+
 from consilia.plans.numpy import numpy_plan
 
 TENSORS = 4
@@ -25,7 +27,7 @@ def train(weights, data, args, context):
     `slow` names the site that waits `wait` seconds by its number of records (0: every site),
     `slow_round` the round (0: every round).
     """
-    print(f"training {context.site} round {context.round}", flush=True)
+    sys.stdout.write(f"training {context.site} round {context.round} at {time.monotonic()}\n")
     here = args["slow"] in (0, data.records) and args["slow_round"] in (0, context.round)
     end = time.monotonic() + args["wait"] * here
     while time.monotonic() < end:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workkit import plan as quick
 
 from consilia.core.weights import Weights
 from consilia.data.registry import inspect_table, to_source
@@ -26,6 +25,7 @@ from consilia.plans.contract import (
 from consilia.plans.load import load_plan, location
 from consilia.plans.requirements import missing_requirements
 from consilia.wire.v1 import Arguments, Plan
+from workkit import plan as quick
 
 DECLARED: Arguments = {"lr": 0.1, "epochs": 1, "name": "a", "flag": False}
 
@@ -128,14 +128,15 @@ def made(outcome: object, framework: str = "numpy") -> TrainingPlan:
     return TrainingPlan(framework, lambda a, s: {"w": np.zeros(2, np.float32)}, train)
 
 
-START = {"w": np.zeros(2, np.float32)}
+START: Weights = {"w": np.zeros(2, np.float32)}
 
 
 def test_init_and_train(data: Table) -> None:
     outcome = run_task(made(Outcome(START, 20, {})), None, None, {}, Context())
     assert outcome.weights["w"].shape == (2,)
     assert outcome.records == 0
-    trained = Outcome({"w": np.ones(2, np.float32)}, 20, {"loss": 1})
+    after: Weights = {"w": np.ones(2, np.float32)}
+    trained = Outcome(after, 20, {"loss": 1})
     assert run_task(made(trained), START, data, {}, Context()).metrics == {"loss": 1.0}
 
 
@@ -165,7 +166,7 @@ def test_a_broken_outcome_is_refused(data: Table, outcome: object, message: str)
 
 
 def test_fedprox_must_be_used(data: Table) -> None:
-    with pytest.raises(PlanError, match="never called context.proximal"):
+    with pytest.raises(PlanError, match=r"never called context\.proximal"):
         run_task(made(Outcome(START, 20, {})), START, data, {"proximal_mu": 0.1}, Context())
     run_task(made(Outcome(START, 20, {})), START, data, {"proximal_mu": 0.0}, Context())
 
@@ -213,10 +214,12 @@ def test_select() -> None:
 def test_a_plan_loads_and_its_files_find_each_other() -> None:
     files = {
         "main.py": "from .tools import steps\nimport tools.steps as same\nimport helper\n"
-        "assert steps is same\nimport tools\nassert tools.steps is steps\nfrom helper import *\n"
+        "assert steps is same\nimport tools\nassert tools.steps is steps\n"
+        "from helper import *\n"
         "from consilia.plans.numpy import numpy_plan\n"
         "PLAN = numpy_plan(helper.init, steps.train, arguments={'n': twice(2)})\n",
-        "tools/steps.py": "def train(w, d, a, c):\n    import helper\n    return {'n': helper.twice(1)}\n",
+        "tools/steps.py": "def train(w, d, a, c):\n"
+        "    import helper\n    return {'n': helper.twice(1)}\n",
         "helper.py": "import numpy as np\ndef twice(n): return 2 * n\n"
         "def init(args, seed): return {'w': np.full(args['n'], seed, np.float32)}\n",
     }
@@ -270,7 +273,8 @@ def test_dataclasses_and_inspect_work_in_a_plan() -> None:
         ({"plan.py": "x = 1\n" * 200_000}, "plan:PLAN", "larger than"),
         (
             {
-                "plan.py": "from consilia.plans.numpy import numpy_plan\nnumpy_plan(1, 2, features='x')"
+                "plan.py": "from consilia.plans.numpy import numpy_plan\n"
+                "numpy_plan(1, 2, features='x')"
             },
             "plan:PLAN",
             "plan.py, line 2: PlanError: features='x'",

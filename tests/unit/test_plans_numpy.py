@@ -80,7 +80,7 @@ def test_without_features_the_table_itself_arrives(table: Table) -> None:
 
 def test_train_in_place_needs_no_copy(table: Table) -> None:
     def train(w: Weights, data: Table, a: Arguments, c: Context) -> None:
-        w["w"] += 1
+        np.add(w["w"], 1, out=w["w"])
 
     weights = init({}, 0)
     array = weights["w"]

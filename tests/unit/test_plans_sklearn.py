@@ -5,23 +5,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: sklearn)")
-from sklearn.datasets import load_breast_cancer, load_iris  # noqa: E402
-from sklearn.linear_model import (  # noqa: E402
+from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
     SGDClassifier,
     SGDRegressor,
 )
-from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.preprocessing import StandardScaler
 
-from consilia.core.weights import Weights  # noqa: E402
-from consilia.data.registry import inspect_table, to_source  # noqa: E402
-from consilia.data.table import Table  # noqa: E402
-from consilia.errors import PlanError  # noqa: E402
-from consilia.plans.contract import Context, TrainingPlan, copy_weights, run_task  # noqa: E402
-from consilia.plans.sklearn import sklearn_plan  # noqa: E402
+from consilia.core.weights import Weights
+from consilia.data.registry import inspect_table, to_source
+from consilia.data.table import Table
+from consilia.errors import PlanError
+from consilia.plans.contract import Context, Outcome, TrainingPlan, copy_weights, run_task
+from consilia.plans.sklearn import sklearn_plan
 
 
 def tabled(tmp_path: Path, x: Any, y: Any, name: str = "t") -> tuple[Table, list[str]]:
@@ -38,6 +39,10 @@ def cancer(tmp_path: Path) -> tuple[Table, list[str]]:
     return tabled(tmp_path, StandardScaler().fit_transform(x), y)
 
 
+def _floats(outcome: Outcome, name: str) -> NDArray[np.float64]:
+    return np.asarray(outcome.weights[name], np.float64)
+
+
 def rounds(plan: TrainingPlan, tables: list[Table], count: int) -> tuple[Weights, list[float]]:
     """Federated averaging by hand, equal weights."""
     weights = run_task(plan, None, None, {}, Context(seed=0)).weights
@@ -47,7 +52,7 @@ def rounds(plan: TrainingPlan, tables: list[Table], count: int) -> tuple[Weights
             run_task(plan, copy_weights(weights), t, {}, Context(round=round, seed=round))
             for t in tables
         ]
-        weights = {n: np.mean([o.weights[n] for o in outcomes], axis=0) for n in weights}
+        weights = {n: np.stack([_floats(o, n) for o in outcomes]).mean(axis=0) for n in weights}
         scores.append(float(np.mean([o.metrics["score"] for o in outcomes])))
     return weights, scores
 

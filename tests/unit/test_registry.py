@@ -1,4 +1,4 @@
-"""Registering a table: what is inferred, what is refused, and noticing that the file changed."""
+"""Registering a table: what is inferred, what is refused, noticing that the file changed."""
 
 import hashlib
 import os

@@ -38,7 +38,9 @@ def test_every_type_arrives_as_declared(tmp_path: Path) -> None:
     )
     kinds = ("float32", "float64", "int64", "bool", "str", "category", "date", "timestamp")
     table = opened(
-        tmp_path, text, dict(zip(text.split("\n", maxsplit=1)[0].split(","), kinds, strict=True))
+        tmp_path,
+        text,
+        dict(zip(text.split("\n", maxsplit=1)[0].split(","), kinds, strict=True)),
     )
     assert table.column("f").dtype == np.float32
     assert table.column("f").tolist() == [1.5, 2.5]
@@ -197,7 +199,8 @@ def parquet(tmp_path: Path, select: str) -> Path:
 def test_parquet(tmp_path: Path) -> None:
     path = parquet(
         tmp_path,
-        "SELECT 1.5::FLOAT f, 2.5::DOUBLE d, 7::SMALLINT i, true b, 'x' s, DATE '2024-01-01' AS day "
+        "SELECT 1.5::FLOAT f, 2.5::DOUBLE d, 7::SMALLINT i, true b, 'x' s, "
+        "DATE '2024-01-01' AS day "
         "UNION ALL SELECT NULL, 3.5, 8, false, 'y', DATE '2024-01-02'",
     )
     columns = {
@@ -324,7 +327,7 @@ def test_batches_cover_every_record_once(tmp_path: Path) -> None:
 def test_batches_are_copies(tmp_path: Path) -> None:
     samples = opened(tmp_path, COHORT, TYPES).samples(Selection(("b",), "y"), RNG)
     for x, _ in samples.batches(2):
-        x *= 0
+        x.fill(0)
     assert samples.x.tolist() == [[1], [2], [3]]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from workkit import plan, read_tensors, table
 
 from consilia.core.weights import Weights
 from consilia.data.registry import to_source
@@ -21,6 +20,7 @@ from consilia.node.launcher import environment, worker_command
 from consilia.wire import frames
 from consilia.wire.v1 import Plan
 from consilia.wire.worker import Broke, Done, FromWorker, Load, Ready, Run, Step, read, write
+from workkit import plan, read_tensors, table
 
 ADD = """
 def train(weights, data, args, context):

@@ -57,6 +57,10 @@ class Fold:
         }
         self._schema = schema
         self._scratch = np.empty(SCRATCH, np.uint8)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again, empty, in the same memory: fresh pages cost more than the folding."""
         self._broken = ""
         self.records = 0  # N_k
         self.updates = 0

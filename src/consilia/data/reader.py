@@ -195,10 +195,9 @@ class TableFile:
         fits = f"TRY_CAST({column} AS {kind.sql}) IS NOT NULL"
         if kind.pattern:
             fits += f" AND regexp_full_match({column}, {_text(kind.pattern)})"
-        sql = (
-            f"SELECT r, v FROM (SELECT row_number() OVER () AS r, {column} AS v, {fits} AS ok "
-            f"FROM {self.source({})}) WHERE v IS NOT NULL AND NOT ok ORDER BY r LIMIT 1"
-        )
+        table = f"SELECT row_number() OVER () AS r, {column} AS v, {fits} AS ok"
+        unfit = f"({table} FROM {self.source({})}) WHERE v IS NOT NULL AND NOT ok"
+        sql = f"SELECT r, v FROM {unfit} ORDER BY r LIMIT 1"  # noqa: S608
         engine = _import(self.path)
         with self._connect() as connection:
             try:

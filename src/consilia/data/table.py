@@ -182,13 +182,13 @@ class Table:
             if (bad := codes < 0).any():
                 found = str(values[bad][0])[:60]
                 raise DataError(
-                    f"{self._name}: target {name!r}, row {_first(bad)}: {found!r} is not one of "
-                    f"the plan's classes {', '.join(selection.classes)}"
+                    f"{self._name}: target {name!r}, row {_first(bad)}: {found!r} is not one "
+                    f"of the plan's classes {', '.join(selection.classes)}"
                 )
             values = codes
         elif not column_type(kind, name).numeric:
             raise DataError(
-                f"{self._name}: target {name!r} is {kind}; needed numbers, or a plan with classes"
+                f"{self._name}: target {name!r} is {kind}; needed numbers, or classes="
             )
         elif selection.target_type == "int64" and values.dtype.kind == "f":
             raise DataError(

@@ -195,9 +195,10 @@ class Driver:
 
     def _aggregate(self, book: Book, base: str) -> Aggregate:
         """Return the round's aggregate; in the folding thread."""
-        if book.aggregate is None or book.aggregate.header.digest != base:
-            _release(book)
+        if book.aggregate is None:
             book.aggregate = Aggregate(self._parts.blobs, base, self._parts.checkpoint)
+        elif book.aggregate.header.digest != base:
+            book.aggregate.rebase(base)
         return book.aggregate
 
     async def _close(self, job: LiveJob, command: Close) -> None:
@@ -237,7 +238,8 @@ class Driver:
         parts.checkpoint("close.committed")
 
         def tidy() -> None:
-            _release(book)
+            if book.aggregate is not None:
+                book.aggregate.reset()
             for _, lease, _, _ in command.updates:
                 parts.uploads.forget(lease)
             parts.checkpoint("close.tidied")

@@ -13,6 +13,7 @@ Everything here blocks and runs in one thread at a time. Errors are ConsiliaErro
 tells why the round cannot be closed.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,11 +67,23 @@ class Aggregate:
         """Open the frame `base` that the round starts from."""
         self._blobs = blobs
         self._checkpoint = checkpoint
-        self._base = blobs.open(base)
-        self.header = frames.read_header(self._base.fd)
         self._buffer = bytearray(CHUNK)
+        self._open(base)
         self._fold: Fold | None = None
         self._folded: list[str] = []  # leases
+
+    def _open(self, base: str) -> None:
+        self._base = self._blobs.open(base)
+        self.header = frames.read_header(self._base.fd)
+
+    def rebase(self, base: str) -> None:
+        """Start the next round, from the frame `base`, in the memory of the last one."""
+        schema = self.header.schema
+        self._leave_base()
+        self._open(base)
+        if self.header.schema != schema:
+            self._fold = None
+        self.reset()
 
     def add(self, update: Update) -> None:
         """Fold one spooled update; on an error everything folded so far must be folded anew."""
@@ -92,18 +105,25 @@ class Aggregate:
             if update.lease not in self._folded:
                 self.add(update)
         self._checkpoint("close.folded")
-        if self._fold is None:
+        if self._fold is None or not self._folded:
             raise StorageError(f"{name}: there is no update to make a model of")
         step = _Step(self._blobs, self._base, self.header, self._fold, recipe, self._checkpoint)
         return step.run(name, round)
 
     def reset(self) -> None:
-        """Forget what was folded; the base stays open."""
-        self._fold, self._folded = None, []
+        """Forget what was folded; the base stays open and the memory is kept."""
+        if self._fold is not None:
+            self._fold.clear()
+        self._folded = []
 
     def release(self) -> None:
         """Free the arrays and close the base."""
-        self.reset()
+        self._fold = None
+        self._leave_base()
+
+    def _leave_base(self) -> None:
+        # A model that was replaced is rarely read again: its pages serve the next one.
+        os.posix_fadvise(self._base.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self._base.close()
 
     def _reader(self, spool: Blob, update: Update) -> Callable[[TensorSpec], Iterator[Array]]:

@@ -251,6 +251,7 @@ class Agent:
         for name, job in list(self._jobs.items()):
             if name not in busy and job.used < before:
                 del self._jobs[name]
+                self._cache.ended(name)
 
     # ---- one lease -------------------------------------------------------------------------
 
@@ -340,6 +341,8 @@ class Agent:
             model = held
             if task.model is not None and model is None:
                 model = await self._fetch(work, task.model)
+            if task.model is not None:
+                self._cache.newest(task.job, task.model)
             await in_thread(self._enter, lease, job, grant)
             run = Run(
                 task.kind, task.round, task.arguments, None, task.seed, task.deterministic

@@ -10,7 +10,7 @@ class Backoff:
 
     rng: random.Random
     first: float = 0.25
-    longest: float = 30.0
+    longest: float = 10.0
     _next: float = 0.0
 
     def delay(self) -> float:

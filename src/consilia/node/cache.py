@@ -32,6 +32,7 @@ class Cache:
         self._users: dict[str, int] = {}
         self._checked: dict[str, int] = {}  # size of each frame whose header was looked at
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by digest, oldest use first
+        self._jobs: dict[str, list[str]] = {}  # of each job: its first model, and its newest
         found = [(p.stat(), p) for p in root.iterdir() if p.suffix == _FRAME]
         for status, path in sorted(found, key=lambda item: item[0].st_mtime):
             self._sizes["b3:" + path.stem] = status.st_size
@@ -52,6 +53,28 @@ class Cache:
     def path(self, digest: str) -> Path:
         """Return where the frame is, or has to be brought; raise ConfigError for no digest."""
         return self._root / (ids.digest(digest).removeprefix("b3:") + _FRAME)
+
+    def newest(self, job: str, digest: str) -> None:
+        """Note that `digest` is now the job's model; those between it and the first may go.
+
+        Jobs start from others' first and last models, hardly ever from one in between; and a
+        frame that is dropped before the disk has it costs no writing.
+        """
+        with self._lock:
+            models = self._jobs.setdefault(job, [])
+            if digest in models:
+                return
+            middle = [m for m in models[1:] if m not in self._users]
+            self._jobs[job] = [m for m in models if m not in middle] + [digest]
+            kept = {m for models in self._jobs.values() for m in models}
+            for model in middle:
+                if model not in kept:
+                    self._drop(model)
+
+    def ended(self, job: str) -> None:
+        """Forget the job; its models stay until they are evicted."""
+        with self._lock:
+            self._jobs.pop(job, None)
 
     def adopt(self, digest: str) -> Path:
         """Count in a frame that was just brought, evict others if need be; return its path."""
@@ -100,6 +123,10 @@ class Cache:
             if total <= self._cap:
                 return
             if digest not in self._users:
-                total -= self._sizes.pop(digest)
-                self._checked.pop(digest, None)
-                self.path(digest).unlink(missing_ok=True)
+                total -= self._sizes[digest]
+                self._drop(digest)
+
+    def _drop(self, digest: str) -> None:
+        self._sizes.pop(digest, None)
+        self._checked.pop(digest, None)
+        self.path(digest).unlink(missing_ok=True)

@@ -107,7 +107,7 @@ async def writable(fd: int) -> None:
 
 
 async def send(fd: int, data: bytes) -> None:
-    """Write all of `data` to a non-blocking descriptor; raise OSError when its reader is gone."""
+    """Write all of `data` to a non-blocking descriptor; OSError when its reader is gone."""
     view = memoryview(data)
     while view:
         try:

@@ -191,8 +191,8 @@ class _Held:
                 n for n in found.keys() | needed.keys() if found.get(n) != needed.get(n)
             )
             raise PlanError(
-                f"the received model does not fit model(): {names[:5]} differ in name, dtype or "
-                "shape; does model(args) depend on something other than its arguments?"
+                f"the received model does not fit model(): {names[:5]} differ in name, dtype "
+                "or shape; does model(args) depend on something other than its arguments?"
             )
         with torch.no_grad():
             for name, tensor in state.items():

@@ -119,7 +119,7 @@ async def submit_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
         return study_view(done, said_by_all(db))
 
     view = await hub.store.write(write)
-    hub.engine.presence.wake_all()
+    hub.engine.catalogue_changed()
     return view
 
 
@@ -135,7 +135,7 @@ async def close_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
         return study_view(done, said_by_all(db))
 
     view = await hub.store.write(write)
-    hub.engine.presence.wake_all()
+    hub.engine.catalogue_changed()
     await _stop_jobs(hub, who, name)
     return view
 
@@ -228,7 +228,7 @@ async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanVie
         return plan_view(made, said_by_all(db), source=True)
 
     view = await hub.store.write(write)
-    hub.engine.presence.wake_all()
+    hub.engine.catalogue_changed()
     return view
 
 
