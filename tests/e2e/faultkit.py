@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -203,6 +203,16 @@ class Lab(LocalFederation):
         newest = max(all_workers, key=lambda process: process.create_time())
         return [newest, *newest.children(recursive=True)]
 
+    def listening(self, site: str) -> list[str]:
+        """The TCP and UDP addresses at which an agent or its workers could be called."""
+        agent = psutil.Process(self.processes[site].pid)
+        return [
+            f"{process.name()} {found.laddr}"
+            for process in (agent, *agent.children(recursive=True))
+            for found in process.net_connections("inet")
+            if found.status == psutil.CONN_LISTEN or found.type == socket.SOCK_DGRAM
+        ]
+
     def intact(self, *sites: str) -> None:
         """Assert that the audit chains of the hub and of `sites` hold."""
         with self.client() as client:
@@ -269,10 +279,10 @@ class Relay:
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._closed = False
         self._change = threading.Condition()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        self._threads: list[threading.Thread] = []
+        self._begin(self._accept)
 
-    def __enter__(self) -> "Relay":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -322,22 +332,30 @@ class Relay:
                 line, _ = self._listener.accept()
             except OSError:
                 return
-            try:
-                there = socket.create_connection(self._target, 5)
-                there.settimeout(None)
-            except OSError:
-                line.close()
-                continue
-            self.lines += 1
-            pair = (line, there)
-            with self._change:
-                self._pairs.add(pair)
-            for way, source, sink in (("up", line, there), ("down", there, line)):
-                thread = threading.Thread(
-                    target=self._pump, args=(pair, way, source, sink), daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
+            self._begin(self._serve, line)
+
+    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self, line: socket.socket) -> None:
+        try:
+            there = self._dial(line)
+            there.settimeout(None)
+        except OSError:
+            line.close()
+            return
+        self.lines += 1
+        pair = (line, there)
+        with self._change:
+            self._pairs.add(pair)
+        self._begin(self._pump, pair, "down", there, line)
+        self._pump(pair, "up", line, there)
+
+    def _dial(self, line: socket.socket) -> socket.socket:
+        """Connect to where `line` wants to go."""
+        return socket.create_connection(self._target, 5)
 
     def _pump(
         self,
@@ -376,6 +394,42 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+class ConnectProxy(Relay):
+    """An HTTP CONNECT proxy with a password; it alone can resolve `name`.
+
+    `asked` lists the targets of accepted requests, `refused` counts the others.
+    """
+
+    def __init__(self, name: str, authorisation: str) -> None:
+        super().__init__(0)
+        self._name = name
+        self._authorisation = authorisation
+        self.asked: list[str] = []
+        self.refused = 0
+
+    def _dial(self, line: socket.socket) -> socket.socket:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (byte := line.recv(1)):
+                raise ConnectionError("closed within the request")
+            head += byte
+        request, *fields = head.decode().split("\r\n")
+        method, target, _ = request.split(" ")
+        host, port = target.rsplit(":", 1)
+        if f"Proxy-Authorization: {self._authorisation}" not in fields:
+            self.refused += 1
+            line.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+            raise ConnectionError("no password")
+        if (method, host) != ("CONNECT", self._name):
+            self.refused += 1
+            line.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            raise ConnectionError("not allowed")
+        self.asked.append(target)
+        there = socket.create_connection(("127.0.0.1", int(port)), 5)
+        line.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        return there
 
 
 @contextlib.contextmanager

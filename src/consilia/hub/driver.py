@@ -221,6 +221,8 @@ class Driver:
         version = closing.version(job.book, state, command, made, now)
 
         def then() -> None:
+            if job.book.versions is not None:
+                job.book.versions.append(version)
             self._closed(job, command, made, version.seconds)
 
         job.note(

@@ -276,12 +276,16 @@ class Engine:
 
         while True:
             job = self._jobs.get(id)
+            if job is not None and job.book.versions is not None:
+                return views.live(job, job.book.versions, self._lacking(job))
             round = None if job is None else job.state.round
             record, versions = await self._store.read(read)
             if self._jobs.get(id) is not job:
                 continue  # it ended, or came back to life, meanwhile
             if job is None:
                 return views.finished(record, versions)
+            if job.state.round == round and not job.state.closing:
+                job.book.versions = list(versions)
             if job.state.round == round:
                 return views.live(job, versions, self._lacking(job))
 

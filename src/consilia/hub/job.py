@@ -22,7 +22,7 @@ from consilia.hub import audit, journal, records
 from consilia.hub.clock import Clock, Timer
 from consilia.hub.folding import Aggregate
 from consilia.hub.readiness import Needs
-from consilia.hub.records import JobRecord
+from consilia.hub.records import JobRecord, Version
 from consilia.hub.store import Store
 from consilia.wire.frames import Header
 from consilia.wire.v1 import Metrics
@@ -96,6 +96,7 @@ class Book:
     progress: dict[str, Progressed] = field(default_factory=dict)  # by site
     traffic: Traffic = field(default_factory=Traffic)
     timer: Timer | None = None
+    versions: list[Version] | None = None  # as recorded, oldest first; None: not read yet
 
 
 class LiveJob:

@@ -1,0 +1,110 @@
+"""`./run demo`, whole: its table, its trails, and nothing left behind, however it ends."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from cluster import environment, until
+
+pytest.importorskip("torch", reason="torch is not installed (extra: demo)")
+pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: demo)")
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+SITES = ("cancer-centre", "university", "county", "screening")
+
+
+class Demo:
+    """One run of the demo as a process of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.said = folder / "said.txt"
+        with self.said.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, str(DEMO), "--dir", str(folder), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(folder),
+                start_new_session=True,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def remains(self) -> list[str]:
+        """The command lines that name the demo's folder, its own aside."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "pid"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if str(self.folder) in line and process.info["pid"] != self.process.pid:
+                found.append(line)
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose processes are ended if a test fails."""
+    yield tmp_path
+    for process in psutil.process_iter(["cmdline"]):
+        if str(tmp_path) in " ".join(process.info["cmdline"] or ()):
+            process.kill()
+
+
+@pytest.mark.slow
+def test_it_ends_with_the_table_and_leaves_only_files(folder: Path) -> None:
+    demo = Demo(folder, "--rounds", "8")
+    assert demo.process.wait(240) == 0, demo.text
+    rows = dict(re.findall(r"^  ([a-z() -]+?)  +(\d\.\d+ +\d\.\d+)$", demo.text, re.MULTILINE))
+    assert list(rows) == [
+        *(f"{site} alone" for site in SITES),
+        "federated",
+        "pooled (forbidden)",
+    ]
+    scores = {name: tuple(map(float, row.split())) for name, row in rows.items()}
+    assert all(auc > 0.95 for _, auc in scores.values()), scores
+    assert scores["federated"][0] > 0.85, scores
+    for number in range(1, 9):
+        assert f"round  {number}/8  loss" in demo.text
+    assert demo.text.count("intact: ") == 5
+    assert "county: kill -9" in demo.text
+    assert "rounds without county" in demo.text
+    assert re.search(r"\d\.\d{3} s per round", demo.text)
+    (model,) = folder.glob("*/model.npz")
+    assert set(np.load(model)) == {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert demo.remains() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_it_takes_all_its_processes_with_it(folder: Path, how: signal.Signals) -> None:
+    demo = Demo(folder)
+    until("the hospitals to be online", lambda: "online: " in demo.text, 120)
+    assert len(demo.remains()) >= 5
+    demo.process.send_signal(how)
+    assert demo.process.wait(30) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    until("every process to be gone", lambda: demo.remains() == [], 20)
+
+
+@pytest.mark.slow
+def test_serve_leaves_everything_running_beside_another(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    first = Demo(folder / "a", "--serve", "--rounds", "8")
+    until("the first demo to serve", lambda: "left running" in first.text, 240)
+    address = re.search(r"people +(https://\S+)", first.text)
+    assert address is not None
+    second = Demo(folder / "b", "--rounds", "8")
+    assert second.process.wait(240) == 0, second.text  # its ports are others
+    assert first.process.poll() is None
+    assert len(first.remains()) >= 5
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(30) == 130
+    until("every process to be gone", lambda: first.remains() == [], 20)
