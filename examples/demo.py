@@ -263,7 +263,7 @@ class Demo:
         _title("Where everything lies")
         print(
             f"  model        {path} (version {model.view.id})\n"
-            f"  audit        consilia audit list, consilia node log --dir ...\n"
+            "  audit        consilia audit list, consilia node log --dir ...\n"
             f"  logs         {self.hub / 'log'}, {self.folder}/HOSPITAL/log\n"
             f"  settings     {self.hub / 'hub.yaml'}, {self.folder}/HOSPITAL/node.yaml\n"
             f"  {total:.0f} s in all, {setup:.0f} s of them to set up"
@@ -343,7 +343,12 @@ def _options():
 def _fresh_folder(parent):
     parent.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S-")
-    return Path(tempfile.mkdtemp(prefix=stamp, dir=parent)).absolute()
+    folder = Path(tempfile.mkdtemp(prefix=stamp, dir=parent)).absolute()
+    latest = parent / "latest"
+    if latest.is_symlink() or not latest.exists():
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(folder.name)
+    return folder
 
 
 def _free_port(wanted):

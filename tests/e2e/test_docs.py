@@ -1,11 +1,20 @@
 """The documentation does what it says: its commands are run, its code is the examples' code."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from cluster import Cluster, until
+from cluster import Cluster, federation, until
 from tables import write
+
+from consilia.sim import simulate
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -87,6 +96,53 @@ def test_the_readme_quotes_a_first_model_of_at_most_25_lines() -> None:
     ]
     lines = [line for _, code in quoted for line in code.splitlines() if line.strip()]
     assert len(lines) <= 25
+
+
+@pytest.mark.slow
+def test_the_first_model_trains_as_the_tutorial_tells(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (extra: demo)")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: demo)")
+    pytest.importorskip("pandas", reason="pandas is not installed (extra: notebook)")
+    code = "from pathlib import Path; import judge; judge.write_cohort(Path('data'))"
+    _python(tmp_path, ["-c", code], {"PYTHONPATH": f"{ROOT / 'examples'}:{ROOT / 'src'}"})
+    tables = {site: tmp_path / f"data/{site}.csv" for site in ("county", "university")}
+    for path in (ROOT / "examples/first_model").glob("*.py"):
+        shutil.copy(path, tmp_path)
+    alone = simulate(tmp_path / "tumour.py", tables, rounds=10)
+    assert alone.rounds[-1].metrics["loss"] < alone.rounds[0].metrics["loss"]
+
+    with federation(tmp_path, tables, "breast-cancer") as cluster:
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(_python, tmp_path, ["run.py"], cluster.env)
+            until("the plan to be offered", lambda: bool(_plans(cluster)), 60)
+            for site in tables:
+                cluster.decide(site, "first", _plans(cluster)[0]["digest"])
+            printed = run.result()
+    assert "round 10/10: loss" in printed.stderr
+    assert re.search(r"^10 +2 +196 ", printed.stdout, re.MULTILINE), printed.stdout
+    with np.load(tmp_path / "tumour.npz") as model:
+        assert model["1.weight"].shape == (1, 30)
+
+
+def _plans(cluster: Cluster) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = cluster.json("plan", "list")
+    return found
+
+
+def _python(
+    folder: Path, words: list[str], env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

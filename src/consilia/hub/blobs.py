@@ -109,6 +109,16 @@ class Spool:
                 raise _refused(f"write {self.name}", self._where, e) from e
             return end
 
+    def expect(self, count: int) -> None:
+        """Raise StorageError unless `count` more bytes fit beside the reserve.
+
+        For those who write through `fd`: better refused before than half-way.
+        """
+        try:
+            self._check_room(count)
+        except OSError as e:
+            raise _refused(f"write {count} bytes of {self.name}", self._where, e) from e
+
     def sync(self) -> None:
         """Return when everything written so far survives a power cut."""
         with self._lock:

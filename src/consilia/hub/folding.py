@@ -162,11 +162,13 @@ class _Step:
         model = f"{name}.model"
         if not self._recipe.strategy.slots:
             with self._blobs.open_spool(model) as spool:
+                spool.expect(self._header.total_bytes)
                 header = self._write(FrameWriter(spool.fd, self._header.schema), round, None)
                 self._adopt(spool, header)
             return Made(header, None)
         state = f"{name}.optimizer"
         with self._blobs.open_spool(model) as spool, self._blobs.open_spool(state) as slots:
+            spool.expect(self._header.total_bytes * (1 + len(self._recipe.strategy.slots)))
             kept = _Slots(self._blobs, self._recipe, name, self._header.schema, slots.fd)
             try:
                 header = self._write(FrameWriter(spool.fd, self._header.schema), round, kept)

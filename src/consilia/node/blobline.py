@@ -12,6 +12,7 @@ Tensors that a cached frame already holds (same digest) are copied from there, n
 import contextlib
 import fcntl
 import http.client
+import logging
 import os
 import select
 import socket
@@ -24,6 +25,7 @@ from typing import Self, TypeVar
 
 from consilia.errors import AuthError, StorageError, TransferError, UpdateRejected, WireError
 from consilia.node.line import Proxy, Retry, line_error
+from consilia.node.store import printable
 from consilia.wire import frames
 from consilia.wire.frames import CHUNK, Header, TensorEntry, Verifier
 from consilia.wire.problem import error_of
@@ -36,8 +38,10 @@ TIMEOUT = 60.0  # seconds of silence on a line
 UNSENT = 30_000  # milliseconds after which the kernel gives up on unacknowledged bytes
 SMALL = 4 << 20  # bytes that are sent without asking first how far an upload has come
 EARLY = 5.0  # seconds to wait for the answer to an upload that the hub cut off
+TELL = 3  # failures in a row after which the log tells why nothing moves
 
 _BROKEN = (OSError, http.client.HTTPException)
+_LOG = logging.getLogger("consilia.node.blobline")
 
 
 class _Trouble(OSError):
@@ -216,6 +220,8 @@ class BlobLine:
                 failures += 1
                 if self._closed.is_set() or failures > self._retry.attempts:
                     raise TransferError(f"{error} (tried {failures} times)") from e
+                if failures == TELL:
+                    _LOG.warning("a frame is held up: %s; trying again", printable(str(error), 500))
                 if self._closed.wait(self._retry.delay(failures, self._random())):
                     raise TransferError(f"the transfer with {self._hub} was ended") from e
 
