@@ -5,6 +5,7 @@ amount depends on the task's seed, which anybody can compute from job seed, roun
 """
 
 import numpy as np
+
 from consilia.plans.numpy import numpy_plan
 
 TENSORS = 8

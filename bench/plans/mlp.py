@@ -1,7 +1,8 @@
 """The plan of w3: a small MLP on 30 columns, plain SGD, one epoch at batch 4096."""
 
-from consilia.plans.torch import torch_plan
 from torch import nn, optim
+
+from consilia.plans.torch import torch_plan
 
 COLUMNS = [f"x{i}" for i in range(30)]
 

@@ -73,7 +73,9 @@ def test_join_serve_and_come_back(tmp_path: Path, table: Path) -> None:
         assert {"at", "level", "from", "what"} <= json.loads(lines[0]).keys()
 
 
-def test_a_hub_that_is_away_costs_nothing_and_is_found_again(tmp_path: Path, table: Path) -> None:
+def test_a_hub_that_is_away_costs_nothing_and_is_found_again(
+    tmp_path: Path, table: Path
+) -> None:
     with Cluster(tmp_path) as cluster:
         cluster.start_hub()
         node = cluster.node("alpha")

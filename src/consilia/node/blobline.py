@@ -221,7 +221,9 @@ class BlobLine:
                 if self._closed.is_set() or failures > self._retry.attempts:
                     raise TransferError(f"{error} (tried {failures} times)") from e
                 if failures == TELL:
-                    _LOG.warning("a frame is held up: %s; trying again", printable(str(error), 500))
+                    _LOG.warning(
+                        "a frame is held up: %s; trying again", printable(str(error), 500)
+                    )
                 if self._closed.wait(self._retry.delay(failures, self._random())):
                     raise TransferError(f"the transfer with {self._hub} was ended") from e
 
