@@ -138,7 +138,7 @@ def _correct(
         client.download_model(f"{view.id}.{round}", path)
         models.append(frames.read(path))
     gap = max(
-        float(np.abs(models[1][name] - models[0][name] - np.float32(expected)).max())
+        float(np.abs(np.subtract(models[1][name], models[0][name]) - expected).max())
         for name in models[0]
     )
     updates = sum(len(r.sites) for r in view.rounds if r.round)

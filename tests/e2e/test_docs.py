@@ -111,13 +111,15 @@ def test_the_first_model_trains_as_the_tutorial_tells(tmp_path: Path) -> None:
     alone = simulate(tmp_path / "tumour.py", tables, rounds=10)
     assert alone.rounds[-1].metrics["loss"] < alone.rounds[0].metrics["loss"]
 
-    with federation(tmp_path, tables, "breast-cancer") as cluster:
-        with ThreadPoolExecutor(1) as pool:
-            run = pool.submit(_python, tmp_path, ["run.py"], cluster.env)
-            until("the plan to be offered", lambda: bool(_plans(cluster)), 60)
-            for site in tables:
-                cluster.decide(site, "first", _plans(cluster)[0]["digest"])
-            printed = run.result()
+    with (
+        federation(tmp_path, tables, "breast-cancer") as cluster,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        run = pool.submit(_python, tmp_path, ["run.py"], cluster.env)
+        until("the plan to be offered", lambda: bool(_plans(cluster)), 60)
+        for site in tables:
+            cluster.decide(site, "first", _plans(cluster)[0]["digest"])
+        printed = run.result()
     assert "round 10/10: loss" in printed.stderr
     assert re.search(r"^10 +2 +196 ", printed.stdout, re.MULTILINE), printed.stdout
     with np.load(tmp_path / "tumour.npz") as model:

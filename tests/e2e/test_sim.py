@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def test_it_learns_and_tells_its_rounds(tmp_path: Path) -> None:
     assert [r.round for r in result.rounds] == told
     assert all(r.sites == ("north", "south") and r.records == 180 for r in result.rounds)
     assert result.rounds[-1].metrics["loss"] < result.rounds[0].metrics["loss"]
-    np.testing.assert_allclose(result.model().weights["w"], TRUTH, atol=0.1)
+    np.testing.assert_allclose(
+        result.model().weights["w"].astype(np.float64), np.array(TRUTH), atol=0.1
+    )
     assert list(result.history.index) == told
     assert result.history["loss"].iloc[-1] == result.rounds[-1].metrics["loss"]
 
@@ -64,7 +67,7 @@ def test_it_runs_inside_a_running_loop_as_in_a_notebook(tmp_path: Path) -> None:
 
 
 def test_fedprox_and_arguments_need_nobodys_permission(tmp_path: Path) -> None:
-    def run(**settings: object) -> str:
+    def run(**settings: Any) -> str:
         tables = write(tmp_path, SIZES)
         return (
             simulate(PLAN, tables, rounds=2, deterministic=True, **settings).model().view.digest
@@ -90,9 +93,7 @@ def test_a_plan_that_raises_shows_its_own_line(tmp_path: Path) -> None:
         ({"grace": -1}, "grace"),
     ],
 )
-def test_wrong_settings_are_named(
-    tmp_path: Path, settings: dict[str, object], words: str
-) -> None:
+def test_wrong_settings_are_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         simulate(PLAN, write(tmp_path, SIZES), rounds=1, **settings)
 
@@ -108,8 +109,13 @@ def test_no_site_and_no_file_are_errors(tmp_path: Path) -> None:
 
 def test_a_deployed_run_makes_the_same_models_bit_by_bit(tmp_path: Path) -> None:
     tables = write(tmp_path, SIZES)
-    settings = {"rounds": 4, "seed": 11, "deterministic": True, "arguments": {"lr": 0.03}}
-    simulated = simulate(PLAN, tables, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {
+        "rounds": 4,
+        "seed": 11,
+        "deterministic": True,
+        "arguments": {"lr": 0.03},
+    }
+    simulated = simulate(PLAN, tables, **settings)
     with federation(tmp_path, tables, "linear") as cluster:
         client = Client(environ=cluster.env)
         study = Study("regression", "a test", tuple(SIZES), ("linear",))
