@@ -1,8 +1,9 @@
 """A whole federation on this machine, as real processes started by the real commands.
 
-A hub and one node per site, each a process of its own with its own directory under `root`,
-TLS 1.3 with certificates on both sides, free ports on 127.0.0.1. Benchmarks and end-to-end
-tests share it. Whatever happens, closing it leaves no process behind.
+`LocalFederation`: a hub and one node per site, each a process of its own with its own
+directory under `root`, TLS 1.3 with certificates on both sides, free ports on 127.0.0.1.
+Benchmarks and end-to-end tests stand on it, or on its base, `Programs`, which runs commands.
+Whatever happens, closing leaves no process behind.
 """
 
 import contextlib
@@ -30,32 +31,13 @@ PATIENCE = 60.0  # seconds until something expected counts as missing
 
 
 @dataclass
-class LocalFederation:
-    """A hub and its nodes. Use it in a `with` block."""
+class Programs:
+    """`consilia` commands run to their end, and processes of it that never outlive a `with`."""
 
     root: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    sandbox: Literal["required", "off"] = "required"
-    hub_options: tuple[str, ...] = ()  # of `consilia hub init`
-    host: str = "127.0.0.1"  # address that the hub listens on and is reached by
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def hub_directory(self) -> Path:
-        """The hub's directory."""
-        return self.root / "hub"
-
-    def node_directory(self, site: str) -> Path:
-        """The directory of a site's node."""
-        return self.root / site
-
-    @property
-    def addresses(self) -> Mapping[str, str]:
-        """Where the running hub listens: people, nodes."""
-        found: dict[str, str] = json.loads(
-            (self.hub_directory / "run/addresses.json").read_text()
-        )
-        return found
+    folder: Path | None = field(default=None, kw_only=True)  # where they run; None: here
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, kw_only=True)
 
     def __enter__(self) -> Self:
         return self
@@ -80,34 +62,56 @@ class LocalFederation:
             process.wait()
         self.processes.clear()
 
-    # ---- commands and processes ----------------------------------------------------------
+    def variables(self) -> dict[str, str]:
+        """Return the environment that commands and processes get."""
+        return {**os.environ, **self.environment}
 
-    def run(self, *arguments: object, stdin: str | None = None, check: bool = True) -> str:
-        """Run one `consilia` command to its end; return its standard output."""
-        done = subprocess.run(
-            [*CONSILIA, *map(str, arguments)],
+    def run(
+        self, *words: object, stdin: str = "", more: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end, whatever that is; `more` is added to its environment."""
+        return subprocess.run(
+            [*CONSILIA, *map(str, words)],
             input=stdin,
             capture_output=True,
             text=True,
-            env={**os.environ, **self.environment},
+            env={**self.variables(), **(more or {})},
+            cwd=self.folder,
             check=False,
             timeout=PATIENCE,
         )
-        if check and done.returncode:
-            raise RuntimeError(f"consilia {arguments[:3]}: {done.returncode}: {done.stderr}")
-        return done.stdout if check else done.stdout + done.stderr
 
-    def spawn(self, name: str, *arguments: object, prefix: Sequence[str] = ()) -> None:
-        """Start a long-running `consilia` command in a process group of its own."""
+    def cli(
+        self, *words: object, stdin: str = "", more: Mapping[str, str] | None = None
+    ) -> str:
+        """Run one command that must succeed; return its standard output."""
+        done = self.run(*words, stdin=stdin, more=more)
+        if done.returncode:
+            raise RuntimeError(f"consilia {words[:3]}: {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def spawn(self, name: str, *words: object, prefix: Sequence[str] = ()) -> None:
+        """Start a command that stays, in a process group of its own; its log is NAME.log."""
         with (self.root / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*prefix, *CONSILIA, *map(str, arguments)],
+                [*prefix, *CONSILIA, *map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
+                env=self.variables(),
+                cwd=self.folder,
                 start_new_session=True,
             )
+
+    def end(self, name: str, number: int = signal.SIGTERM) -> int:
+        """Send a signal to a process and wait for it; then kill what is left of its group."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        try:
+            return process.wait(15)
+        finally:
+            _signal(process, signal.SIGKILL)
+            process.wait()
 
     def kill(self, name: str) -> None:
         """Kill a process as a power cut would (-9), its process group with it."""
@@ -115,13 +119,39 @@ class LocalFederation:
         _signal(process, signal.SIGKILL)
         process.wait()
 
+
+@dataclass
+class LocalFederation(Programs):
+    """A hub and its nodes. Use it in a `with` block."""
+
+    sandbox: Literal["required", "off"] = "required"
+    hub_options: tuple[str, ...] = ()  # of `consilia hub init`
+    host: str = "127.0.0.1"  # address that the hub listens on and is reached by
+
+    @property
+    def hub_directory(self) -> Path:
+        """The hub's directory."""
+        return self.root / "hub"
+
+    def node_directory(self, site: str) -> Path:
+        """The directory of a site's node."""
+        return self.root / site
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Where the running hub listens: people, nodes."""
+        found: dict[str, str] = json.loads(
+            (self.hub_directory / "run/addresses.json").read_text()
+        )
+        return found
+
     # ---- hub -----------------------------------------------------------------------------
 
     def make_hub(self) -> None:
         """Make the hub's directory, keys and database; free ports."""
         here = f"{self.host}:0"
         listen = ("--people", here, "--nodes", here, "--host", self.host)
-        self.run("hub", "init", self.hub_directory, *listen, *self.hub_options)
+        self.cli("hub", "init", self.hub_directory, *listen, *self.hub_options)
 
     def start_hub(self) -> None:
         """Start the hub and wait until it answers; keep its ports for the next start."""
@@ -171,13 +201,13 @@ class LocalFederation:
 
     def join(self, site: str) -> None:
         """Invite a site and let its node join."""
-        token = self.run("hub", "invite", site, "--dir", self.hub_directory)
+        token = self.cli("hub", "invite", site, "--dir", self.hub_directory)
         where = self.node_directory(site)
-        self.run("node", "join", "-", "--dir", where, "--sandbox", self.sandbox, stdin=token)
+        self.cli("node", "join", "-", "--dir", where, "--sandbox", self.sandbox, stdin=token)
 
     def register(self, site: str, table: Path, tag: str = TAG) -> None:
         """Register a table at a site."""
-        self.run(
+        self.cli(
             "dataset",
             "add",
             table,
@@ -204,12 +234,12 @@ class LocalFederation:
         where = self.node_directory(site)
 
         def known() -> bool:
-            return plan in self.run("node", "plans", "--dir", where, "--json")
+            return plan in self.cli("node", "plans", "--dir", where, "--json")
 
         self.wait(known, f"{site} hears of the plan")
-        self.run("node", "accept", STUDY, "--dir", where)
+        self.cli("node", "accept", STUDY, "--dir", where)
         ranges = [option for text in allow for option in ("--allow", text)]
-        self.run("node", "approve", plan, "--reason", "reviewed", *ranges, "--dir", where)
+        self.cli("node", "approve", plan, "--reason", "reviewed", *ranges, "--dir", where)
 
     # ---- studies and jobs ----------------------------------------------------------------
 
@@ -219,16 +249,8 @@ class LocalFederation:
             study = Study(STUDY, "measure and test", tuple(sorted(sites)), (TAG,))
             client.create_study(study)
             client.submit_study(STUDY)
-        done = subprocess.run(
-            [*CONSILIA, "plan", "submit", str(source), "--study", STUDY, "--json"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **self.environment, **self.operator},
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"plan submit: {done.stderr}")
-        return str(json.loads(done.stdout)["digest"])
+        words = ("plan", "submit", source, "--study", STUDY, "--json")
+        return str(json.loads(self.cli(*words, more=self.operator))["digest"])
 
     def finish(self, client: Client, job: str, patience: float = PATIENCE) -> people.JobView:
         """Wait until a job has ended well; return it."""

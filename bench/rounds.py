@@ -99,7 +99,7 @@ def _rounds(
     wall = time.monotonic() - start
     cpu = watch.cpu()
     watch.close()
-    closed = [e.at for e in _events(client, job) if e.type == "Closed"]
+    closed = [e.at for e in events_of(client, job) if e.type == "Closed"]
     seconds = [b - a for a, b in pairwise(closed)]
     return {
         "job": job,
@@ -114,7 +114,7 @@ def _rounds(
     }
 
 
-def _events(client: Client, job: str) -> list[people.EventView]:
+def events_of(client: Client, job: str) -> list[people.EventView]:
     found: list[people.EventView] = []
     after = 0
     while page := client.events(job, after, 0.0):

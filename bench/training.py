@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from bench.local import STUDY, LocalFederation
-from bench.rounds import _events
+from bench.rounds import events_of
 from bench.watch import Watch
 from consilia.wire import people
 
@@ -48,7 +48,7 @@ def measure(root: Path, nodes: int, rows: int, rounds: int) -> dict[str, Any]:
             ).id
             view = federation.finish(client, job, 3000)
             watch.close()
-            closed = [e.at for e in _events(client, job) if e.type == "Closed"]
+            closed = [e.at for e in events_of(client, job) if e.type == "Closed"]
     seconds = [b - a for a, b in pairwise(closed)]
     median = statistics.median(seconds[1:] or seconds)
     central = _central(nodes, rows)

@@ -146,6 +146,7 @@ class Demo:
         )  # fmt: skip
         with (node / "node.yaml").open("a") as settings:
             settings.write(f"min_records: {SMALLEST}  # the default is 100\n")
+            settings.write("limits: {threads: 1}  # four hospitals share this machine\n")
         self._consilia(
             "dataset", "add", self.folder / "data" / f"{site}.csv", "--name", "cohort",
             "--tag", TAG, "--dir", node, quiet=not first,

@@ -194,6 +194,29 @@ async def test_a_lease_id_cannot_name_a_path(tmp_path: Path) -> None:
         assert all(line.subject.isprintable() for line, _ in audit.every(n.store))
 
 
+async def test_a_long_job_name_cannot_crowd_the_plan_out_of_the_audit_trail(
+    tmp_path: Path,
+) -> None:
+    async with node(tmp_path) as n, n.running():
+        n.accept(PLAN)
+        honest = lease(n.hub, PLAN, model=n.hub.publish(base_model()))
+        task = msgspec.structs.replace(honest.task, job="j" * 5000)
+        n.hub.assign(msgspec.structs.replace(honest, task=task))
+        await until(lambda: n.hub.settled(honest.id))
+        assert isinstance(n.hub.settled(honest.id), Declined) and n.runs.tasks == []
+        assert n.details("task.refuse")[0].startswith("job name")
+
+
+async def test_a_lease_with_an_endless_id_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    async with node(tmp_path) as n, n.running():
+        n.accept(PLAN)
+        honest = lease(n.hub, PLAN, model=n.hub.publish(base_model()))
+        n.hub.assign(msgspec.structs.replace(honest, id="x" * 100_000))
+        n.hub.assign(honest)
+        await until(lambda: n.hub.settled(honest.id))
+        assert [len(id) for (id,) in n.store.rows("SELECT id FROM leases")] == [len(honest.id)]
+
+
 async def test_swapped_plan_bytes_are_caught_and_audited(tmp_path: Path) -> None:
     """The hub offers one source under the digest of another."""
     async with node(tmp_path) as n, n.running():

@@ -6,6 +6,7 @@ agent's side must still be able to run an honest task.
 """
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
@@ -134,6 +135,29 @@ def escape(_):
     return [name for _, name in socket.if_nameindex()] != ["lo"]
 """
     assert not await escaped(tmp_path, Bubblewrap(), body)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="system call numbers of x86_64")
+async def test_keys_of_the_agents_session(tmp_path: Path) -> None:
+    """Session keyrings pass through namespaces: a login's tickets must not reach a worker."""
+    kernel, session, user = ctypes.CDLL(None), ctypes.c_int(-3), b"user"
+    search, unlink = 10, 9
+    body = """
+import ctypes
+def escape(name):
+    return ctypes.CDLL(None).syscall(250, 10, ctypes.c_int(-3), b"user", name.encode(), 0) > 0
+"""
+    key = kernel.syscall(248, user, b"consilia-test", b"ticket", 6, session)
+    if key < 0:
+        pytest.skip("no keyrings here")
+    try:
+        inherits = [sys.executable, "-c", f"{body}\nprint(escape('consilia-test'))"]
+        assert subprocess.check_output(inherits) == b"True\n", "the attack itself is wrong"
+        for launcher in (PlainProcess(), Bubblewrap()):
+            assert not await escaped(tmp_path, launcher, body, "consilia-test")
+        assert kernel.syscall(250, search, session, user, b"consilia-test", 0) == key
+    finally:
+        kernel.syscall(250, unlink, key, session)
 
 
 async def test_unix_sockets(tmp_path: Path) -> None:

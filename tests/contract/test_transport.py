@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from consilia.errors import (
     UpdateRejected,
     WireError,
 )
-from consilia.hub.blobplane import Timings
+from consilia.hub.blobplane import SITE_TRANSFERS, Timings
 from consilia.hub.listener import Bounds
 from consilia.node.line import Credentials, Retry, client_context, parse_proxy
 from consilia.node.link import HttpLink, HubLink, enrol
@@ -327,6 +328,34 @@ async def test_garbage_and_silence_block_nobody(tmp_path: Path) -> None:
         await link.close()
 
 
+async def test_one_certificate_holds_few_control_connections(tmp_path: Path) -> None:
+    """Also one that was revoked, which no request of its own would give away."""
+    async with running(tmp_path, bounds=Bounds(lines=2)) as bench:
+        bench.hub.revoked = {"north"}
+        shown = bench.hub.authority.credentials(tmp_path / "by-hand", "north")
+        context = client_context(hello.CONTROL, bench.hub.authority.pem, shown)
+        lines = []
+        for _ in range(3):
+            lines.append(
+                await asyncio.open_connection(
+                    "127.0.0.1", bench.port, ssl=context, server_hostname="127.0.0.1"
+                )
+            )
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                assert await lines[0][0].read() == b""
+        for reader, _ in lines[1:]:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await reader.read()
+        link = bench.link("south")
+        assert (await link.catalogue()).version == 3
+        await link.close()
+        for _, writer in lines:
+            writer.transport.abort()
+
+
 async def test_a_hello_in_small_pieces_is_understood(bench: Bench) -> None:
     context = client_context(hello.CONTROL, bench.hub.authority.pem, None)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -368,6 +397,51 @@ async def test_a_client_that_sends_nothing_after_its_handshake_blocks_nobody(
         for tls in idle:
             tls.close()
         await link.close()
+
+
+def drip(tls: ssl.SSLSocket, ended: threading.Event) -> None:
+    """Announce an update and send a byte of it now and then."""
+    with contextlib.suppress(OSError), tls:
+        tls.sendall(put("/v1/uploads/job.1.0.north", 0, MB, MB, b"C"))
+        while not ended.wait(0.05):
+            tls.sendall(b"S")
+
+
+async def test_a_body_that_drips_in_keeps_no_thread(tmp_path: Path) -> None:
+    """Neither one that is refused (here the site is revoked) nor one that is wanted."""
+    timings = Timings(drain=0.4, silence=0.4)
+    async with running(tmp_path, connections=2, timings=timings) as bench:
+        digest, _ = offered(bench, 1)
+        bench.hub.readers[digest] = {"south"}
+        ended = threading.Event()
+        for revoked in ({"north"}, set[str]()):
+            bench.hub.revoked, bench.hub.leases = revoked, {"job.1.0.north": "north"}
+            lines = [await asyncio.to_thread(blob_socket, bench) for _ in range(2)]
+            slow = [asyncio.create_task(asyncio.to_thread(drip, t, ended)) for t in lines]
+            link = bench.link("south")
+            async with asyncio.timeout(10):
+                await asyncio.to_thread(link.fetch, digest, tmp_path / f"got{len(revoked)}")
+            await link.close()
+            async with asyncio.timeout(10):
+                await asyncio.gather(*slow)
+
+
+async def test_one_site_cannot_take_all_threads(tmp_path: Path) -> None:
+    async with running(tmp_path, connections=SITE_TRANSFERS + 2) as bench:
+        digest, _ = offered(bench, 1)
+        bench.hub.readers[digest] = {"south"}
+        bench.hub.leases = {"job.1.0.north": "north"}
+        ended = threading.Event()
+        with ThreadPoolExecutor(SITE_TRANSFERS + 2) as greedy:
+            for _ in range(SITE_TRANSFERS + 2):
+                greedy.submit(drip, await asyncio.to_thread(blob_socket, bench), ended)
+            link = bench.link("south")
+            try:
+                async with asyncio.timeout(10):
+                    await asyncio.to_thread(link.fetch, digest, tmp_path / "got")
+            finally:
+                ended.set()
+                await link.close()
 
 
 # ---- frames down -----------------------------------------------------------------------------
@@ -667,6 +741,24 @@ async def test_a_returning_node_takes_its_upload_over(bench: Bench) -> None:
 
 
 # ---- between ---------------------------------------------------------------------------------
+
+
+async def test_a_proxys_password_is_in_no_error(bench: Bench) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = bench.link(proxy=f"http://ward:secret@127.0.0.1:{port}")
+        with pytest.raises(TransferError, match="407") as control:
+            await link.catalogue()
+        with pytest.raises(TransferError, match="407") as blob:
+            await asyncio.to_thread(link.fetch, "b3:" + "0" * 64, bench.directory / "m")
+        await link.close()
+    assert "secret" not in f"{control.value}{blob.value}"
 
 
 async def test_through_a_connect_proxy(bench: Bench) -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from consilia.errors import AuthError, Conflict, NotFound, Refused
+from consilia.errors import AuthError, Conflict, NotFound, Refused, WireError
 from consilia.hub.blobplane import BlobPlane, Timings
 from consilia.hub.listener import Bounds, NodeListener, make_contexts
 from consilia.hub.telemetry import Log
@@ -152,6 +152,10 @@ class KeptUpload:
     @property
     def offset(self) -> int:
         return self._verifier.position
+
+    def announce(self, total: int) -> None:
+        if total > self.limit:
+            raise WireError(f"frame of {total} bytes is over the limit of {self.limit}")
 
     def write(self, data: memoryview) -> None:
         if self._hub.holders[self._lease] is not self:

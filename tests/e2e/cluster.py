@@ -6,18 +6,16 @@ Nothing here reaches into the programs: what is not on the command line is not u
 import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from bench.local import Programs
 
 import consilia
 
-CONSILIA = (sys.executable, "-m", "consilia.cli.main")
 SOURCE = Path(consilia.__file__).parents[1]
 
 
@@ -50,75 +48,22 @@ def until(what: str, ready: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-class Cluster:
+class Cluster(Programs):
     """One hub and its nodes below one folder; ends all of them on the way out."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root, folder=root)
         self.hub = root / "hub"
         self.people, self.nodes = free_port(), free_port()
         self.env = environment(root)
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in list(self._running):
-            self.end(name)
-
-    # ---- commands ----------------------------------------------------------------------------
-
-    def run(self, *words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run one command to its end, whatever that is."""
-        return subprocess.run(
-            [*CONSILIA, *map(str, words)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=self.env,
-            cwd=self.root,
-            timeout=60,
-        )
-
-    def cli(self, *words: object, stdin: str = "") -> str:
-        """Run one command that must succeed; return what it prints."""
-        done = self.run(*words, stdin=stdin)
-        assert done.returncode == 0, f"{words}: {done.returncode}: {done.stderr}"
-        return done.stdout
+    def variables(self) -> dict[str, str]:
+        """The person's environment, and nothing of whoever runs the tests."""
+        return self.env
 
     def json(self, *words: object, stdin: str = "") -> Any:
         """Run one command with --json; return what it prints as data."""
         return json.loads(self.cli(*words, "--json", stdin=stdin))
-
-    # ---- processes ---------------------------------------------------------------------------
-
-    def start(self, name: str, *words: object) -> None:
-        """Start a command that stays, its output in ROOT/<name>.log."""
-        with (self.root / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                [*CONSILIA, *map(str, words)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.env,
-                cwd=self.root,
-                start_new_session=True,
-            )
-
-    def end(self, name: str, number: int = signal.SIGTERM) -> int:
-        """Send a signal to a process and wait for it; then kill what is left of its group."""
-        process = self._running.pop(name)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
-        try:
-            status = process.wait(15)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return status
 
     def log(self, name: str) -> str:
         """What a process has said."""
@@ -133,7 +78,7 @@ class Cluster:
                 "hub", "init", self.hub, "--people", f"127.0.0.1:{self.people}",
                 "--nodes", f"127.0.0.1:{self.nodes}",
             )  # fmt: skip
-        self.start("hub", "hub", "serve", "--dir", self.hub)
+        self.spawn("hub", "hub", "serve", "--dir", self.hub)
         until("the hub to serve", (self.hub / "run" / "addresses.json").exists)
 
     def node(self, site: str) -> Path:
@@ -146,9 +91,9 @@ class Cluster:
         token = self.cli("hub", "invite", site, "--dir", self.hub)
         self.cli("node", "join", "-", "--dir", node, "--sandbox", "off", stdin=token)
         with (node / "node.yaml").open("a") as settings:
-            settings.write(f"min_records: {smallest}\n")
+            settings.write(f"min_records: {smallest}\nlimits: {{threads: 1}}\n")
         self.cli("dataset", "add", table, "--name", "table", "--tag", tag, "--dir", node)
-        self.start(site, "node", "serve", "--dir", node)
+        self.spawn(site, "node", "serve", "--dir", node)
 
     def become(self, name: str, role: str) -> None:
         """From now on commands of people are this person's."""

@@ -218,7 +218,7 @@ class Lab(LocalFederation):
         with self.client() as client:
             assert client.verify_audit().intact
         for site in sites:
-            assert "intact" in self.run("audit", "verify", "--node", self.node_directory(site))
+            assert "intact" in self.cli("audit", "verify", "--node", self.node_directory(site))
 
 
 def configure(path: Path, **changes: Any) -> None:
@@ -458,11 +458,6 @@ def _redirect(lab: Lab, site: str, url: str) -> None:
         lab.stop_node(site, signal.SIGTERM)
     configure(lab.node_directory(site) / "node.yaml", hub=url)
     lab.start_node(site)
-
-
-def needs_root(why: str) -> str | None:
-    """Say what is missing for tests that need a machine administrator, or None."""
-    return None if os.geteuid() == 0 else f"{why} needs root"
 
 
 @contextlib.contextmanager

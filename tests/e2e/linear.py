@@ -1,15 +1,17 @@
 """A small training plan for tests: linear regression by gradient descent, in numpy."""
 
+from typing import Any
+
 import numpy as np
 
 from consilia.plans.numpy import numpy_plan
 
 
-def init(args, seed):
+def init(args: Any, seed: int) -> Any:
     return {"w": np.random.default_rng(seed).normal(size=3).astype(np.float32)}
 
 
-def train(weights, data, args, context):
+def train(weights: Any, data: Any, args: Any, context: Any) -> dict[str, float]:
     if args["fail"]:
         raise ValueError("the plan was asked to fail")
     loss = 0.0

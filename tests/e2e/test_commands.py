@@ -302,7 +302,6 @@ def test_commands_without_a_network_are_quick(cluster: Cluster) -> None:
         ("audit", "verify", "--node", node),
         ("audit", "verify", "--hub", hub),
         ("plan", "diff", "linear.py", "linear.py"),
-        ("node", "status", "--dir", node),
     ):
         assert min(_cpu_seconds(cluster, *words) for _ in range(4)) < 1.0, words
 

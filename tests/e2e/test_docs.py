@@ -72,7 +72,7 @@ def _as_typed(cluster: Cluster, command: str) -> None:
 
 def _serve(cluster: Cluster, words: list[str]) -> None:
     party = words[0]
-    cluster.start(party, *words)
+    cluster.spawn(party, *words)
     if party == "hub":
         until("the hub to serve", (cluster.root / "hub/run/addresses.json").exists)
     else:

@@ -63,7 +63,7 @@ def test_join_serve_and_come_back(tmp_path: Path, table: Path) -> None:
         cluster.end("alpha", signal.SIGKILL)
         assert status(cluster, node)["running"] is False
         assert findings(cluster, node)["agent"] is False
-        cluster.start("alpha", "node", "serve", "--dir", node)
+        cluster.spawn("alpha", "node", "serve", "--dir", node)
         until("the agent to be back", lambda: status(cluster, node)["connected"])
         assert online(cluster) == {"alpha"}
         begun = time.monotonic()

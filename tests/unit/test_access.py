@@ -160,8 +160,8 @@ class TestJoining:
         assert access.signing_key("site-a") == signing_key()
         assert state(world, "site-a") == "enrolled"
         assert world.trail() == [
-            ("user:ada", "site invite", "site-a", "done"),
-            ("site:site-a", "site enrol", "site-a", "done"),
+            ("user:ada", "site.invite", "site-a", "done"),
+            ("site:site-a", "site.enrol", "site-a", "done"),
         ]
 
     async def test_a_secret_is_stored_only_as_its_hash(
@@ -197,7 +197,7 @@ class TestJoining:
         assert len(said) == 1
         refusals = [line for line in world.trail() if line[3] == "refused"]
         assert refusals == [
-            ("node", "site enrol", site, "refused")
+            ("hub", "site.enrol", site, "refused")
             for site in ("site-a", "site-c", "site-c", "site-b")
         ]
         assert [state(world, s) for s in ("site-b", "site-c")] == ["invited", "invited"]
@@ -226,7 +226,7 @@ class TestJoining:
         assert access.identify(der(inside[0])) == "site-a"
         assert (
             len(
-                [line for line in world.trail() if line[1:] == ("site enrol", "site-a", "done")]
+                [line for line in world.trail() if line[1:] == ("site.enrol", "site-a", "done")]
             )
             == 1
         )
@@ -289,7 +289,7 @@ class TestRenewing:
         with pytest.raises(AuthError, match="'site-a' has expired"):
             access.identify(der(old))
         assert access.identify(der(new)) == "site-a"
-        assert world.trail()[-1] == ("site:site-a", "site renew", "site-a", "done")
+        assert world.trail()[-1] == ("site:site-a", "site.renew", "site-a", "done")
 
     async def test_three_are_in_force_at_most(self, world: World, access: Access) -> None:
         all_ = [await join(access)]
@@ -334,7 +334,7 @@ class TestRevoking:
             await access.enrol(Enrol("site-a", pending, request(), signing_key()))
         assert access.identify(der(other)) == "site-b"
         assert state(world, "site-a") == "revoked"
-        assert ("user:ada", "site revoke", "site-a", "done") in world.trail()
+        assert ("user:ada", "site.revoke", "site-a", "done") in world.trail()
 
     async def test_another_process_notices_at_once(self, world: World, access: Access) -> None:
         other = world.load()
@@ -408,7 +408,7 @@ class TestTokens:
         world.at = view.expires
         with pytest.raises(AuthError):
             access.token_role(secret)
-        assert world.trail() == [("user:root", "token create", view.id, "done")]
+        assert world.trail() == [("user:root", "token.create", view.id, "done")]
 
     async def test_unknown_expired_and_revoked_sound_alike(
         self, world: World, access: Access

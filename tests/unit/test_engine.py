@@ -16,7 +16,6 @@ from consilia.core.weights import Weights
 from consilia.errors import ConfigError, Conflict, NotFound
 from consilia.hub import journal, records
 from consilia.hub.driver import Limits
-from consilia.hub.registry import Registry
 from consilia.wire import frames
 from consilia.wire.v1 import Failed, Result, Task
 
@@ -101,16 +100,15 @@ async def test_bytes_and_lineage_are_recorded(tmp_path: Path) -> None:
         async with serving(*(Node(hub, site) for site in SITES)):
             job = await hub.start(min_sites=4, rounds=2)
             view = await hub.until(job, "done")
-        registry = Registry(hub.store, hub.blobs)
-        newest = await registry.get(f"{job}.2")
+        versions = await hub.store.read(lambda db: records.job_versions(db, job))
+        assert [(v.id, v.parent) for v in versions] == [
+            (f"{job}.0", None),
+            (f"{job}.1", f"{job}.0"),
+            (f"{job}.2", f"{job}.1"),
+        ]
+        newest = versions[-1]
         assert (view.rounds[2].bytes_in, view.rounds[2].bytes_out) == (newest.bytes * 4,) * 2
-        chain = await registry.lineage(newest.id)
-        assert [v.id for v in chain] == [f"{job}.2", f"{job}.1", f"{job}.0"]
-        losses = {v.id: v.metrics["loss"] for v in chain[:2]}
-        assert (await registry.best(job, "loss")).id == min(losses, key=lambda k: losses[k])
-        with pytest.raises(NotFound, match="accuracy"):
-            await registry.best(job, "accuracy")
-        with registry.open_frame(newest.digest) as blob:
+        with hub.blobs.open(newest.digest) as blob:
             assert blob.size == newest.bytes
         await hub.tidied()
 

@@ -105,7 +105,7 @@ async def test_an_update_that_is_not_finite_is_rejected_at_the_first_bad_value(
         await asyncio.to_thread(round.a.upload, round.lease_a.id, body_of(weights))
     await finish(round, "rejected: tensor 'w' holds NaN or infinity")
     assert any(
-        line[:3] == ("site:a", "update", "rejected") and "NaN" in line[3]
+        line[:3] == ("site:a", "lease.end", "rejected") and "NaN" in line[3]
         for line in await round.audit()
     )
 
@@ -247,7 +247,8 @@ async def test_a_lease_belongs_to_its_site(round: Round) -> None:
     verdict = await round.b.report(round.result(round.lease_a, header))
     assert not verdict.accepted
     assert "was not given to site 'b'" in verdict.reason
-    assert any(line[:3] == ("site:b", "report", "refused") for line in await round.audit())
+    lines = [line[:3] for line in await round.audit()]
+    assert ("site:b", "lease.report", "refused") in lines
     assert (await round.a.report(round.result(round.lease_a, header))).accepted
 
 
@@ -284,6 +285,42 @@ async def test_a_result_before_its_upload_is_asked_to_come_again(round: Round) -
     assert (await round.a.report(round.result(round.lease_a, header))).accepted
 
 
+async def test_a_site_learns_nothing_of_a_site_whose_name_ends_like_its_own(
+    tmp_path: Path,
+) -> None:
+    async with open_hub(tmp_path, sites=("a", "b", "x.b")) as hub:
+        near = Node(hub, "b")
+        for lease in ("job-1.1.0.x.b", "job-1.1.b", "job.b", "b", ""):
+            verdict = await near.report(Failed(lease, "memory"))
+            assert not verdict.accepted and "was not given to site 'b'" in verdict.reason
+
+
+async def test_what_a_site_says_cannot_write_on_peoples_terminals(round: Round) -> None:
+    with pytest.raises(WireError, match="printable"):
+        await round.a.report(Progress(round.lease_a.id, 0.5, {"loss\x1b[2J": 1.0}))
+    assert (await round.a.report(Declined(round.lease_a.id, "no\x1b[2J\rbody"))).accepted
+    assert (await round.b.report(Failed(round.lease_b.id, "memory"))).accepted
+    view = await round.hub.until(round.job, "failed")
+    assert view.cause.isprintable()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Advertisement("1\x1b[2J"),
+        Advertisement("1" * 1000),
+        Advertisement("1", (OfferedDataset("d", ("cardio",), 1 << 63),)),
+    ],
+)
+async def test_an_advertisement_that_would_harm_the_hub_is_refused(
+    round: Round, said: Advertisement
+) -> None:
+    """A count over a database's integer would keep every round of its job from closing."""
+    sealed = seal("advertisement", "a", encode(said), key_of("a"))
+    with pytest.raises(WireError):
+        await round.hub.federation.advertise("a", sealed)
+
+
 async def test_failures_and_refusals_are_told_once_and_counted(round: Round) -> None:
     for _ in range(2):
         assert (await round.a.report(Failed(round.lease_a.id, "memory"))).accepted
@@ -293,7 +330,7 @@ async def test_failures_and_refusals_are_told_once_and_counted(round: Round) -> 
     assert "a: failed (memory)" in view.cause
     assert "b: declined (not this month" in view.cause
     lines = [line[1:3] for line in await round.audit()]
-    assert lines.count(("update", "failed")) == lines.count(("update", "declined")) == 1
+    assert lines.count(("lease.end", "failed")) == lines.count(("lease.end", "declined")) == 1
 
 
 async def test_an_init_must_be_whole_and_may_have_any_shape(tmp_path: Path) -> None:
@@ -511,7 +548,7 @@ async def test_a_shrunken_audit_chain_is_noticed(round: Round) -> None:
         said = Advertisement("1", audit_head=head, audit_length=length)
         sealed = seal("advertisement", "a", encode(said), key_of("a"))
         await round.hub.federation.advertise("a", sealed)
-    broken = [line for line in await round.audit() if line[1] == "audit head"]
+    broken = [line for line in await round.audit() if line[1] == "audit.head"]
     assert len(broken) == 1
     assert "has 5 lines, it had 7" in broken[0][3]
 

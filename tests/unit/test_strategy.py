@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilia.algo.aggregate import Accumulator
-from consilia.algo.strategy import STRATEGIES, Slots, steps, strategy, table
+from consilia.algo.strategy import STRATEGIES, Slots, describe, steps, strategy, table
 from consilia.core.weights import DTYPES, TensorSpec
 from consilia.errors import ConfigError
 
@@ -272,3 +273,8 @@ def test_table_has_a_row_for_every_strategy_and_whole_columns() -> None:
     assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}
     column = [cell.strip() for cell in head.split("|")].index("works under secure aggregation")
     assert {row.split("|")[column].strip() for row in rows} == {"yes"}
+
+
+def test_docs_show_the_strategies_as_they_are() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "reference" / "strategies.md"
+    assert docs.read_text() == describe()

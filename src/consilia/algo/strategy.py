@@ -118,6 +118,12 @@ def _unknown(what: str, found: str, known: Mapping[str, object]) -> str:
     return f"unknown {what} {found!r}{hint} (known: {', '.join(known) or 'none'})"
 
 
+def describe() -> str:
+    """Return docs/reference/strategies.md: the rules as this module's docstring has them."""
+    _, _, rules = (__doc__ or "").partition("\n\n")
+    return f"{_HEAD}\n{rules.strip()}\n\n## Options and state\n\n{table()}"
+
+
 def table() -> str:
     """Return a markdown table of the strategies: needs, state, options, secure aggregation."""
     head = (
@@ -136,6 +142,16 @@ def table() -> str:
 def _shown(options: Mapping[str, Option]) -> str:
     each = (f"{k} in {o.range()} ({o.default:g})" for k, o in options.items())
     return "; ".join(each) or "none"
+
+
+_HEAD = """\
+# Strategies
+
+Made by `consilia.algo.strategy.describe()`; a test compares. An experiment names one:
+`strategy: {name: fedadam, options: {server_lr: 0.02}}`. Options are the server's; they are
+checked before the job starts. There is no secure aggregation yet: a column says which
+strategies will work under it, as they need nothing but the mean.
+"""
 
 
 # ---- the rules -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ the same steps are done on the database.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -16,16 +16,14 @@ import msgspec
 
 from consilia.errors import TransferError
 from consilia.wire.people import JoinTokenView, SiteView, TokenView
-from consilia.wire.v1 import Advertisement
 
 if TYPE_CHECKING:
     from consilia.hub.access import Access
-    from consilia.hub.paging import Page
     from consilia.hub.records import SiteRecord
     from consilia.hub.store import Store
 
 T = TypeVar("T")
-ACTOR = "operator"
+ACTOR = "user:operator"  # as the running hub would name who has the operator's token
 
 
 class Desk(Protocol):
@@ -100,23 +98,17 @@ class _AtDatabase:
     def sites(self) -> list[SiteView]:
         from consilia.hub import records
 
-        found = _all(
-            lambda cursor: self._store.read_now(
-                lambda db: records.list_sites(db, cursor=cursor)
-            )
-        )
-        return [_site(record) for record in found]
+        return [_site(record) for record in self._store.read_now(records.every_site)]
 
     def new_token(self, name: str, role: str, days: int = 90) -> TokenView:
         return asyncio.run(self._access.make_token(name, role, days, ACTOR))
 
     def tokens(self) -> list[TokenView]:
         from consilia.hub import credentials
+        from consilia.hub.paging import everything
 
-        found = _all(
-            lambda cursor: self._store.read_now(
-                lambda db: credentials.list_tokens(db, cursor=cursor)
-            )
+        found = self._store.read_now(
+            lambda db: everything(lambda cursor: credentials.list_tokens(db, cursor=cursor))
         )
         now = time.time()
         return [
@@ -131,24 +123,6 @@ class _AtDatabase:
 
 def _site(record: "SiteRecord") -> SiteView:
     """Show a site of a hub that does not run: nobody is online."""
-    said = record.advertisement
-    words = msgspec.msgpack.decode(said, type=Advertisement) if said else None
-    return SiteView(
-        name=record.name,
-        state=record.state,
-        online=False,
-        last_seen=record.last_seen,
-        certificate_expires=record.certificate_expires,
-        version=words.version if words else "",
-        datasets=tuple(d.name for d in words.datasets) if words else (),
-    )
+    from consilia.hub.views import site_view
 
-
-def _all(page: "Callable[[str | None], Page[T]]") -> list[T]:
-    found: list[T] = []
-    cursor: str | None = None
-    while True:
-        got = page(cursor)
-        found += got.items
-        if (cursor := got.next) is None:
-            return found
+    return site_view(record, online=False, last_seen=None)

@@ -52,13 +52,13 @@ def node_dir(given: Path | None) -> Path:
 
 
 def actor() -> str:
-    """Return the login name of the person at the keyboard, for the site's audit trail."""
+    """Return who is at the keyboard, as the site's audit trail names people: user:<login>."""
     import getpass
 
     try:
-        return getpass.getuser()
+        return f"user:{getpass.getuser()}"
     except (OSError, KeyError):  # a user id without a name, as in some containers
-        return f"uid-{os.getuid()}"
+        return f"user:uid-{os.getuid()}"
 
 
 def pairs(items: Iterable[str], option: str) -> dict[str, str]:

@@ -2,8 +2,13 @@
 
 Every command hands its answer over as plain records (msgspec structs, dataclasses, mappings);
 `--json` prints exactly those, so scripts never parse what is meant for people.
+
+Much of what is shown was written elsewhere: a plan under review, a name from another site, an
+error from the hub. So every character that could move the cursor, hide or reorder text leaves
+here in its escaped form: what a reviewer reads is what is there.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,16 +16,32 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], object]]
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def say(text: str) -> None:
     """Print one line of the answer."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(visible(text) + "\n")
 
 
 def note(text: str) -> None:
     """Print one line that is not part of the answer."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(visible(text) + "\n")
+
+
+def visible(text: str) -> str:
+    """Return `text` with all but printable characters, tabs and line ends escaped (\\u001b).
+
+    The form is that of JSON, so a JSON document means the same afterwards.
+    """
+    if text.isascii() and not _HIDDEN.search(text):
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def json_text(value: object) -> str:
@@ -75,7 +96,7 @@ def table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(text) for text in row))  # Text: never parsed as markup
+        grid.add_row(*(Text(visible(text)) for text in row))  # Text: never parsed as markup
     Console().print(grid)
 
 

@@ -101,10 +101,3 @@ def narrow(values: NDArray[np.float32]) -> Array:
     out = ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype("<u2")
     out[np.isnan(flat)] = 0x7FC0
     return out.view(BFLOAT16).reshape(np.shape(values))
-
-
-def finite(values: Array) -> bool:
-    """Return whether no element is NaN or infinite (true for integer types)."""
-    if values.dtype == BFLOAT16:
-        return bool(((values.view("<u2") & np.uint16(0x7F80)) != 0x7F80).all())
-    return values.dtype.kind != "f" or bool(np.isfinite(values).all())

@@ -198,7 +198,7 @@ class Access:
 
         def record(db: Connection) -> None:
             credentials.add_invite(db, site, hashed(secret), at, expires)
-            audit.append(db, at, actor, "site invite", site, detail=f"for {hours:g} hours")
+            audit.append(db, at, actor, "site.invite", site, detail=f"for {hours:g} hours")
 
         await self._store.write(record)
         token = encode_token(JoinToken(self._url, self._ca_der, secret, site, expires))
@@ -225,7 +225,7 @@ class Access:
                 return False
             credentials.enrol(db, found.site, row, request.signing_key, at)
             detail = f"certificate {row.serial}"
-            audit.append(db, at, f"site:{found.site}", "site enrol", found.site, detail=detail)
+            audit.append(db, at, f"site:{found.site}", "site.enrol", found.site, detail=detail)
             return True
 
         if not await self._store.write(record):
@@ -242,7 +242,7 @@ class Access:
             if not credentials.renew(db, site, row, at):
                 return False
             detail = f"certificate {row.serial}"
-            audit.append(db, at, f"site:{site}", "site renew", site, detail=detail)
+            audit.append(db, at, f"site:{site}", "site.renew", site, detail=detail)
             return True
 
         if not await self._store.write(record):
@@ -256,7 +256,7 @@ class Access:
 
         def record(db: Connection) -> None:
             credentials.revoke_site(db, site, at)
-            audit.append(db, at, actor, "site revoke", site)
+            audit.append(db, at, actor, "site.revoke", site)
 
         await self._store.write(record)
         await self._refresh()
@@ -280,7 +280,7 @@ class Access:
 
         def record(db: Connection) -> None:
             credentials.add_token(db, token, hashed(secret))
-            audit.append(db, at, actor, "token create", token.id, detail=f"{role} {name}")
+            audit.append(db, at, actor, "token.create", token.id, detail=f"{role} {name}")
 
         await self._store.write(record)
         await self._refresh()
@@ -292,7 +292,7 @@ class Access:
 
         def record(db: Connection) -> None:
             token = credentials.revoke_token(db, id, at)
-            audit.append(db, at, actor, "token revoke", id, detail=f"{token.role} {token.name}")
+            audit.append(db, at, actor, "token.revoke", id, detail=f"{token.role} {token.name}")
 
         await self._store.write(record)
         await self._refresh()
@@ -334,7 +334,7 @@ class Access:
             why = "the token has expired, or was used at the same moment"
         await self._store.write(
             lambda db: audit.append(
-                db, at, "node", "site enrol", found.site, outcome="refused", detail=why
+                db, at, "hub", "site.enrol", found.site, outcome="refused", detail=why
             )
         )
         raise AuthError(_NO_JOIN)

@@ -1,16 +1,13 @@
 """The hub's audit chain: who did what, when, on what, with what outcome.
 
 A line is appended in the transaction that it records, so neither is there without the other.
-Lines are hash-chained (core.chain), and the hub signs its head: who kept an earlier head can
-prove any later change to what came before it. Lines never hold records, values or secrets.
+Lines are hash-chained (core.chain): who kept an earlier head can prove any later change to what
+came before it (`check`). Lines never hold records, values or secrets.
 
 Several hub processes on one PostgreSQL append one after another: each takes an advisory lock
 that its COMMIT releases. Within a process, and on SQLite, the single writer gives the order.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
 from consilia.core.chain import GENESIS, Break, Line, link, verify
-from consilia.errors import ConfigError
 from consilia.hub.tables import audit
 from consilia.wire.seal import seal
 from consilia.wire.v1 import AuditHead, Sealed, encode
@@ -53,8 +49,9 @@ def append(  # noqa: PLR0913 - a line has this many parts
 ) -> Entry:
     """Append one line, to be called inside the transaction of what it records.
 
-    `actor` is `user:<name>`, `site:<name>` or `hub`. Text from outside is cut at MAX_TEXT and
-    cleared of what a database cannot hold (NUL, lone surrogates): no line is lost over it.
+    `actor` is `user:<name>`, `site:<name>` or `hub`, `action` is `<thing>.<verb>`. Text from
+    outside is cut at MAX_TEXT and cleared of what a database cannot hold (NUL, lone
+    surrogates): no line is lost over it.
     """
     if db.dialect.name == "postgresql":
         db.execute(_LOCK)
@@ -110,19 +107,6 @@ def check(db: Connection, length: int = 0, digest: str = GENESIS) -> Break | tup
     return result
 
 
-def export(db: Connection, form: str, after: int = 0) -> Iterator[str]:
-    """Text lines of the trail as `json` (one object a line) or `csv` (with a header)."""
-    if form == "json":
-        for entry in lines(db, after):
-            yield json.dumps(asdict(entry.line) | {"digest": entry.digest}) + "\n"
-    elif form == "csv":
-        yield _csv((*(c.name for c in audit.c),))
-        for entry in lines(db, after):
-            yield _csv((*map(_inert, asdict(entry.line).values()), entry.digest))
-    else:
-        raise ConfigError(f"audit export form {form!r} is not known: use json or csv")
-
-
 def _line(row: Any) -> Line:
     return Line(row.seq, row.at, row.actor, row.action, row.subject, row.outcome, row.detail)
 
@@ -130,15 +114,3 @@ def _line(row: Any) -> Line:
 def _storable(text: str) -> str:
     cleared = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     return cleared if len(cleared) <= MAX_TEXT else cleared[: MAX_TEXT - 1] + "…"
-
-
-def _inert(value: object) -> object:
-    """Keep a spreadsheet from taking text for a formula."""
-    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if risky else value
-
-
-def _csv(row: tuple[object, ...]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerow(row)
-    return text.getvalue()

@@ -11,7 +11,9 @@ without an idle one, a handshake that dawdles; else the newcomer waits in a shor
 
 Every request proves its identity again, so that a revoked site ends at its next request. What
 a site may read and write is the federation's answer, never the caller's knowledge of a digest.
-Time limits: the handshake, a request's head, and any silence within a body.
+Time limits: the handshake, a request's head, any silence within a body, and each piece (256
+KiB) of an upload. A site that has SITE_TRANSFERS requests under way, and a quarter of the
+threads, has further ones cut off: one site alone cannot keep the others out.
 """
 
 import contextlib
@@ -35,6 +37,7 @@ from consilia.hub.telemetry import Log
 from consilia.wire.frames import CHUNK, Header
 from consilia.wire.problem import problem
 
+SITE_TRANSFERS = 16  # as many as a node starts at once
 Moved = Callable[[str, str, int], None]  # site, "in" or "out", bytes
 _LEASE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
@@ -61,9 +64,8 @@ class Upload(Protocol):
     def offset(self) -> int:
         """Bytes taken so far."""
 
-    @property
-    def limit(self) -> int:
-        """Most bytes it may have."""
+    def announce(self, total: int) -> None:
+        """Take note of how many bytes there will be; raise WireError when that is too many."""
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes."""
@@ -106,6 +108,7 @@ class _Connection:
         self.state = "handshake"  # handshake, idle, busy
         self.since = time.monotonic()
         self.open = True
+        self.site = ""  # whose request it is answering
 
 
 class BlobPlane:
@@ -203,6 +206,14 @@ class BlobPlane:
                 raise _Ended
             connection.state, connection.since = state, time.monotonic()
 
+    def _admit(self, connection: _Connection, site: str) -> None:
+        """Note whose request is answered; end the connection when that site has too many."""
+        with self._lock:
+            connection.site = site
+            held = sum(c.site == site and c.state == "busy" for c in self._open)
+        if held > max(SITE_TRANSFERS, self._limit // 4):
+            raise _Ended(f"site {site!r} has {held} transfers at once")
+
     def _leave(self, connection: _Connection, buffer: bytearray) -> None:
         with self._lock:
             connection.open = False
@@ -293,6 +304,7 @@ class _Session:
     def _answer(self, request: Request) -> None:
         try:
             site = self._plane._identify(self._certificate)
+            self._plane._admit(self._connection, site)
             self._route(request, site)
         except ConsiliaError as e:
             self._plane._log.info(
@@ -367,8 +379,7 @@ class _Session:
             )
         upload = self._plane._frames.upload(site, lease)
         try:
-            if total > upload.limit:
-                raise WireError(f"frame of {total} bytes is over the limit of {upload.limit}")
+            upload.announce(total)
             if start != upload.offset:
                 self._send_problem(
                     Conflict(f"upload {lease} goes on at {upload.offset}, not at {start}"),
@@ -430,19 +441,26 @@ class _Session:
         room = self._buffer[: self._left]
         got, receive = 0, self._tls.recv_into  # gives one TLS record, 16 KiB, at a time
         self._tls.settimeout(self._plane._timings.silence)
+        end = time.monotonic() + self._plane._timings.silence
         with contextlib.suppress(OSError):
             while got < len(room) and (count := receive(room[got:])):
                 got += count
+                if got < len(room) and time.monotonic() > end:
+                    break  # bytes that drip in count as silence
         self._left -= got
         return room[:got], got == len(room)
 
     def _linger(self) -> None:
         """Read away a refused body, so that the answer is not lost in a connection reset."""
         end = time.monotonic() + self._plane._timings.drain
+        self._left -= self._extra
+        self._extra = 0
         while self._left:
-            _, whole = self._fill()
-            if not whole or time.monotonic() > end:
+            # The deadline holds for every read: a body that drips in must not hold the thread.
+            left = end - time.monotonic()
+            if left <= 0 or not (got := self._receive(self._buffer[: self._left], left)):
                 raise _Ended("rest of a refused body not read")
+            self._left -= got
 
     def _fail(self, error: ConsiliaError, *, bodiless: bool = False) -> None:
         self._send_problem(error, {}, bodiless=bodiless)

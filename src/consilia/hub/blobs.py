@@ -18,10 +18,8 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -30,17 +28,6 @@ from consilia.errors import ConfigError, Conflict, NotFound, StorageError
 
 _SPOOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 RESERVE = 64 << 20  # bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What is stored, in files and bytes, and the bytes still free."""
-
-    blobs: int
-    blob_bytes: int
-    spools: int
-    spool_bytes: int
-    free_bytes: int
 
 
 class Blob:
@@ -200,9 +187,6 @@ class Blobs(Protocol):
     def spools(self) -> dict[str, int]:
         """Name -> bytes of every spool."""
 
-    def usage(self) -> Usage:
-        """Count what is stored."""
-
     def close(self) -> None:
         """Fence all open spools and release what the store itself holds."""
 
@@ -308,10 +292,6 @@ class DiskBlobs:
     def spools(self) -> dict[str, int]:
         """Name -> bytes of every spool."""
         return dict(self._scan(self._spool))
-
-    def usage(self) -> Usage:
-        """Count what is stored."""
-        return _usage(self.blobs(), self.spools(), shutil.disk_usage(self._blobs).free)
 
     def close(self) -> None:
         """Fence all open spools."""
@@ -426,11 +406,6 @@ class MemoryBlobs:
         with self._lock:
             return {name: os.fstat(fd).st_size for name, fd in self._spools.items()}
 
-    def usage(self) -> Usage:
-        """Count what is stored; free is what the machine's memory still offers."""
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return _usage(self.blobs(), self.spools(), free)
-
     def close(self) -> None:
         """Fence all open spools and give the memory back."""
         with self._lock:
@@ -460,10 +435,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _usage(blobs: dict[str, int], spools: dict[str, int], free: int) -> Usage:
-    return Usage(len(blobs), sum(blobs.values()), len(spools), sum(spools.values()), free)
 
 
 def _sync_directory(directory: Path) -> None:

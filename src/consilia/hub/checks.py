@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from consilia.core.weights import mismatch
 from consilia.errors import UpdateRejected
 from consilia.wire import frames
-from consilia.wire.v1 import MAX_METRICS, Advertisement, Result, Task
+from consilia.wire.v1 import MAX_METRIC_NAME, MAX_METRICS, Advertisement, Result, Task
 
-MAX_METRIC_NAME = 64  # characters
 ROUNDING = 4  # advertised counts are rounded down to a multiple of 5
 
 
@@ -19,6 +18,8 @@ def metrics_misfit(metrics: Mapping[str, float]) -> str | None:
     for name, value in metrics.items():
         if not 0 < len(name) <= MAX_METRIC_NAME:
             return f"a metric's name has {len(name)} characters, needed 1 to {MAX_METRIC_NAME}"
+        if not name.isprintable():  # people read it on their terminals
+            return f"a metric is named {name!r}, needed printable characters"
         if not math.isfinite(value):
             return f"metric {name!r} is {value}, needed a finite number"
     return None

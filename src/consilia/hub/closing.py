@@ -90,7 +90,7 @@ def enter(db: Connection, made: Version, command: Close) -> None:
         db.execute(sa.update(tables.versions).where(older).values(optimizer=None))
     each = (f"{site} {digest[:19]} {count}" for site, _, digest, count in command.updates)
     detail = f"{made.digest}; {made.records} records; {', '.join(each)}"
-    audit.append(db, made.created, "hub", "round close", made.id, detail=detail)
+    audit.append(db, made.created, "hub", "round.close", made.id, detail=detail)
 
 
 def weighted(accepted: "list[Lease]") -> Metrics:

@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     init_frame_bytes: int = 2 << 30  # of an uploaded base model, and of what an init task sends
     enrol_attempts: int = 10  # failed enrolments per minute and address
-    poll_wait: float = 25.0  # seconds a node's or a person's long poll is held
+    poll_wait: float = 25.0  # seconds a person's long poll is held at most
     people_connections: int = 512  # open at the people listener
 
 

@@ -210,8 +210,9 @@ class Driver:
         try:
             made = await self._in_worker(job.book, work)
         except Exception as e:
-            if not isinstance(e, ConsiliaError):
-                _log.error("job %s: closing round %s", job.id, command.round, exc_info=e)
+            defect = None if isinstance(e, ConsiliaError) else e
+            what = "job %s: round %s could not be closed: %s"
+            _log.error(what, job.id, command.round, e, exc_info=defect)
             cause = str(e) if isinstance(e, ConsiliaError) else f"a defect of the hub: {e!r}"
             self.later(lambda: _release(job.book))
             job.note(CloseFailed(parts.clock.now(), command.round, cause))

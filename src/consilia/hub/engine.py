@@ -96,7 +96,7 @@ class Engine:
     async def recover(self) -> None:
         """Take up every unfinished job where its journal ends; call once, before serving."""
         self.loop = asyncio.get_running_loop()
-        sites = await self._store.read(_all_sites)
+        sites = await self._store.read(records.every_site)
         for site in sites:
             if site.state == "enrolled" and site.advertisement:
                 self._said[site.name] = msgspec.msgpack.decode(
@@ -233,7 +233,7 @@ class Engine:
         job = await self._live(id)
         cause = f"stopped by {author}"
         now = self._clock.now()
-        line = _line(now, f"user:{author}", "job stop", id)
+        line = _line(now, f"user:{author}", "job.stop", id)
         if not await job.submit(Stopped(now, cause), line):
             raise Conflict(f"job {id} is {job.state.phase}: there is nothing to stop")
 
@@ -248,7 +248,7 @@ class Engine:
         now = self._clock.now()
         self._sync(job, always=True)
         detail = "" if rounds is None else f"rounds {rounds}"
-        line = _line(now, f"user:{author}", "job resume", id, detail=detail)
+        line = _line(now, f"user:{author}", "job.resume", id, detail=detail)
         if not await job.submit(Resumed(now, rounds), line):
             if job.state.phase == "done":
                 self._finished(job)
@@ -264,7 +264,7 @@ class Engine:
         job = await self._live(id)
         now = self._clock.now()
         line = _line(
-            now, f"user:{author}", "job change", id, detail=", ".join(sorted(arguments))
+            now, f"user:{author}", "job.change", id, detail=", ".join(sorted(arguments))
         )
         await job.submit(Changed(now, dict(arguments)), line)
 
@@ -397,7 +397,7 @@ class Engine:
         now = self._clock.now()
         event = Settled(now, assignment.lease, status, cause)
         who = f"site:{assignment.site}"
-        line = _line(now, who, "update", assignment.lease, outcome=status, detail=cause)
+        line = _line(now, who, "lease.end", assignment.lease, outcome=status, detail=cause)
 
         def then() -> None:
             self._ended(job, assignment, status)
@@ -489,14 +489,4 @@ def _line(  # noqa: PLR0913 - the parts of an audit line
 def _enter(db: Connection, record: JobRecord, at: float) -> None:
     records.add_job(db, record)
     detail = f"study {record.experiment.study}, plan {record.experiment.plan}"
-    audit.append(db, at, f"user:{record.author}", "job start", record.id, detail=detail)
-
-
-def _all_sites(db: Connection) -> list[records.SiteRecord]:
-    found: list[records.SiteRecord] = []
-    cursor: str | None = None
-    while True:
-        page = records.list_sites(db, cursor=cursor)
-        found.extend(page.items)
-        if (cursor := page.next) is None:
-            return found
+    audit.append(db, at, f"user:{record.author}", "job.start", record.id, detail=detail)

@@ -23,7 +23,6 @@ from consilia.hub import audit, records
 from consilia.hub.blobs import Blob, Blobs
 from consilia.hub.checks import metrics_misfit, records_limit, result_misfit
 from consilia.hub.engine import Engine
-from consilia.hub.paging import MAX_PAGE
 from consilia.hub.presence import Assignment
 from consilia.hub.store import Store
 from consilia.hub.uploads import Upload
@@ -50,6 +49,8 @@ from consilia.wire.v1 import (
 T = TypeVar("T")
 MAX_DATASETS = 1000  # in one advertisement
 MAX_DISCLOSED = 500  # characters of what a site tells of a refusal
+MAX_VERSION = 100  # characters of the release a node says it is
+MAX_RECORDS = 10**12  # of one dataset: sums over all sites fit a database's integer
 
 _REPORT: "msgspec.msgpack.Decoder[Report]" = msgspec.msgpack.Decoder(Report)
 _ADVERTISEMENT = msgspec.msgpack.Decoder(Advertisement)
@@ -95,7 +96,8 @@ class Federation:
         if isinstance(report, Failed):
             done = await self._engine.settle(assignment, "failed", report.cause)
         else:
-            cause = report.disclosed[:MAX_DISCLOSED]
+            said = report.disclosed[:MAX_DISCLOSED]  # people read it on their terminals
+            cause = "".join(c if c.isprintable() else " " for c in said)
             done = await self._engine.settle(assignment, "declined", cause)
         return Verdict(True) if done else await self._ended(site, report)
 
@@ -113,7 +115,7 @@ class Federation:
                     db,
                     now,
                     f"site:{site}",
-                    "audit head",
+                    "audit.head",
                     site,
                     outcome="broken",
                     detail=problem,
@@ -237,8 +239,9 @@ class Federation:
 
     async def _ended(self, site: str, report: Result | Failed | Declined) -> Verdict:
         """Answer a report on a lease that is not open: again, late, or of somebody else."""
-        id, _, rest = report.lease.partition(".")
-        if not rest.endswith(f".{site}"):
+        # job.round.attempt.site: the name of a site may hold dots itself
+        parts = report.lease.split(".", 3)
+        if len(parts) < 4 or parts[3] != site:
             cause = f"lease {report.lease[:200]!r} was not given to site {site!r}"
             now = self._now()
             await self._store.write(
@@ -246,14 +249,14 @@ class Federation:
                     db,
                     now,
                     f"site:{site}",
-                    "report",
+                    "lease.report",
                     report.lease[:200],
                     outcome="refused",
                     detail=cause,
                 )
             )
             return Verdict(False, cause)
-        ending = await self._engine.ending(id, report.lease)
+        ending = await self._engine.ending(parts[0], report.lease)
         match ending, report:
             case Accepted(), Result():
                 if ending.digest == report.model:
@@ -275,12 +278,14 @@ def _check_advertisement(site: str, said: Advertisement) -> None:
         raise WireError(
             f"site {site!r} advertises {len(said.datasets)} datasets, limit {MAX_DATASETS}"
         )
+    if len(said.version) > MAX_VERSION or not said.version.isprintable():
+        raise WireError(f"site {site!r} says its release is {said.version[:MAX_VERSION]!r}")
     try:
         for dataset in said.datasets:
             ids.name(dataset.name, "dataset")
             for tag in dataset.tags:
                 ids.name(tag, "tag")
-            if dataset.records < 0:
+            if not 0 <= dataset.records <= MAX_RECORDS:
                 raise ConfigError(f"dataset {dataset.name!r} has {dataset.records} records")
         for digest in (*said.studies, *said.plans):
             ids.digest(digest)
@@ -302,12 +307,9 @@ def _history(before: Advertisement, now: Advertisement) -> str | None:
 
 def _catalogue(db: Connection, site: str, version: int) -> Catalogue:
     studies = tuple(found.study for found in records.studies_of(db, site))
-    plans: list[PlanEntry] = []
-    for study in studies:
-        cursor: str | None = None
-        while True:
-            page = records.list_plans(db, study=study.name, limit=MAX_PAGE, cursor=cursor)
-            plans += (PlanEntry(p.digest, p.plan.name, p.study, p.author) for p in page.items)
-            if (cursor := page.next) is None:
-                break
+    plans = (
+        PlanEntry(p.digest, p.plan.name, p.study, p.author)
+        for study in studies
+        for p in records.study_plans(db, study.name)
+    )
     return Catalogue(version, studies, tuple(plans))

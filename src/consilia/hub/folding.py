@@ -13,6 +13,7 @@ Everything here blocks and runs in one thread at a time. Errors are ConsiliaErro
 tells why the round cannot be closed.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,14 +160,22 @@ class _Step:
 
     def run(self, name: str, round: int) -> Made:
         """Write both frames under spool names made of `name`, and adopt them durably."""
-        model = f"{name}.model"
+        model, state = f"{name}.model", f"{name}.optimizer"
+        try:
+            return self._run(name, round, model, state)
+        except BaseException:
+            for spool in (model, state):  # half written, it would take up what space there is
+                with contextlib.suppress(StorageError):
+                    self._blobs.discard(spool)
+            raise
+
+    def _run(self, name: str, round: int, model: str, state: str) -> Made:
         if not self._recipe.strategy.slots:
             with self._blobs.open_spool(model) as spool:
                 spool.expect(self._header.total_bytes)
                 header = self._write(FrameWriter(spool.fd, self._header.schema), round, None)
                 self._adopt(spool, header)
             return Made(header, None)
-        state = f"{name}.optimizer"
         with self._blobs.open_spool(model) as spool, self._blobs.open_spool(state) as slots:
             spool.expect(self._header.total_bytes * (1 + len(self._recipe.strategy.slots)))
             kept = _Slots(self._blobs, self._recipe, name, self._header.schema, slots.fd)

@@ -241,7 +241,9 @@ class LiveJob:
         if (before.phase, before.cause) != (after.phase, after.cause):
             records.set_phase(db, self.id, after.phase, after.cause)
             if after.phase in ("done", "failed") and after.phase != before.phase:
-                audit.append(db, at, "hub", f"job {after.phase}", self.id, detail=after.cause)
+                audit.append(
+                    db, at, "hub", "job.end", self.id, outcome=after.phase, detail=after.cause
+                )
         return seq
 
     def _refused(self, batch: list[_Entry], error: Exception) -> None:

@@ -2,7 +2,7 @@
 
     ca.key ca.pem            the certificate authority
     server.key server.pem    the hub's own TLS key and certificate, reissued by `load`
-    hub.key                  Ed25519, with which the hub signs its audit heads
+    hub.key                  Ed25519, the hub's signature; its nodes keep the public key
 
 Files are replaced by rename, after an fsync, so a crash leaves the old one or the new one.
 """

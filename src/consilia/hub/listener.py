@@ -10,11 +10,13 @@ belongs to, and once more when a long poll answers: revocation works on the next
 
 Whoever has not proved anything yet can hold little: the hello has a deadline and a bounded
 number of waiting sockets (the oldest gives way), an enrolment has a deadline, a small body and
-a limit of failed attempts by address.
+a limit of failed attempts by address. A certificate, be it a revoked one, holds a bounded
+number of control connections (the oldest gives way).
 """
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 import ssl
 from collections import OrderedDict
@@ -123,6 +125,7 @@ class Bounds:
     enrolling: int = 32  # such connections at once
     attempts: int = 10  # failed enrolments in a minute by one address
     body: float = 60.0  # until a control request's body is in
+    lines: int = 64  # control connections of one certificate; a node opens at most 16
 
 
 class NodeListener:
@@ -148,6 +151,7 @@ class NodeListener:
         self._attempts = Attempts(self._bounds.attempts)
         self._pending: OrderedDict[asyncio.Task[None], None] = OrderedDict()
         self._enrolling: set[asyncio.BaseTransport] = set()
+        self._lines: dict[bytes, list[asyncio.WriteTransport]] = {}  # by certificate's digest
         self._sockets: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -227,7 +231,7 @@ class NodeListener:
             elif hello.ENROL in names:
                 await self._direct_enrol(sock)
             else:
-                await self._handshake(sock, self._control, self._contexts.control)
+                self._keep(await self._handshake(sock, self._control, self._contexts.control))
         except TimeoutError:
             self._log.info("connection dropped", peer=peer, cause="no TLS hello in time")
         except (ConsiliaError, OSError) as e:  # ssl.SSLError is an OSError
@@ -246,6 +250,18 @@ class NodeListener:
                 transport.abort()
 
         asyncio.get_running_loop().call_later(self._bounds.enrol, end)
+
+    def _keep(self, transport: asyncio.BaseTransport) -> None:
+        """Count a control connection in; the oldest of too many of one certificate ends."""
+        secured = transport.get_extra_info("ssl_object")
+        certificate = secured.getpeercert(True) if secured else None
+        if certificate is None or not isinstance(transport, asyncio.WriteTransport):
+            return  # it has just ended
+        key = hashlib.sha256(certificate).digest()
+        held = [t for t in self._lines.get(key, ()) if not t.is_closing()]
+        if len(held) >= self._bounds.lines:
+            held.pop(0).abort()
+        self._lines[key] = [*held, transport]
 
     async def _handshake(
         self, sock: socket.socket, server: web.Server, context: ssl.SSLContext

@@ -26,6 +26,17 @@ class Page(Generic[T]):
     next: str | None
 
 
+def everything(page: Callable[[str | None], Page[T]]) -> list[T]:
+    """Return the items of all pages; `page` reads the one after a cursor."""
+    found: list[T] = []
+    cursor: str | None = None
+    while True:
+        got = page(cursor)
+        found += got.items
+        if (cursor := got.next) is None:
+            return found
+
+
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[T]):
     """A query, the unique keys that order it, and what a row becomes."""

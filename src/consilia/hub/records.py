@@ -20,7 +20,7 @@ from consilia.core.ids import name as checked_name
 from consilia.core.round import Phase
 from consilia.errors import Conflict, NotFound
 from consilia.hub import tables as t
-from consilia.hub.paging import MAX_PAGE, Listing, Page
+from consilia.hub.paging import MAX_PAGE, Listing, Page, everything
 from consilia.wire.people import Experiment, Strategy
 from consilia.wire.v1 import Arguments, Metrics, Plan, Study, plan_digest, study_digest
 
@@ -244,9 +244,12 @@ def list_studies(
     limit: int = 50,
     cursor: str | None = None,
     state: StudyState | None = None,
+    author: str | None = None,
 ) -> Page[StudyRecord]:
-    """Studies by name."""
+    """Studies by name: all, or those of an author only."""
     found = _STUDIES if state is None else _STUDIES.where(t.studies.c.state == state)
+    if author is not None:
+        found = found.where(t.studies.c.author == author)
     return found.page(db, limit, cursor)
 
 
@@ -291,6 +294,11 @@ def plan_studies(db: Connection, digest: str) -> tuple[str, ...]:
     return tuple(db.execute(query.order_by(t.plans.c.study)).scalars())
 
 
+def study_plans(db: Connection, study: str) -> list[PlanRecord]:
+    """Return all plans on offer in a study, newest first."""
+    return everything(lambda cursor: list_plans(db, study=study, limit=MAX_PAGE, cursor=cursor))
+
+
 def list_plans(
     db: Connection, *, study: str | None = None, limit: int = 50, cursor: str | None = None
 ) -> Page[PlanRecord]:
@@ -312,6 +320,11 @@ def list_sites(
 ) -> Page[SiteRecord]:
     """Sites by name, the revoked ones too."""
     return Listing(_SITES, (t.sites.c.name,), _site, descending=False).page(db, limit, cursor)
+
+
+def every_site(db: Connection) -> list[SiteRecord]:
+    """Return all sites by name, the revoked ones too."""
+    return everything(lambda cursor: list_sites(db, cursor=cursor))
 
 
 def set_advertisement(db: Connection, name: str, body: bytes, at: float) -> None:
@@ -367,13 +380,6 @@ def list_versions(
     """Model versions, newest first."""
     found = _VERSIONS if job is None else _VERSIONS.where(t.versions.c.job == job)
     return found.page(db, limit, cursor)
-
-
-def version_digests(db: Connection) -> frozenset[str]:
-    """Digests of all frames that versions name: models and optimizer states."""
-    v = t.versions.c
-    rows = sa.union(sa.select(v.digest), sa.select(v.optimizer).where(v.optimizer.is_not(None)))
-    return frozenset(db.execute(rows).scalars())
 
 
 # ---- rows and pages -------------------------------------------------------------------------

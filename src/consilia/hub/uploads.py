@@ -49,6 +49,13 @@ class Upload:
         """Bytes spooled and checked so far; the next `write` continues there."""
         return self._transfer.verifier.position
 
+    def announce(self, total: int) -> None:
+        """Raise WireError, and settle the lease as rejected, when `total` bytes are too many."""
+        if total > self.limit:
+            cause = f"frame of {total} bytes is over the limit of {self.limit}"
+            self._faulty(cause)
+            raise WireError(cause)
+
     def write(self, data: memoryview) -> None:
         """Spool and check the next bytes.
 

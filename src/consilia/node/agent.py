@@ -23,7 +23,14 @@ from functools import partial
 from pathlib import Path
 
 from consilia.core import ids
-from consilia.errors import ConsiliaError, Refused, StorageError, TransferError, WorkerError
+from consilia.errors import (
+    ConfigError,
+    ConsiliaError,
+    Refused,
+    StorageError,
+    TransferError,
+    WorkerError,
+)
 from consilia.node import catalogue, datasets
 from consilia.node.backoff import Backoff
 from consilia.node.cache import Cache
@@ -54,6 +61,7 @@ TICK = 1.0  # seconds between looks at what changes by itself: days, the store
 TELL = 1.0  # seconds between two progress messages of a task
 RETRY_DISK = 5.0  # seconds between attempts to write down an answer
 MAX_WORKS = 64  # leases a node takes on at once
+MAX_ID = 200  # characters of a lease's id: each is kept for good
 PATIENCE = 5  # answers without anything useful before the node slows down
 TRANSFERS = 16  # uploads and downloads at once, given up ones included
 NEIGHBOURS = 4  # cached models looked at for tensors that need not be fetched
@@ -171,7 +179,9 @@ class Agent:
         """Start what is new, end what was taken back; return whether any was useful."""
         before = len(self._works)
         for lease in orders.leases:
-            if lease.id not in self._works and len(self._works) < MAX_WORKS:
+            if len(lease.id) > MAX_ID:
+                _LOG.warning("ignored a lease with an id of %d characters", len(lease.id))
+            elif lease.id not in self._works and len(self._works) < MAX_WORKS:
                 self._take(lease)
         fresh = len(self._works) > before
         for lease_id in orders.cancel:
@@ -328,6 +338,10 @@ class Agent:
         """Return what the lease may use, or raise NotAllowed."""
         if self._release.answered(lease.id):
             raise NotAllowed(("this lease was answered before",), "task.refuse")
+        try:  # a long one would push the plan and the dataset out of the audit trail's line
+            ids.name(lease.task.job, "job")
+        except ConfigError as e:
+            raise NotAllowed((str(e),), "task.refuse") from None
         decision = self._standing.judge(lease)
         if not decision.allowed:
             raise NotAllowed(decision.objections, "task.refuse")

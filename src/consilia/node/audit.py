@@ -2,7 +2,7 @@
 
 Lines are appended by `Transaction.audit` (node.store) in the transaction of what they tell.
 Here they are read, checked and exported. The head travels to the hub inside the signed
-advertisement, and the hub's to the node: neither can rewrite its history unseen.
+advertisement, so the node cannot rewrite its history unseen.
 """
 
 import csv

@@ -380,7 +380,9 @@ class _Sending:
                 self.offset, self._sure = min(int(told), self._total), True
                 if response.status == 409:
                     raise _Trouble(str(error_of(409, body)))
-                return response.getheader("Frame-Digest")
+                if (digest := response.getheader("Frame-Digest")) is None:
+                    raise _Trouble("the hub took an update whole and did not say what it found")
+                return digest
             raise _refusal(response)
 
     def _ask(self) -> None:

@@ -112,7 +112,7 @@ class Bubblewrap:
         said = done.stderr.decode(errors="replace").strip()[:300]
         return (
             f"bubblewrap cannot make a sandbox here: {said or f'exit {done.returncode}'}. "
-            "User namespaces may be switched off: see docs/how-to/node.md"
+            "User namespaces may be switched off: see docs/how-to/install-a-hospital.md"
         )
 
     async def launch(self, spec: WorkerSpec) -> WorkerProcess:
@@ -203,6 +203,13 @@ def python_paths() -> tuple[str, ...]:
         if not any(path.is_relative_to(w) for w in wanted):
             wanted.append(path)
     return tuple(map(str, wanted))
+
+
+def shown_within(path: Path) -> str | None:
+    """Return the folder, shown to every sandboxed worker, that `path` lies in, or None."""
+    where = path.resolve()
+    shown = (*_SYSTEM, *python_paths())
+    return next((s for s in shown if where.is_relative_to(Path(s).resolve())), None)
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -48,6 +48,12 @@ class Proxy:
     port: int
     headers: Mapping[str, str]  # its authorisation, if the URL holds one
 
+    @property
+    def address(self) -> str:
+        """The URL without its user and password."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
 
 def parse_proxy(url: str) -> Proxy | None:
     """Read http://[user:password@]host:port, "" for none; raise ConfigError otherwise."""

@@ -187,7 +187,10 @@ class _Control:
         self._refusal = refusal
         self._url = url
         self._context = context
-        self._proxy = proxy or None
+        way = parse_proxy(proxy)
+        # aiohttp's errors, and so our logs, name the proxy's address: it holds no password
+        self._proxy = None if way is None else way.address
+        self._proxy_headers = None if way is None else dict(way.headers)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -232,6 +235,7 @@ class _Control:
             data=body,
             timeout=timeout,
             proxy=self._proxy,
+            proxy_headers=self._proxy_headers,
             allow_redirects=False,
         ) as answer:
             told = bytearray()

@@ -42,13 +42,17 @@ class Plain(logging.Formatter):
     """Time, level and words."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line, a traceback below it."""
+        """Return the record as one line, a traceback below it.
+
+        What a plan or the hub has put into it (an error's text) cannot steer the terminal.
+        """
         extra = " ".join(f"{k}={v}" for k, v in record.__dict__.items() if k not in _STANDARD)
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{at} {level}{record.getMessage()}{' ' if extra else ''}{extra}"
         error = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return line + error
+        shown = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in line + error)
+        return "".join(shown)
 
 
 def start(folder: Path, level: str, total_bytes: int, people: TextIO | None = None) -> None:

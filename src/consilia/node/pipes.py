@@ -21,6 +21,7 @@ LOG_BYTES = 4 << 20  # kept of one job's stderr; as much again of its earlier wo
 _TAIL = 4096  # bytes of stderr that go into the message about a crash
 _BURST = 200  # messages in a second that are read at full speed
 _READ = 1 << 20
+_SHOWN = bytes(c if (c >= 32 and c != 127) or c in b"\t\n\r" else ord("?") for c in range(256))
 _DECODER: "msgspec.msgpack.Decoder[FromWorker]" = msgspec.msgpack.Decoder(FromWorker)
 
 
@@ -161,6 +162,7 @@ class LogPipe:
                 return
             if not piece:
                 return
+            piece = piece.translate(_SHOWN)  # the site's staff read it in a terminal
             self._tail = (self._tail + piece)[-_TAIL:]
             self._keep(piece)
             # a flood is taken at 20 MB/s once the file is full, so that it costs little

@@ -181,7 +181,8 @@ class Release:
                     f"datasets {names}; {len(message.studies)} studies, "
                     f"{len(message.plans)} plans in force"
                 )
-                tx.audit(self._now(), "agent", "advertise", self._config.site, "sent", detail)
+                site = self._config.site
+                tx.audit(self._now(), "agent", "site.advertise", site, "sent", detail)
             self._advertised = offer
         length, head = audit.head(self._store)
         signed = msgspec.structs.replace(message, audit_head=head, audit_length=length)

@@ -35,6 +35,7 @@ from consilia.node.launcher import (
     PlainProcess,
     WorkerProcess,
     WorkerSpec,
+    shown_within,
 )
 from consilia.node.pipes import LogPipe, MessagePipe, send
 from consilia.wire.v1 import FailureCause, Metrics, Plan, plan_digest
@@ -129,7 +130,15 @@ class Runner:
         site: str = "",
         cuda: bool = False,
     ) -> None:
-        """Keep models in DIR/jobs and logs in DIR/log/jobs, where DIR is the node's."""
+        """Keep models in DIR/jobs and logs in DIR/log/jobs, where DIR is the node's.
+
+        Raises ConfigError when workers could read DIR, with the node's keys, in their sandbox.
+        """
+        if launcher.sandboxed and (shown := shown_within(directory)):
+            raise ConfigError(
+                f"{directory} lies in {shown}, which researchers' code can read in its "
+                "sandbox; move the node's directory elsewhere"
+            )
         self._launcher = launcher
         self._models = directory / "jobs"
         self._logs = directory / "log" / "jobs"

@@ -8,6 +8,7 @@ reported and the worker goes on; only the kernel, the runner or the end of stdin
 `Tasks` is the same without pipes, for the simulator and for tests.
 """
 
+import ctypes
 import errno
 import gc
 import io
@@ -45,6 +46,8 @@ from consilia.wire.worker import (
 _STEP_SECONDS = 0.1  # between two progress messages
 _DETAIL = 64 << 10  # characters of a traceback
 _WRITE = 1 << 20
+_KEYCTL = {"x86_64": 250, "aarch64": 219}  # keyctl(2), which libc does not wrap
+_JOIN_SESSION_KEYRING = 1
 
 _CAUSES: tuple[tuple[type[BaseException], FailureCause], ...] = (
     (PlanError, "plan-contract"),
@@ -226,8 +229,23 @@ def confine(options: dict[str, int]) -> None:
         if hard != resource.RLIM_INFINITY:
             value = hard if value == resource.RLIM_INFINITY else min(value, hard)  # noqa: PLW2901
         resource.setrlimit(kind, (value, value))
+    _leave_keyring()
     # when memory runs out the kernel shall take this process, not the agent
     Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _leave_keyring() -> None:
+    """Take a new, empty session keyring: the agent's, which processes inherit through any
+    namespace, may hold a login's Kerberos tickets or a network drive's password.
+    """
+    number = _KEYCTL.get(os.uname().machine)
+    if number is None:
+        return
+    kernel = ctypes.CDLL(None, use_errno=True)
+    if kernel.syscall(number, _JOIN_SESSION_KEYRING, None) < 0:
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EPERM):  # no keyrings here, for anybody
+            raise OSError(code, f"a keyring of its own: {os.strerror(code)}")
 
 
 def main() -> None:

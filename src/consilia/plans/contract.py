@@ -21,10 +21,16 @@ from consilia.core.weights import Array, Weights, mismatch, schema_of
 from consilia.data.contract import Selection
 from consilia.data.table import Table
 from consilia.errors import PlanError, UpdateRejected
-from consilia.wire.v1 import MAX_ARGUMENTS, MAX_METRICS, Arguments, Metrics, Scalar
+from consilia.wire.v1 import (
+    MAX_ARGUMENTS,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    Arguments,
+    Metrics,
+    Scalar,
+)
 
 PROXIMAL_MU = "proximal_mu"  # set by the FedProx strategy; every plan accepts it
-MAX_METRIC_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ import msgspec
 
 from consilia.errors import WireError
 
-VERSION = 1
 MAX_MESSAGE = 4 << 20  # bytes of any control message
 MAX_PLAN = 1 << 20  # bytes of all files of a training plan
 MAX_METRICS = 64  # named numbers in one report
+MAX_METRIC_NAME = 64  # characters
 MAX_ARGUMENTS = 64
 
 Scalar = bool | int | float | str

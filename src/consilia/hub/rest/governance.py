@@ -58,9 +58,11 @@ async def list_studies(
     """List studies by name: a researcher's own, or all."""
 
     def read(db: Connection) -> Page[StudyView]:
-        page, said = records.list_studies(db, limit=limit, cursor=cursor), said_by_all(db)
-        views = (study_view(s, said) for s in page.items if who.sees(s.author))
-        return Page(items=tuple(views), next=page.next)
+        # chosen by the database: a page of others' studies would name the last in its cursor
+        author = who.name if who.role == "researcher" else None
+        page = records.list_studies(db, limit=limit, cursor=cursor, author=author)
+        said = said_by_all(db)
+        return Page(items=tuple(study_view(s, said) for s in page.items), next=page.next)
 
     return await hub.store.read(read)
 
@@ -72,7 +74,7 @@ async def create_study(hub: Hub, who: Who, data: JSONBody[Study]) -> StudyView:
 
     def write(db: Connection) -> StudyRecord:
         made = records.add_study(db, study, who.name, at)
-        audit.append(db, at, who.actor, "study created", study.name)
+        audit.append(db, at, who.actor, "study.create", study.name)
         return made
 
     return study_view(await hub.store.write(write), {})
@@ -101,7 +103,7 @@ async def change_study(
     def write(db: Connection) -> StudyRecord:
         own_study(db, who, name)
         changed = records.change_study(db, study, at)
-        audit.append(db, at, who.actor, "study changed", name)
+        audit.append(db, at, who.actor, "study.edit", name)
         return changed
 
     return study_view(await hub.store.write(write), {})
@@ -115,7 +117,7 @@ async def submit_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     def write(db: Connection) -> StudyView:
         checked_study(own_study(db, who, name).study, at)
         done = records.submit_study(db, name, at)
-        audit.append(db, at, who.actor, "study submitted", name, detail=done.digest or "")
+        audit.append(db, at, who.actor, "study.submit", name, detail=done.digest or "")
         return study_view(done, said_by_all(db))
 
     view = await hub.store.write(write)
@@ -131,7 +133,7 @@ async def close_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     def write(db: Connection) -> StudyView:
         own_study(db, who, name)
         done = records.close_study(db, name, at)
-        audit.append(db, at, who.actor, "study closed", name, detail=done.digest or "")
+        audit.append(db, at, who.actor, "study.close", name, detail=done.digest or "")
         return study_view(done, said_by_all(db))
 
     view = await hub.store.write(write)
@@ -224,7 +226,7 @@ async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanVie
     def write(db: Connection) -> PlanView:
         own_study(db, who, data.study)
         made = records.add_plan(db, data.plan, data.study, who.name, at)
-        audit.append(db, at, who.actor, "plan offered", made.digest, detail=data.study)
+        audit.append(db, at, who.actor, "plan.offer", made.digest, detail=data.study)
         return plan_view(made, said_by_all(db), source=True)
 
     view = await hub.store.write(write)

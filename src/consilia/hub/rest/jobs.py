@@ -65,7 +65,7 @@ def may_start_from(db: Connection, who: Caller, base: str) -> None:
     rows = db.execute(sa.select(v.study).where((v.id == base) | (v.digest == base)))
     if any(seen(study) for study in rows.scalars()):
         return
-    mine = (a.action == "frame uploaded") & (a.subject == base) & (a.actor == who.actor)
+    mine = (a.action == "frame.upload") & (a.subject == base) & (a.actor == who.actor)
     if not db.execute(sa.select(a.seq).where(mine).limit(1)).first():
         raise NotFound(f"there is no model version or uploaded frame {base[:80]!r} of yours")
 
@@ -180,7 +180,7 @@ async def job_events(
     `next` is the cursor to go on from, always.
     """
     await seen_job(hub, who, id)
-    longest = min(max(wait, 0.0), hub.config.limits.poll_wait)
+    longest = min(max(0.0, wait), hub.config.limits.poll_wait)  # in this order NaN gives 0
     feed = await _unless(hub.stopping, hub.engine.events(id, max(after, 0), longest))
     if feed is None:
         return Page(items=(), next=str(after))

@@ -74,7 +74,7 @@ async def get_frame(
     start, stop = _span(asked, version.bytes)
     part, at = f"bytes {start}-{stop - 1}/{version.bytes}", hub.now()
     await hub.store.write(
-        lambda db: audit.append(db, at, who.actor, "model read", id, detail=part)
+        lambda db: audit.append(db, at, who.actor, "model.read", id, detail=part)
     )
     blob = await asyncio.to_thread(hub.blobs.open, version.digest)
     headers = {
@@ -140,7 +140,7 @@ async def put_frame(hub: Hub, who: Who, request: Request[Any, Any, Any]) -> Fram
                 db,
                 at,
                 who.actor,
-                "frame uploaded",
+                "frame.upload",
                 header.digest,
                 detail=str(header.total_bytes),
             )

@@ -1,44 +1,25 @@
 """Rows of the database as the records that people's programs get."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from consilia.hub import records, tables
 from consilia.hub.audit import Entry
-from consilia.hub.records import PlanRecord, SiteRecord, StudyRecord
+from consilia.hub.records import PlanRecord, StudyRecord
 from consilia.hub.rest.guard import Caller
+from consilia.hub.views import Said, advertised
 from consilia.wire.people import (
     AuditView,
     PlanView,
-    SiteView,
     StudyView,
 )
-from consilia.wire.v1 import Advertisement
-
-Said = dict[str, Advertisement]  # by site, of the sites in force
-
-
-def advertised(sites: Iterable[SiteRecord]) -> Said:
-    """Return what the enrolled sites last said of themselves."""
-    return {
-        s.name: msgspec.msgpack.decode(s.advertisement, type=Advertisement)
-        for s in sites
-        if s.advertisement is not None and s.state == "enrolled"
-    }
 
 
 def said_by_all(db: Connection) -> Said:
     """Read what every enrolled site last said of itself."""
-    sites: list[SiteRecord] = []
-    cursor: str | None = None
-    while True:
-        page = records.list_sites(db, cursor=cursor)
-        sites += page.items
-        if (cursor := page.next) is None:
-            return advertised(sites)
+    return advertised(records.every_site(db))
 
 
 def visible_studies(db: Connection, who: Caller) -> Callable[[str], bool]:
@@ -78,20 +59,6 @@ def plan_view(record: PlanRecord, said: Said, *, source: bool) -> PlanView:
         created=record.created,
         approved=tuple(approved),
         plan=record.plan if source else None,
-    )
-
-
-def site_view(record: SiteRecord, online: bool, last_seen: float | None) -> SiteView:
-    """Show a site."""
-    said = advertised([record]).get(record.name)
-    return SiteView(
-        name=record.name,
-        state=record.state,
-        online=online,
-        last_seen=max(filter(None, (last_seen, record.last_seen)), default=None),
-        certificate_expires=record.certificate_expires,
-        version=said.version if said else "",
-        datasets=tuple(d.name for d in said.datasets) if said else (),
     )
 
 
