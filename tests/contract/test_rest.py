@@ -286,6 +286,16 @@ def test_a_long_body_is_refused(hub: RestHub) -> None:
     assert answer.status_code == 413
 
 
+def test_a_wait_that_is_no_number_is_none(hub: RestHub, ada: Client) -> None:
+    """NaN among the event loop's timers would put them out of order."""
+    digest = submitted(ada, "timeless")
+    job = ada.start(Experiment(study="timeless", plan=digest, rounds=1))
+    seen = int(ada.events(job.id)[-1].seq)
+    with hub.http("ada") as client:
+        answer = client.get(f"/api/v1/jobs/{job.id}/events?after={seen}&wait=nan", timeout=5)
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "cursor=%00"])
 def test_wrong_pages_are_refused(hub: RestHub, query: str) -> None:
     with hub.http("operator") as client:
@@ -414,6 +424,9 @@ def test_what_is_anothers_is_not_there(hub: RestHub, ada: Client, bob: Client) -
     digest = submitted(ada, "adas")
     job = ada.start(Experiment(study="adas", plan=digest, rounds=1))
     assert "adas" not in {s.study.name for s in bob.studies()}
+    with hub.http("bob") as client:
+        for limit in (1, 2, 3):  # no page ends at, and so names, a study that is not shown
+            assert "adas" not in client.get(f"/api/v1/studies?limit={limit}").text
     assert digest not in {p.digest for p in bob.plans()}
     assert job.id not in {j.id for j in bob.jobs()}
     trials: tuple[Callable[[Client], object], ...] = (

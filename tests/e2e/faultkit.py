@@ -24,7 +24,7 @@ import yaml
 from bench.local import PATIENCE, STUDY, TAG, LocalFederation
 
 import consilia
-from consilia.core.chain import Break
+from consilia.core.chain import Break, Line
 from consilia.core.select import site_seed
 from consilia.data.registry import inspect_table
 from consilia.errors import ConsiliaError
@@ -181,13 +181,16 @@ class Lab(LocalFederation):
 
     def audit_lines(self, site: str, action: str) -> list[str]:
         """Subject and detail of a site's audit lines of one action."""
+        return [f"{line.subject} {line.detail}" for line in self._audit(site, action)]
+
+    def audit_times(self, site: str, action: str) -> list[float]:
+        """When they were written, by the site's clock."""
+        return [line.at for line in self._audit(site, action)]
+
+    def _audit(self, site: str, action: str) -> list[Line]:
         with contextlib.closing(Store.open(self.node_directory(site))) as store:
             assert not isinstance(audit.verify(store), Break)
-            return [
-                f"{line.subject} {line.detail}"
-                for line, _ in audit.every(store)
-                if line.action == action
-            ]
+            return [line for line, _ in audit.every(store) if line.action == action]
 
     def trained(self, site: str, job: str) -> list[int]:
         """The rounds that a site's workers have begun to train, as they printed them."""
@@ -197,10 +200,13 @@ class Lab(LocalFederation):
         found = dict.fromkeys(re.findall(rf"training {site} round (\d+) at ([\d.]+)", text))
         return [int(round) for round, _ in found]
 
+    def children(self, site: str) -> list[psutil.Process]:
+        """The processes that an agent has started itself: one for each worker."""
+        return psutil.Process(self.processes[site].pid).children()
+
     def workers(self, site: str) -> list[psutil.Process]:
         """The newest worker of an agent: from the sandbox's outermost process inwards."""
-        all_workers = psutil.Process(self.processes[site].pid).children()
-        newest = max(all_workers, key=lambda process: process.create_time())
+        newest = max(self.children(site), key=lambda process: process.create_time())
         return [newest, *newest.children(recursive=True)]
 
     def listening(self, site: str) -> list[str]:

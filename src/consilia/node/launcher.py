@@ -60,6 +60,10 @@ class WorkerProcess(Protocol):
     def inside(self, path: Path) -> str:
         """Return the path at which the worker sees a model or the dataset."""
 
+    @property
+    def running(self) -> bool:
+        """False once the process that was started is known to have ended. Costs nothing."""
+
     def pids(self) -> tuple[int, ...]:
         """Return every process of the worker, as seen from outside."""
 
@@ -330,9 +334,14 @@ class _Process:
             return f"{_DATA}/{path.name}"
         return f"{_MODELS}/{path.relative_to(self._spec.models)}"
 
+    @property
+    def running(self) -> bool:
+        """See WorkerProcess."""
+        return self._child.returncode is None
+
     def pids(self) -> tuple[int, ...]:
         """Return the started process and all its descendants, parents first."""
-        if self._child.returncode is not None:
+        if not self.running:
             return ()
         found = [self.pid]
         for pid in found:

@@ -278,7 +278,7 @@ class _Worker:
     @property
     def alive(self) -> bool:
         """False once it was killed or has ended."""
-        return self.failure is None and bool(self.process.pids())
+        return self.failure is None and self.process.running
 
     def begin(self, deadline: float) -> None:
         """Start the clock of a task; the worker is killed at `deadline` of the loop's time."""
@@ -292,7 +292,6 @@ class _Worker:
             self._shown.unlink(missing_ok=True)
             self._shown = None
         self._deadline = self._loop.time() + self._limits.idle_seconds
-        self.peak = max(self.peak, memory.peak(self.process.pids()))
         if self.failure is None:
             self._again(_WATCH_IDLE)
 
@@ -396,7 +395,6 @@ class _Output:
         self._open = True
         self.done = done
         self.seconds = seconds
-        self.peak_rss = max(worker.peak, memory.peak(worker.process.pids()))
         # a descriptor of its own: it outlives the worker, however the task ends
         self.tensors = os.dup(worker.process.stdout)
         os.set_blocking(self.tensors, True)
@@ -405,6 +403,11 @@ class _Output:
     def failure(self) -> WorkerError | None:
         """Why the worker was killed meanwhile."""
         return self._worker.failure
+
+    @property
+    def peak_rss(self) -> int:
+        """The worker's most resident memory so far, bytes. Asks /proc."""
+        return max(self._worker.peak, memory.peak(self._worker.process.pids()))
 
     def close(self, *, consumed: bool) -> None:
         """End the task."""
