@@ -534,7 +534,7 @@ def test_a_job_is_started_steered_and_followed(hub: RestHub, ada: Client) -> Non
     assert kinds == ["Started", "Changed", "Stopped", "Resumed"]
     assert next(j.id for j in ada.jobs()) == job.id
     for action in ("start", "change", "stop", "resume"):
-        assert ("user:ada", job.id) in hub.lines(f"job {action}")
+        assert ("user:ada", job.id) in hub.lines(f"job.{action}")
     ada.stop(job.id)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from consilia.errors import (
 )
 from consilia.hub.blobplane import SITE_TRANSFERS, Timings
 from consilia.hub.listener import Bounds
+from consilia.hub.rest.server import PeopleServer
 from consilia.node.line import Credentials, Retry, client_context, parse_proxy
 from consilia.node.link import HttpLink, HubLink, enrol
 from consilia.wire import frames, hello, v1
@@ -354,6 +356,43 @@ async def test_one_certificate_holds_few_control_connections(tmp_path: Path) -> 
         await link.close()
         for _, writer in lines:
             writer.transport.abort()
+
+
+async def test_who_asks_for_nothing_keeps_no_place_at_the_peoples_port(tmp_path: Path) -> None:
+    """Neither at once, nor after a request, with a second one that drips in."""
+    authority = Authority()
+    keys = authority.credentials(tmp_path, "hub", hosts=("127.0.0.1",))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(keys.certificate, keys.key)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for answer in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{answer}.complete"})
+            return
+        await asyncio.sleep(0.6)  # longer than a head may take: work is not cut short
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    people = PeopleServer(app, tls, connections=10, head=0.3)
+    port = await people.start("127.0.0.1", 0)
+    trust = ssl.create_default_context(cadata=authority.pem)
+    begun = time.monotonic()
+    for first in (b"", b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        async with asyncio.timeout(5):
+            if first:
+                writer.write(first)
+                assert b"204" in await reader.readuntil(b"\r\n\r\n")
+            for byte in b"GET / HTTP/1.1":
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                assert await reader.read() == b""
+        writer.transport.abort()
+    assert time.monotonic() - begun < 5
+    await people.stop(1.0)
 
 
 async def test_a_hello_in_small_pieces_is_understood(bench: Bench) -> None:

@@ -8,7 +8,6 @@ hub has recorded (which sites are in which round) what the last model must be, a
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import threading
@@ -139,12 +138,6 @@ class Lab(LocalFederation):
     def start(self, client: Client, rounds: int = 1, **changes: Any) -> str:
         """Start a job of the known plan; return its id."""
         return client.start(self.experiment(rounds, **changes)).id
-
-    def stop_node(self, site: str, number: int = signal.SIGKILL) -> None:
-        """End an agent by a signal to it alone, and wait for its end."""
-        process = self.processes.pop(site)
-        process.send_signal(number)
-        process.wait(30)
 
     def check(self, client: Client, view: people.JobView) -> None:
         """Assert that the last model is what the recorded sites' amounts make of the first."""
@@ -461,7 +454,7 @@ def _hub_of(lab: Lab, site: str) -> str:
 
 def _redirect(lab: Lab, site: str, url: str) -> None:
     if site in lab.processes:
-        lab.stop_node(site, signal.SIGTERM)
+        lab.end(site)
     configure(lab.node_directory(site) / "node.yaml", hub=url)
     lab.start_node(site)
 

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def problem(lab: Lab, site: str) -> str:
     """What keeps an agent from its hub, as its staff are told."""
     command = ("node", "status", "--dir", lab.node_directory(site), "--json")
-    found: str = json.loads(lab.run(*command))["problem"]
+    found: str = json.loads(lab.cli(*command))["problem"]
     return found
 
 
@@ -100,12 +99,12 @@ def certified(lab: Lab, site: str, authority: Authority, at: float) -> Iterator[
     key = serialization.load_pem_private_key((secrets / "tls.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     made = issue_node(authority, site, key.public_key(), at, x509.random_serial_number())
-    lab.stop_node(site, signal.SIGTERM)
+    lab.end(site)
     (secrets / "tls.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     try:
         lab.start_node(site)
         yield
-        lab.stop_node(site, signal.SIGTERM)
+        lab.end(site)
     finally:
         (secrets / "tls.pem").write_bytes(kept)
     lab.start_node(site)
@@ -155,7 +154,7 @@ def test_join_tokens_work_once_and_in_time(lab: Lab, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_revoked_in_the_middle_of_a_round(tmp_path: Path) -> None:
-    """One command; the next request is refused, the round goes on without, a new invite heals."""
+    """The next request is refused, the round goes on without; a new invite heals."""
     sites = (*SITES, "c")
     with Lab(tmp_path) as lab:
         lab.open(sites)
@@ -164,7 +163,7 @@ def test_revoked_in_the_middle_of_a_round(tmp_path: Path) -> None:
             job = lab.start(client, 2, arguments=slow)
             until(lab, "c trains", lambda: lab.trained("c", job) == [1])
             until(lab, "a and b are done", lambda: len(accepted(client, job)) == 3)
-            lab.run("hub", "revoke", "c", "--dir", lab.hub_directory)
+            lab.cli("hub", "revoke", "c", "--dir", lab.hub_directory)
             told = "it was revoked, replaced or never issued here; ask the hub's operator"
             until(lab, "c is told", lambda: told in problem(lab, "c"), 5.0)
             view = lab.finish(client, job)
@@ -173,7 +172,7 @@ def test_revoked_in_the_middle_of_a_round(tmp_path: Path) -> None:
             states = {v.name: (v.state, v.online) for v in client.sites()}
             assert states["c"] == ("revoked", False)
         # Its old keys stay worthless; with a new invite and new keys the site is back.
-        lab.stop_node("c", signal.SIGTERM)
+        lab.end("c")
         lab.node_directory("c").rename(tmp_path / "old-c")
         lab.join("c")
         lab.register("c", tmp_path / "c.csv")
@@ -196,7 +195,7 @@ def test_another_hub_at_the_hubs_address(lab: Lab, tmp_path: Path) -> None:
     port = lab.addresses["nodes"].rsplit(":", 1)[1]
     other = tmp_path / "hub"
     here = ("--people", "127.0.0.1:0", "--nodes", f"127.0.0.1:{port}", "--host", "127.0.0.1")
-    lab.run("hub", "init", other, *here)
+    lab.cli("hub", "init", other, *here)
     lab.kill("hub")
     lab.spawn("other", "hub", "serve", "--dir", other)
     lab.wait((other / "run/addresses.json").exists, "the other hub serves")
@@ -276,10 +275,11 @@ class Opened:
         os.close(self.fd)
 
 
-def forged_leases(
-    lab: Lab, study: str, evil: str, model: str
-) -> dict[str, tuple[Lease, Report]]:
-    """What the thieves ask of site a, and what they may hear: never a reason, never a result."""
+Asked = dict[str, tuple[Lease, Report]]
+
+
+def forged_leases(lab: Lab, study: str, evil: str, model: str) -> Asked:
+    """What the thieves ask of site a, and all they may hear: no reason, no result."""
 
     def asks(name: str, **changes: object) -> Lease:
         honest = Task(
@@ -305,9 +305,7 @@ def forged_leases(
         "an argument out of range": asks("range", arguments={"wait": -1}),
         "an argument nobody allowed": asks("argument", arguments={"path": "/etc/passwd"}),
     }
-    answers: dict[str, tuple[Lease, Report]] = {
-        name: (lease, Declined(lease.id)) for name, lease in leases.items()
-    }
+    answers: Asked = {name: (lease, Declined(lease.id)) for name, lease in leases.items()}
     # Allowed by the site's own rules, but the frame is not what the digest names.
     swapped = asks("model", model="b3:" + "5" * 64)
     answers["a model that is another"] = (swapped, Failed(swapped.id, "transfer"))
@@ -376,7 +374,7 @@ async def test_a_hub_whose_keys_were_stolen_can_start_nothing(lab: Lab, tmp_path
 def test_clocks_an_hour_wrong(lab: Lab, tmp_path: Path) -> None:
     """One site's clock is an hour late, the other's an hour early; a third joins like that."""
     for site, skew in (("a", "-1h"), ("b", "+1h")):
-        lab.stop_node(site, signal.SIGTERM)
+        lab.end(site)
         lab.start_node(site, prefix=("faketime", "--exclude-monotonic", "-f", skew))
     still_works(lab)
     with lab.client() as client:
@@ -400,7 +398,7 @@ def test_clocks_an_hour_wrong(lab: Lab, tmp_path: Path) -> None:
     )
     assert joined.returncode == 0, joined.stderr
     for site in SITES:
-        lab.stop_node(site, signal.SIGTERM)
+        lab.end(site)
         lab.start_node(site)
     still_works(lab)
     lab.intact(*SITES)

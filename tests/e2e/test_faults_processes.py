@@ -117,7 +117,7 @@ def test_agent_killed_while_it_trains(lab: Lab) -> None:
         until(lab, "c trains", lambda: lab.trained("c", job) == [1])
         workers = lab.workers("c")
         assert workers
-        lab.stop_node("c")
+        lab.end("c", signal.SIGKILL)
         until(lab, "round 1 closes without c", lambda: len(client.job(job).rounds) > 1)
         assert client.job(job).rounds[1].sites == ("a", "b")
         until(lab, "c is seen to be away", lambda: client.job(job).sites["c"] == "away")
@@ -142,7 +142,7 @@ def test_a_released_answer_is_sent_again_and_not_trained_again(lab: Lab) -> None
         until(lab, "c has released its answer", lambda: relays["c"].holding)
         released = [line for line in lab.audit_lines("c", "release") if f"{job}.1." in line]
         assert len(released) == 1 and any(outbox.iterdir())
-        lab.stop_node("c")
+        lab.end("c", signal.SIGKILL)
         relays["c"].release()
         lab.start_node("c")
         view = lab.finish(client, job)

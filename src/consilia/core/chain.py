@@ -3,8 +3,8 @@
 digest_i = SHA-256("consilia audit" || digest_{i-1} || canonical JSON of line i)
 
 Whoever keeps an old head notices any later change, removal, insertion or reordering before
-it. Heads are signed and exchanged between hub and nodes, so neither can rewrite history
-unseen. Lines hold who, what, on what and the outcome: never records, values or secrets.
+it. A node's head goes to the hub, signed, with each advertisement; the hub's is for auditors
+to keep. Lines hold who, what, on what and the outcome: never records, values or secrets.
 """
 
 import hashlib

@@ -281,7 +281,9 @@ class Agent:
         if work.task is None or (ending.by == "hub" and work.phase == "sending"):
             return
         work.task.cancel()
-        if work.phase == "releasing":  # a thread reads from the worker: end what it reads
+        # In release a thread reads from the worker: end what it reads. The site's own word
+        # also ends a worker that is still loading.
+        if work.phase == "releasing" or ending.by != "hub":
             self._spawn(self._runner.stop(work.lease.task.job))
 
     async def _perform(self, work: Work) -> None:

@@ -18,6 +18,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -147,6 +148,7 @@ class Runner:
         self._cuda = cuda
         self._threads = limits.threads or len(os.sched_getaffinity(0))
         self._workers: dict[str, _Worker] = {}
+        self._loading: dict[str, _Loading] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         shutil.rmtree(self._models, ignore_errors=True)  # of an agent that was killed
         self._models.mkdir(mode=0o700, parents=True)
@@ -210,18 +212,44 @@ class Runner:
 
     async def close(self) -> None:
         """Kill every worker."""
+        loading = [known.task for known in self._loading.values()]
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
         await asyncio.gather(*(self.stop(job) for job in tuple(self._workers)))
         shutil.rmtree(self._models, ignore_errors=True)
 
     async def _worker(
         self, job: str, plan: Plan, dataset: Dataset | None, deadline: float
     ) -> "_Worker":
+        """Return the job's worker, warm or made now.
+
+        A task that is taken back while its worker loads does not end the loading: on a slow
+        machine the next task finds it warm. `stop` does end it.
+        """
         key = (plan_digest(plan), dataset and (dataset.path, dataset.digest, dataset.columns))
-        worker = self._workers.get(job)
-        if worker is not None and worker.alive and worker.key == key:
-            return worker
-        if worker is not None:
+        known = self._loading.get(job)
+        if known is None or known.key != key:
+            worker = self._workers.get(job)
+            if known is None and worker is not None and worker.alive and worker.key == key:
+                return worker
             await self.stop(job)
+            if known is not None:
+                await asyncio.wait((known.task,))
+            work = self._load(job, key, plan, dataset, deadline)
+            task = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            known = self._loading[job] = _Loading(key, task)
+        try:
+            return await asyncio.shield(known.task)
+        finally:
+            if known.task.done() and self._loading.get(job) is known:
+                del self._loading[job]
+
+    async def _load(
+        self, job: str, key: object, plan: Plan, dataset: Dataset | None, deadline: float
+    ) -> "_Worker":
+        """Start a worker and have it load plan and dataset by `deadline` of the loop's time."""
         safe = _file_name(job)
         models = self._models / safe
         models.mkdir(mode=0o700, exist_ok=True)
@@ -244,8 +272,18 @@ class Runner:
         except BaseException:
             worker.fail("stopped", "the task was cancelled")
             await self.stop(job)
+            await worker.close()
             raise
+        worker.end()
         return worker
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """A worker that is being loaded, perhaps for nobody any more."""
+
+    key: object
+    task: "asyncio.Task[_Worker]"
 
 
 class _Worker:

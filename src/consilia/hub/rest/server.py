@@ -10,22 +10,29 @@ import contextlib
 import math
 import socket
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
-from litestar import Litestar
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from consilia.errors import StorageError
 
 KEEP_ALIVE = 60  # seconds an idle connection is kept
 HANDSHAKE = 10.0  # seconds a TLS handshake may take
+HEAD = 15.0  # seconds from a connection, or a request's first byte, to the end of its head
 GOODBYE = 1.0  # seconds to wait for the other side's end of TLS
 
 
 class PeopleServer:
     """Serves one application on one port."""
 
-    def __init__(self, app: Litestar, tls: ssl.SSLContext, connections: int) -> None:
-        """`connections` bounds the open ones; more are answered 503."""
+    def __init__(
+        self, app: Callable[..., Any], tls: ssl.SSLContext, connections: int, head: float = HEAD
+    ) -> None:
+        """`connections` bounds the open ones; more are answered 503. `head` is in seconds."""
+        self._head = head
         self._app = app
         self._tls = tls
         self._connections = connections
@@ -49,7 +56,7 @@ class PeopleServer:
         )
         config.load()
         self._sockets = await _listen(host, port)
-        self._server = _Uvicorn(config, self._tls)
+        self._server = _Uvicorn(config, self._tls, self._head)
         self._server.lifespan = config.lifespan_class(config)
         await self._server.startup(self._sockets)
         self._ticking = asyncio.create_task(self._server.main_loop())
@@ -70,21 +77,17 @@ class PeopleServer:
 class _Uvicorn(uvicorn.Server):
     """uvicorn's server, but strangers may not dawdle over TLS (it would give them a minute)."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext, head: float) -> None:
         super().__init__(config)
         self._tls = tls
+        self._head = head
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept on `sockets`."""
         await self.lifespan.startup()
 
         def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
-            )
-            return made
+            return _Prompt(self._head, self.config, self.server_state, self.lifespan.state)
 
         loop = asyncio.get_running_loop()
         self.servers = [
@@ -99,6 +102,48 @@ class _Uvicorn(uvicorn.Server):
             for sock in sockets or []
         ]
         self.started = True
+
+
+class _Prompt(H11Protocol):
+    """uvicorn's protocol, which would wait for a request's head for ever.
+
+    Whoever asks for nothing would so keep one of the `connections`, without any token.
+    """
+
+    def __init__(
+        self,
+        head: float,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._patience = head
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes; from the first of a head on, wait for its end."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        if self._late is not None:
+            self._late.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        asking = self.cycle is None or self.cycle.response_complete
+        if asking and self._late is None:
+            self._late = self.loop.call_later(self._patience, self.transport.abort)
+        elif not asking and self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:
