@@ -90,6 +90,12 @@ class Lab(LocalFederation):
             token = client.invite(site).token
         app.join(token, self.node_directory(site), sandbox=self.sandbox)
 
+    def refused_join(self, token: str, directory: Path, *options: str) -> str:
+        """Try to join, which must fail and leave nothing that looks joined; return why."""
+        done = self.run("node", "join", "-", "--dir", directory, *options, stdin=token)
+        assert done.returncode and not (directory / "node.yaml").exists()
+        return done.stderr
+
     def register(self, site: str, table: Path, tag: str = TAG) -> None:
         """Register a table at a site."""
         measured = inspect_table(table, tag, (tag,), now=time.time())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hubkit import Hub, Node, body_of, first_model, key_of, open_hub, serving, train
 
+from consilia.core.round import Settled
 from consilia.core.weights import Weights
 from consilia.errors import (
     AuthError,
@@ -19,7 +20,7 @@ from consilia.errors import (
     UpdateRejected,
     WireError,
 )
-from consilia.hub import audit, records
+from consilia.hub import audit, journal, records
 from consilia.hub.driver import Limits
 from consilia.hub.presence import Assignment
 from consilia.wire import frames
@@ -501,8 +502,11 @@ async def test_a_revoked_site_is_away_at_once(round: Round) -> None:
     round.hub.engine.revoked("a")
     assert await asyncio.wait_for(poll, 1) == ()
     async with asyncio.timeout(5):
-        while (await round.hub.engine.view(round.job)).sites["a"] != "away":
+        while (await round.hub.engine.view(round.job)).sites["a"] != "failed":
             await asyncio.sleep(0.01)
+    events = await round.hub.store.read(lambda db: journal.replay(db, round.job))
+    (ended,) = [event for _, event in events if isinstance(event, Settled)]
+    assert (ended.status, ended.cause) == ("rejected", "the site was revoked")
 
 
 # ---- what sites say of themselves ------------------------------------------------------------

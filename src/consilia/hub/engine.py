@@ -365,9 +365,10 @@ class Engine:
         return version
 
     def revoked(self, site: str) -> None:
-        """Send a revoked site away: its leases are lost to it at once."""
+        """Send a revoked site away: its leases end at once, and no round waits for them."""
         self._said.pop(site, None)
-        self.presence.drop(site)
+        for held in self.presence.drop(site):
+            self._driver.spawn(self.settle(held, "rejected", "the site was revoked"))
         self._site_changed(site)
 
     async def accept(

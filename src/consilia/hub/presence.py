@@ -115,13 +115,14 @@ class Presence:
         entry.online, entry.last_seen = True, self._clock.now()
         self._watch(site, entry)
 
-    def drop(self, site: str) -> None:
-        """Send a revoked site away: its poll ends and it is offline at once."""
+    def drop(self, site: str) -> tuple[Assignment, ...]:
+        """Send a revoked site away: its poll ends, it is offline; return what it was on."""
         entry = self._entry(site)
-        entry.assigned = {}
+        held, entry.assigned = tuple(entry.assigned.values()), {}
         if entry.waiter and not entry.waiter.done():
             entry.waiter.set_result(False)
         self._set_online(site, entry, False)
+        return held
 
     def wake_all(self) -> None:
         """Answer every waiting poll: the catalogue changed, or the hub goes down."""

@@ -50,7 +50,7 @@ class Upload:
         return self._transfer.verifier.position
 
     def announce(self, total: int) -> None:
-        """Raise WireError, and settle the lease as rejected, when `total` bytes are too many."""
+        """Raise WireError, and settle the lease as rejected, when `total` is too much."""
         if total > self.limit:
             cause = f"frame of {total} bytes is over the limit of {self.limit}"
             self._faulty(cause)
