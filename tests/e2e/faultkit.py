@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import psutil
+import pytest
 import yaml
 from bench.local import PATIENCE, STUDY, TAG, LocalFederation
 
@@ -29,6 +30,7 @@ from consilia.data.registry import inspect_table
 from consilia.errors import ConsiliaError
 from consilia.node import app, approvals, audit, datasets, studies
 from consilia.node.control import poke
+from consilia.node.launcher import Bubblewrap
 from consilia.node.policy import Interval
 from consilia.node.store import Store
 from consilia.sdk.client import Client
@@ -60,6 +62,12 @@ class Lab(LocalFederation):
         self.start_hub()
         self.each(sites, self.enter)
         self.agree_all(sites)
+
+    def make_hub(self) -> None:
+        """Make the hub, where this machine can run workers as a site would."""
+        if self.sandbox == "required" and (reason := Bubblewrap().available()):
+            pytest.skip(reason)
+        super().make_hub()
 
     def enter(self, site: str) -> None:
         """Let a site join with a table of its own size, and start its agent."""
