@@ -123,7 +123,7 @@ async def test_name_resolution(tmp_path: Path) -> None:
     body = """
 import socket
 def escape(_):
-    return bool(socket.getaddrinfo("deb.debian.org", 443))
+    return bool(socket.getaddrinfo("example.org", 443))
 """
     assert not await escaped(tmp_path, Bubblewrap(), body)
 
