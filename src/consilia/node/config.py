@@ -31,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     memory_bytes: int = 8 * GIB
     seconds: float = 3600.0  # of one task; a shorter limit of the job holds as well
-    threads: int = 0  # of a task's computation; 0: as many as there are cores
+    threads: int = 0  # of a task's computation; 0: OMP_NUM_THREADS, or all cores
     processes: int = 128  # processes and threads a worker may have
     tasks: int = 2  # tasks of different jobs at the same time
     idle_seconds: float = 300.0  # a worker without a task is closed after this

@@ -17,7 +17,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -146,7 +146,7 @@ class Runner:
         self._limits = limits
         self._site = site
         self._cuda = cuda
-        self._threads = limits.threads or len(os.sched_getaffinity(0))
+        self._threads = limits.threads or own_share(os.environ)
         self._workers: dict[str, _Worker] = {}
         self._loading: dict[str, _Loading] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -459,6 +459,18 @@ class _Output:
             os.set_blocking(self._worker.process.stdout, False)
         self._worker.end()
         self._lock.release()
+
+
+def own_share(environment: Mapping[str, str]) -> int:
+    """Return how many threads a task may use when its site's limits leave it open.
+
+    OMP_NUM_THREADS of the agent's environment when its owner set one, as numeric programs
+    read it; else every core that the agent may run on.
+    """
+    told = environment.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0))
 
 
 def _file_name(job: str) -> str:
