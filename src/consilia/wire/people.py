@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from consilia.wire.v1 import Arguments, Metrics, Plan, Study
+from consilia.wire.v1 import Arguments, Metrics, Plan, Privacy, Study
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +53,7 @@ class Experiment(Request, frozen=True):
     deterministic: bool = False
     base: str | None = None  # model version id or frame digest to start from; None: plan's init
     name: str = ""
+    privacy: Privacy | None = None  # None: secure aggregation from three sites up, else plain
 
 
 class NewToken(Request, frozen=True):

@@ -79,6 +79,30 @@ def _sha256(domain: bytes, body: object) -> str:
     return "sha256:" + hashlib.sha256(domain + msgspec.msgpack.encode(body)).hexdigest()
 
 
+# ---- how an update is protected ------------------------------------------------------------
+
+
+class Dp(Record, frozen=True):
+    """Differential privacy of one round at one site: what the ledger reserves and charges."""
+
+    level: Literal["record", "patient", "client"]  # whose presence is hidden
+    noise_multiplier: float  # standard deviation of the noise over the sensitivity
+    clip: float  # L2 norm of one record's, one patient's or the site's contribution
+    sampling: float = 1.0  # Poisson rate of a step, of records or patients; 1 at client level
+    steps: int = 1  # noisy steps of a round; 1 at client level
+    delta: float = 1e-5
+
+
+class Privacy(Record, frozen=True):
+    """How the updates of a job are protected; a site's policy may ask for more."""
+
+    aggregation: Literal["plain", "secure", "ckks"] = "plain"
+    bits: Literal[16, 32] = 32  # of a masked coordinate
+    range: float = 8.0  # largest change of a weight in a round that masking can carry
+    clip: float = 0.0  # L2 norm of an update, 0: unbounded
+    dp: Dp | None = None
+
+
 # ---- hub -> node ---------------------------------------------------------------------------
 
 
@@ -96,6 +120,16 @@ class Task(Record, frozen=True):
     model: str | None  # frame digest of the model to start from; None for init
     seed: int  # for this site and round; all randomness of the task derives from it
     deterministic: bool = False
+    privacy: Privacy = Privacy()
+    cohort: tuple[str, ...] = ()  # sites of a masked round, sorted; empty when not masked
+
+
+class Word(Record, frozen=True):
+    """What the hub passes on to a masked round's node; `body` is a record of wire.masks."""
+
+    lease: str
+    step: Literal["roster", "inbox", "survivors", "consents"]
+    body: bytes
 
 
 class Lease(Record, frozen=True):
@@ -112,6 +146,7 @@ class Orders(Record, frozen=True):
     leases: tuple[Lease, ...] = ()  # assigned to the node and not in Poll.running
     cancel: tuple[str, ...] = ()  # in Poll.running and no longer assigned
     catalogue: int = 0  # version of the catalogue; fetch it when it differs
+    words: tuple[Word, ...] = ()  # of running leases, and not in Poll.heard
 
 
 class Catalogue(Record, frozen=True):
@@ -120,6 +155,7 @@ class Catalogue(Record, frozen=True):
     version: int
     studies: tuple[Study, ...] = ()
     plans: tuple["PlanEntry", ...] = ()
+    keys: dict[str, bytes] = {}  # enrolled sites of these studies -> Ed25519 public key
 
 
 class PlanEntry(Record, frozen=True):
@@ -175,6 +211,7 @@ class Poll(Record, frozen=True):
     running: tuple[str, ...] = ()  # lease ids the node works on
     catalogue: int = 0
     wait: float = 25.0
+    heard: dict[str, str] = {}  # running lease -> the last step whose word has arrived
 
 
 class OfferedDataset(Record, frozen=True):
@@ -250,7 +287,15 @@ class Declined(Record, frozen=True, tag="declined"):
     disclosed: str = ""
 
 
-Report = Progress | Result | Failed | Declined
+class Said(Record, frozen=True, tag="said"):
+    """A node's own message of a masked round; `body` is a record of wire.masks."""
+
+    lease: str
+    step: Literal["keys", "shares", "consent", "unmask"]
+    body: bytes
+
+
+Report = Progress | Result | Failed | Declined | Said
 
 
 class Sealed(Record, frozen=True):
