@@ -4,9 +4,11 @@ The rules are told in `core.round`. Every function returns the new state and the
 timer and the notice of a new phase are derived from the difference of old and new state.
 
 What a kind of round needs is one `_Recipe`: its quorum, whom it asks, how long it waits for
-the rest. That is where further kinds go: a round of several messages is a recipe whose sites
-are leased the next step before it closes; a plain sum or an evaluation is one whose Close
+the rest. That is where further kinds go: a plain sum or an evaluation is one whose Close
 makes no model; an asynchronous strategy is one with a quorum of 1 and no grace.
+
+A round takes one step, the update; a masked one takes five (`core.steps`). Every step ends
+by the same rule: all have done it, or enough have and grace is over.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+from consilia.core import steps
 from consilia.core.events import (
     Accepted,
     CancelLease,
@@ -33,9 +36,11 @@ from consilia.core.events import (
     LeaseStatus,
     Left,
     Notify,
+    Phase,
     Resumed,
     RoundConfig,
     Settled,
+    Spoke,
     Started,
     Stopped,
     TimedOut,
@@ -61,6 +66,12 @@ def new_job(job: str, config: RoundConfig) -> JobState:
         ("selection minimum", rule.minimum, rule.minimum >= 1, "1 or more"),
         ("grace", config.grace, config.grace >= 0 and isfinite(config.grace), "0 s or more"),
         ("deadline", config.deadline, 0 < config.deadline < float("inf"), "more than 0 s"),
+        (
+            "min_updates of masked rounds",
+            config.min_updates,
+            not config.masked or config.min_updates >= steps.FEWEST,
+            f"{steps.FEWEST} or more: of fewer, each could work out the others' sum",
+        ),
     )
     for what, found, good, needed in limits:
         if not good:
@@ -86,14 +97,16 @@ def pending(state: JobState) -> tuple[Lease, ...]:
 def outstanding(state: JobState) -> tuple[Command, ...]:
     """Return the commands that a restarted hub must take up again, having replayed a journal.
 
-    The pending leases to give, the accepted updates to fold, the close that is in flight,
-    and the timer.
+    The leases to give, what their sites are to be told, the accepted updates to fold, the
+    close that is in flight, and the timer.
     """
-    gives = (_give(state, lease) for lease in pending(state))
+    held = _held(state)
+    gives = (_give(state, lease) for lease in held)
+    tells = steps.tells(state) if state.phase == "running" else ()
     folds = (_fold(state, lease) for lease in _accepted_by_site(state))
     close = (_close_command(state),) if state.closing else ()
     due = _due(state)
-    return (*gives, *folds, *close, *(() if due is None else (due,)))
+    return (*gives, *tells, *folds, *close, *(() if due is None else (due,)))
 
 
 # ---- what differs between kinds of rounds ----------------------------------------------------
@@ -153,6 +166,7 @@ def _open(state: JobState, at: float) -> Step:
         phase="running",
         cause="",
         opened_at=at,
+        step=steps.of(state)[0],
         quorum_at=None,
         round_arguments=arguments,
     )
@@ -163,15 +177,16 @@ def _open(state: JobState, at: float) -> Step:
 
 
 def _judge(state: JobState, at: float) -> Step:
-    """Decide whether the open round closes, fails or goes on. `at` is the time now."""
+    """Decide whether the open round goes on, closes or fails. `at` is the time now."""
     recipe = _RECIPES[state.kind]
-    quorum, accepted = recipe.quorum(state.config), len(_having(state, "accepted"))
-    if accepted >= quorum and state.quorum_at is None:
+    quorum = steps.quorum(state, recipe.quorum(state.config))
+    done = len(steps.done(state))
+    if done >= quorum and state.quorum_at is None:
         state = replace(state, quorum_at=at)
     due = _due(state)
     late = due is not None and at >= due.at
-    if accepted >= quorum:
-        return _close(state) if late or not pending(state) else (state, ())
+    if done >= quorum:
+        return (state, ()) if steps.expected(state) and not late else _next_step(state, at)
     if late:
         return _fail(state, f"deadline of {state.config.deadline:g} s passed", quorum)
     gives: tuple[Command, ...] = ()
@@ -179,14 +194,23 @@ def _judge(state: JobState, at: float) -> Step:
         again = replace(state, attempt=state.attempt + 1)
         again, gives = _lease(again, recipe.ask(state))
         state = again if gives else state
-    if accepted + len(pending(state)) < quorum:
+    if done + len(steps.waiting(state)) < quorum:
         return _fail(state, "too few sites are left", quorum)
     return state, gives
 
 
-def _close(state: JobState) -> Step:
-    state, cancels = _cancel(replace(state, phase="closing", closing=True))
-    return state, (*cancels, _close_command(state))
+def _next_step(state: JobState, at: float) -> Step:
+    """Leave behind who has not done the step; ask the rest for the next one, or close."""
+    left = [lease for lease in pending(state) if lease not in steps.done(state)]
+    state, cancels = _cancel(state, left)
+    following = steps.after(state)
+    if following is None:
+        state = replace(state, phase="closing", closing=True)
+        return state, (*cancels, _close_command(state))
+    state = replace(state, step=following, quorum_at=None)
+    tells = steps.tells(state)
+    state, commands = _judge(state, at)
+    return state, (*cancels, *tells, *commands)
 
 
 def _fail(state: JobState, why: str, quorum: int) -> Step:
@@ -195,9 +219,10 @@ def _fail(state: JobState, why: str, quorum: int) -> Step:
         f"{lease.site}: {lease.status}{f' ({lease.cause})' if lease.cause else ''}"
         for lease in sites
     )
-    count = len(_having(state, "accepted"))
-    cause = f"round {state.round}: {why}; found {count} of {quorum} updates; {each}"
-    state, cancels = _cancel(replace(state, phase="failed", cause=cause))
+    count = len(steps.done(state))
+    what = steps.COUNTED[state.step]
+    cause = f"round {state.round}: {why}; found {count} of {quorum} {what}; {each}"
+    state, cancels = _cancel(replace(state, phase="failed", cause=cause), _held(state))
     return state, cancels
 
 
@@ -236,9 +261,15 @@ def _lease(state: JobState, sites: Iterable[str]) -> Step:
     return state, tuple(_give(state, lease) for lease in new)
 
 
-def _cancel(state: JobState) -> Step:
-    """Take every pending lease back."""
-    taken = pending(state)
+def _held(state: JobState) -> tuple[Lease, ...]:
+    """Return the leases whose sites are still needed: in a masked round until it closes."""
+    masked = steps.masked(state) and state.phase in ("running", "closing", "failed", "stopped")
+    return (*pending(state), *(_accepted_by_site(state) if masked else ()))
+
+
+def _cancel(state: JobState, taken: Iterable[Lease]) -> Step:
+    """Take leases back."""
+    taken = tuple(taken)
     cancelled = {lease.id: replace(lease, status="cancelled") for lease in taken}
     state = replace(state, leases={**state.leases, **cancelled})
     return state, tuple(CancelLease(lease.id, lease.site) for lease in taken)
@@ -249,7 +280,10 @@ def _give(state: JobState, lease: Lease) -> GiveLease:
     who = "init" if state.kind == "init" else lease.site
     seed = site_seed(state.config.seed, state.round, who)
     model, arguments = state.model, state.round_arguments
-    return GiveLease(lease.id, lease.site, state.kind, state.round, model, arguments, seed)
+    cohort = steps.cohort(state)
+    return GiveLease(
+        lease.id, lease.site, state.kind, state.round, model, arguments, seed, cohort
+    )
 
 
 def _fold(state: JobState, lease: Lease) -> Fold:
@@ -317,7 +351,7 @@ def _on_leased(state: JobState, event: Leased) -> Step:
 
 def _on_accepted(state: JobState, event: Accepted) -> Step:
     lease = _open_lease(state, event.lease)
-    if lease is None:
+    if lease is None or state.step != "update":
         return state, ()
     lease = replace(
         lease,
@@ -331,11 +365,22 @@ def _on_accepted(state: JobState, event: Accepted) -> Step:
     return state, (fold, *commands)
 
 
+def _on_spoke(state: JobState, event: Spoke) -> Step:
+    lease = state.leases.get(event.lease)
+    if lease is None or not steps.awaits(state, lease, event.step):
+        return state, ()
+    words = {**lease.words, event.step: event.body}
+    return _judge(_put(state, replace(lease, words=words)), event.at)
+
+
 def _on_settled(state: JobState, event: Settled) -> Step:
     lease = _open_lease(state, event.lease)
     if lease is None:
         return state, ()
-    return _judge(_put(state, replace(lease, status=event.status, cause=event.cause)), event.at)
+    # What it said in this very step was passed on to nobody yet: it takes no part.
+    words = {step: body for step, body in lease.words.items() if step != state.step}
+    lease = replace(lease, status=event.status, cause=event.cause, words=words)
+    return _judge(_put(state, lease), event.at)
 
 
 def _on_timed_out(state: JobState, event: TimedOut) -> Step:
@@ -350,6 +395,8 @@ def _on_timed_out(state: JobState, event: TimedOut) -> Step:
 def _on_closed(state: JobState, event: Closed) -> Step:
     if not state.closing or event.round != state.round:
         return state, ()
+    listening = _held(state) if steps.masked(state) else ()
+    ends = tuple(CancelLease(lease.id, lease.site) for lease in listening)
     state = replace(
         state,
         closing=False,
@@ -359,7 +406,8 @@ def _on_closed(state: JobState, event: Closed) -> Step:
         attempt=0,
         quorum_at=None,
     )
-    return _open(state, event.at) if state.phase == "closing" else (state, ())
+    state, commands = _open(state, event.at) if state.phase == "closing" else (state, ())
+    return state, (*ends, *commands)
 
 
 def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
@@ -367,8 +415,10 @@ def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
         return state, ()
     cause = f"round {state.round} could not be closed: {event.cause}"
     if state.phase == "stopped":
-        return replace(state, closing=False, cause=f"{state.cause}; {cause}"), ()
-    return replace(state, closing=False, phase="failed", cause=cause), ()
+        cause = f"{state.cause}; {cause}"
+    held = _held(state) if steps.masked(state) else ()
+    phase: Phase = "stopped" if state.phase == "stopped" else "failed"
+    return _cancel(replace(state, closing=False, phase=phase, cause=cause), held)
 
 
 def _on_changed(state: JobState, event: Changed) -> Step:
@@ -378,7 +428,8 @@ def _on_changed(state: JobState, event: Changed) -> Step:
 def _on_stopped(state: JobState, event: Stopped) -> Step:
     if state.phase in ("done", "stopped", "failed"):
         return state, ()
-    return _cancel(replace(state, phase="stopped", cause=event.cause))
+    held = pending(state) if state.closing else _held(state)
+    return _cancel(replace(state, phase="stopped", cause=event.cause), held)
 
 
 def _on_resumed(state: JobState, event: Resumed) -> Step:
@@ -389,7 +440,9 @@ def _on_resumed(state: JobState, event: Resumed) -> Step:
     state = replace(state, config=replace(state.config, rounds=rounds), cause="")
     if state.closing:  # stopped while the close was in flight: its answer is still to come
         return replace(state, phase="closing"), ()
-    kept = {lease.id: lease for lease in _having(state, "accepted")}
+    # What was sent in a masked round is worth nothing in another attempt.
+    mine = () if steps.masked(state) else _having(state, "accepted")
+    kept = {lease.id: lease for lease in mine}
     state = replace(state, phase="waiting", leases=kept, attempt=state.attempt + 1)
     return _open(state, event.at)
 
@@ -400,6 +453,7 @@ _ON: Mapping[type[Event], Callable[[JobState, Any], Step]] = {
     Left: _on_left,
     Leased: _on_leased,
     Accepted: _on_accepted,
+    Spoke: _on_spoke,
     Settled: _on_settled,
     TimedOut: _on_timed_out,
     Closed: _on_closed,

@@ -12,6 +12,7 @@ from consilia.core.select import Selection
 
 Phase = Literal["waiting", "running", "closing", "done", "stopped", "failed"]
 Kind = Literal["init", "train"]
+Step = Literal["keys", "shares", "update", "consent", "unmask"]  # plain rounds: update only
 LeaseStatus = Literal[
     "out",  # its site works on it, or has yet to fetch it
     "away",  # its site is not ready now; it may come back and report
@@ -35,6 +36,7 @@ class RoundConfig:
     grace: float = 5.0
     deadline: float = 600.0
     seed: int = 0
+    masked: bool = False  # training rounds are rounds of secure aggregation
 
 
 # ---- events: what happened ------------------------------------------------------------------
@@ -86,6 +88,16 @@ class Accepted:
     digest: str
     records: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Spoke:
+    """A site's message of one step of a masked round. `body` is opaque here, base64."""
+
+    at: float
+    lease: str
+    step: Literal["keys", "shares", "consent", "unmask"]
+    body: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +169,7 @@ Event = (
     | Left
     | Leased
     | Accepted
+    | Spoke
     | Settled
     | TimedOut
     | Closed
@@ -181,6 +194,7 @@ class GiveLease:
     model: str | None
     arguments: Mapping[str, Scalar]
     seed: int  # of this site and round; one for all sites in the init round
+    cohort: tuple[str, ...] = ()  # the sites of a masked round, sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +203,15 @@ class CancelLease:
 
     lease: str
     site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell a site what the others said in the step before: it is asked for `step` now."""
+
+    lease: str
+    site: str
+    step: Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +260,7 @@ class Notify:
     cause: str
 
 
-Command = GiveLease | CancelLease | Fold | Close | Wake | Notify
+Command = GiveLease | CancelLease | Tell | Fold | Close | Wake | Notify
 
 
 # ---- state -----------------------------------------------------------------------------------
@@ -255,6 +278,7 @@ class Lease:
     records: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     cause: str = ""
+    words: Mapping[Step, str] = field(default_factory=dict)  # what it said in a masked round
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +296,8 @@ class JobState:
     leases: Mapping[str, Lease] = field(default_factory=dict)  # of the open round, by id
     attempt: int = 0  # how often this round was opened again (init retries, resumes)
     opened_at: float = 0.0
-    quorum_at: float | None = None  # when min_updates were first in
+    step: Step = "update"  # of the open round
+    quorum_at: float | None = None  # when enough sites had done the step
     started: bool = False
     closing: bool = False  # a Close was commanded and has not been answered
     round_arguments: Mapping[str, Scalar] = field(default_factory=dict)  # of the open round

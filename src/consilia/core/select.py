@@ -31,6 +31,15 @@ def order(sites: Iterable[str], seed: int, round: int) -> tuple[str, ...]:
     return tuple(sorted(set(sites), key=lambda site: _rank(seed, round, site)))
 
 
+def threshold(sites: int) -> int:
+    """Return how many of a masked round's sites must go on to its end: floor(2n/3) + 1.
+
+    More than two thirds: two disjoint groups of sites can never both be enough, so a hub that
+    tells different sites different stories completes none (Bonawitz et al. 2017, section 6).
+    """
+    return 2 * sites // 3 + 1
+
+
 def site_seed(seed: int, round: int, site: str) -> int:
     """Seed (63 bits) of one site's task in one round."""
     return int.from_bytes(_rank(seed, round, "seed/" + site)[:8], "big") >> 1

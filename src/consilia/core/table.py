@@ -7,6 +7,7 @@ cannot say what the machine does not do. `describe` renders docs/reference/round
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from consilia.core.advance import advance, new_job
 from consilia.core.events import (
@@ -22,6 +23,7 @@ from consilia.core.events import (
     Resumed,
     RoundConfig,
     Settled,
+    Spoke,
     Started,
     Stopped,
     TimedOut,
@@ -29,6 +31,7 @@ from consilia.core.events import (
 
 # Three sites at most, two updates needed, one round, 5 s grace, 60 s deadline.
 _CONFIG = RoundConfig(rounds=1, min_updates=2, min_sites=2, grace=5, deadline=60)
+_MASKED = RoundConfig(rounds=1, min_updates=3, min_sites=3, grace=5, deadline=60, masked=True)
 _FRAME = "b3:" + "0" * 64
 
 
@@ -129,13 +132,53 @@ _SCENES: tuple[tuple[str, tuple[Event, ...]], ...] = (
 )
 
 
+def _say(
+    step: Literal["keys", "shares", "consent", "unmask"], *sites: str
+) -> tuple[Spoke, ...]:
+    return tuple(Spoke(1, f"j.1.0.{site}", step, "") for site in sites)
+
+
+_FOUR: tuple[Event, ...] = (*_THREE[:-1], Joined(0, "d"), _THREE[-1])
+_KEYS: tuple[Event, ...] = (*_FOUR, *_say("keys", *"abcd"))
+_SHARES: tuple[Event, ...] = (*_KEYS, *_say("shares", *"abcd"))
+_UPDATES: tuple[Event, ...] = (*_SHARES, *(_accepted(f"j.1.0.{site}") for site in "abcd"))
+_CONSENT: tuple[Event, ...] = (*_UPDATES, *_say("consent", *"abc"))
+_MASKED_SCENES: tuple[tuple[str, tuple[Event, ...]], ...] = (
+    ("enough sites are ready: they are asked for keys", _FOUR),
+    ("keys, others pending", (*_FOUR, *_say("keys", *"ab"))),
+    ("the last keys: all are told, and asked for shares", _KEYS),
+    ("a message of a step that is not open", (*_KEYS, *_say("consent", "a"))),
+    ("grace for keys is over: who is late is left out", (*_KEYS[:-1], TimedOut(6, 1))),
+    ("the last shares: all are told, and asked for updates", _SHARES),
+    ("a site is lost and updates enough are left", (*_SHARES, _settled("j.1.0.d"))),
+    (
+        "too few sites are left: nothing is revealed",
+        (*_KEYS[:-1], *map(_settled, ("j.1.0.a", "j.1.0.b"))),
+    ),
+    ("the last update: survivors are asked for consent", _UPDATES),
+    ("a threshold consents: survivors are asked to unmask", _CONSENT),
+    ("all unmask", (*_CONSENT, *_say("unmask", *"abcd"))),
+    ("a threshold unmasks, one is away", (*_CONSENT, Left(2, "d"), *_say("unmask", *"abc"))),
+    ("a person stops it: every update is given up", (*_UPDATES, Stopped(2, "by a person"))),
+    (
+        "a new attempt, with fresh keys",
+        (*_UPDATES, Stopped(2, "by a person"), Resumed(3, None)),
+    ),
+)
+
+
 def transitions() -> tuple[Transition, ...]:
-    """Return the table's rows, by running every scene."""
-    return tuple(_run(when, story) for when, story in _SCENES)
+    """Return the rows of plain rounds, by running every scene."""
+    return tuple(_run(_CONFIG, when, story) for when, story in _SCENES)
 
 
-def _run(when: str, story: tuple[Event, ...]) -> Transition:
-    state = new_job("j", _CONFIG)
+def masked_transitions() -> tuple[Transition, ...]:
+    """Return the rows of masked rounds."""
+    return tuple(_run(_MASKED, when, story) for when, story in _MASKED_SCENES)
+
+
+def _run(config: RoundConfig, when: str, story: tuple[Event, ...]) -> Transition:
+    state = new_job("j", config)
     for event in story[:-1]:
         state, _ = advance(state, event)
     after, commands = advance(state, story[-1])
@@ -147,7 +190,9 @@ def _run(when: str, story: tuple[Event, ...]) -> Transition:
 def describe() -> str:
     """Return the transition table as markdown: a diagram of the phases and all rows."""
     rows = transitions()
-    return "\n".join((*_HEAD, *_diagram(rows), *_TABLE_HEAD, *map(_row, rows), *_FOOT, ""))
+    masked = (*_MASKED_HEAD, *map(_row, masked_transitions()))
+    table = (*_TABLE_HEAD, *map(_row, rows))
+    return "\n".join((*_HEAD, *_diagram(rows), *table, *_FOOT, *masked, ""))
 
 
 def _diagram(rows: Iterable[Transition]) -> Iterable[str]:
@@ -205,4 +250,17 @@ _FOOT = (
     "- Resuming opens the same round again with the updates it has; while it has any, its",
     "  arguments stay those it was first opened with.",
     "- An initial model is made from a seed that does not depend on the site that makes it.",
+)
+_MASKED_HEAD = (
+    "",
+    "## Masked rounds",
+    "",
+    "A round of secure aggregation takes five steps: `keys`, `shares`, `update`, `consent`,",
+    "`unmask` (`core.steps`). Each ends when all have done it, or enough have and grace is",
+    "over; `Tell` passes on what was said, and asks for the next. Enough is `min_updates` for",
+    "keys, more than two thirds of those with keys from then on. The rows were run with four",
+    "sites, `min_updates` 3 and a base model.",
+    "",
+    "| phase | event | when | next phase | commands |",
+    "|---|---|---|---|---|",
 )
