@@ -26,10 +26,12 @@ def main(arguments: Sequence[str]) -> int:
     w1.add_argument("--nodes", type=int, default=4)
     w1.add_argument("--mb", type=float, default=1.0)
     w1.add_argument("--rounds", type=int, default=20)
+    w1.add_argument("--secure", action="store_true", help="masked rounds, and plain ones too")
     w2 = names.add_parser("w2", help="4 nodes, a large model")
     w2.add_argument("--nodes", type=int, default=4)
     w2.add_argument("--mb", type=float, default=100.0)
     w2.add_argument("--rounds", type=int, default=5)
+    w2.add_argument("--secure", action="store_true", help="masked rounds, and plain ones too")
     w3 = names.add_parser("w3", help="N nodes train on 30 columns, against one process")
     w3.add_argument("--nodes", type=int, default=10)
     w3.add_argument("--rows", type=int, default=1_000_000)
@@ -38,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="consilia-bench-") as root:
         if chosen.name in ("w1", "w2"):
-            found = rounds.measure(Path(root), chosen.nodes, chosen.mb, chosen.rounds)
+            found = rounds.measure(
+                Path(root), chosen.nodes, chosen.mb, chosen.rounds, chosen.secure
+            )
         elif chosen.name == "w3":
             found = training.measure(Path(root), chosen.nodes, chosen.rows, chosen.rounds)
         else:

@@ -20,13 +20,22 @@ from bench.watch import Watch, resident
 from consilia.core.select import site_seed
 from consilia.sdk.client import Client
 from consilia.wire import frames, people
+from consilia.wire.v1 import Privacy
 
 HERE = Path(__file__).parent
 SEED = 7
 
 
-def measure(root: Path, nodes: int, mb: float, rounds: int) -> dict[str, Any]:
-    """Run `rounds` rounds of a model of `mb` MB (1e6 bytes x 1.048576) over `nodes` nodes."""
+PLAIN, SECURE = Privacy(), Privacy(aggregation="secure")
+
+
+def measure(
+    root: Path, nodes: int, mb: float, rounds: int, secure: bool = False
+) -> dict[str, Any]:
+    """Run `rounds` rounds of a model of `mb` MB (1e6 bytes x 1.048576) over `nodes` nodes.
+
+    `secure`: as many masked rounds after the plain ones, and their ratio.
+    """
     parameters = int(mb * (1 << 20)) // 4 // 8 * 8
     sites = [f"site{i}" for i in range(nodes)]
     environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -37,6 +46,14 @@ def measure(root: Path, nodes: int, mb: float, rounds: int) -> dict[str, Any]:
         with federation.client() as client:
             found = _rounds(federation, client, plan, parameters, rounds)
             again = _second_job(federation, client, plan, found["job"], parameters)
+            if secure:
+                plain = found["seconds_per_round"]
+                found = _rounds(federation, client, plan, parameters, rounds, SECURE)
+                found |= {
+                    "secure": True,
+                    "plain_seconds_per_round": plain,
+                    "ratio_to_plain": found["seconds_per_round"] / plain,
+                }
     size = parameters * 4
     found["floor_s"] = floor.median(nodes, size, max(3, min(rounds, 20)), root)
     del found["job"]
@@ -74,7 +91,12 @@ def _ready(federation: LocalFederation, sites: list[str]) -> str:
 
 
 def _experiment(
-    plan: str, nodes: int, parameters: int, rounds: int, base: str | None = None
+    plan: str,
+    nodes: int,
+    parameters: int,
+    rounds: int,
+    base: str | None = None,
+    privacy: Privacy = PLAIN,
 ) -> people.Experiment:
     return people.Experiment(
         study=STUDY,
@@ -85,16 +107,23 @@ def _experiment(
         min_sites=nodes,
         seed=SEED,
         base=base,
+        privacy=privacy,
     )
 
 
-def _rounds(
-    federation: LocalFederation, client: Client, plan: str, parameters: int, rounds: int
+def _rounds(  # noqa: PLR0917
+    federation: LocalFederation,
+    client: Client,
+    plan: str,
+    parameters: int,
+    rounds: int,
+    privacy: Privacy = PLAIN,
 ) -> dict[str, Any]:
     sites = sorted(name for name in federation.processes if name != "hub")
     watch = Watch({name: process.pid for name, process in federation.processes.items()})
     start = time.monotonic()
-    job = client.start(_experiment(plan, len(sites), parameters, rounds)).id
+    experiment = _experiment(plan, len(sites), parameters, rounds, privacy=privacy)
+    job = client.start(experiment).id
     view = federation.finish(client, job, 600)
     wall = time.monotonic() - start
     cpu = watch.cpu()

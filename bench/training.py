@@ -15,6 +15,7 @@ from bench.local import STUDY, LocalFederation
 from bench.rounds import events_of
 from bench.watch import Watch
 from consilia.wire import people
+from consilia.wire.v1 import Privacy
 
 HERE = Path(__file__).parent
 
@@ -44,6 +45,7 @@ def measure(root: Path, nodes: int, rows: int, rounds: int) -> dict[str, Any]:
                     min_updates=nodes,
                     min_sites=nodes,
                     deadline=3000,
+                    privacy=Privacy(),
                 )
             ).id
             view = federation.finish(client, job, 3000)

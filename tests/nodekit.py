@@ -294,7 +294,7 @@ class Node:
     async def running(self) -> AsyncIterator["Node"]:
         """Run the agent for the time of a block."""
         release = Release(
-            self.store, self.directory / "outbox", self.config, self.key, self.now
+            self.store, self.directory / "outbox", self.config, self.key, self.now, os.urandom
         )
         self.agent = Agent(
             config=self.config,

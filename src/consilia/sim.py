@@ -41,7 +41,7 @@ from consilia.hub.federation import Federation
 from consilia.hub.store import Store as HubStore
 from consilia.hub.telemetry import make_log
 from consilia.hub.views import model_view
-from consilia.node import approvals, datasets, identity, studies
+from consilia.node import approvals, datasets, identity, peers, studies
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
@@ -196,6 +196,7 @@ class _Simulator:
         self._experiment = experiment
         self._tables = {ids.name(site, "site"): table for site, table in tables.items()}
         self._threads = threads
+        self._keys = {site: identity.new_keys() for site in self._tables}
         self._failures: list[str] = []
         self._study = Study(
             name=STUDY,
@@ -268,7 +269,7 @@ class _Simulator:
         """Enrol a site, let its staff decide, and keep its agent running inside the block."""
         directory = self._root / site
         directory.mkdir(mode=0o700)
-        keys = identity.new_keys()
+        keys = self._keys[site]
         token = decode_token((await access.invite(site)).token)
         request = identity.request(keys.tls, site)
         await access.enrol(v1.Enrol(site, token.secret, request, keys.signing_public))
@@ -277,6 +278,7 @@ class _Simulator:
             _URL,
             min_records=1,
             disclose_reasons=True,
+            plain_updates=True,  # all sites are this one process
             arguments={"proximal_mu": [0.0, 1e9]},
         )
         store = NodeStore.open(directory)
@@ -285,7 +287,9 @@ class _Simulator:
             agent = Agent(
                 config=config,
                 store=store,
-                release=Release(store, directory / "outbox", config, keys.signing, time.time),
+                release=Release(
+                    store, directory / "outbox", config, keys.signing, time.time, os.urandom
+                ),
                 cache=Cache(directory / "cache", config.cache_bytes),
                 link=_Link(hub.federation, site),
                 runner=_Recording(
@@ -310,6 +314,7 @@ class _Simulator:
         measured = inspect_table(path, DATASET, (TAG,), now=now)
         datasets.add(store, measured, actor=actor, now=now)
         studies.offer(store, self._study, now)
+        peers.told(store, {s: k.signing_public for s, k in self._keys.items()}, now)
         studies.accept(store, STUDY, actor=actor, now=now)
         digest = plan_digest(self._plan)
         approvals.offer(store, self._plan, digest, study=STUDY, author=actor, now=now)

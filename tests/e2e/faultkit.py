@@ -35,7 +35,7 @@ from consilia.node.policy import Interval
 from consilia.node.store import Store
 from consilia.sdk.client import Client
 from consilia.wire import frames, people
-from consilia.wire.v1 import Plan, Study
+from consilia.wire.v1 import Plan, Privacy, Study
 
 KNOWN = Path(__file__).parent / "known.py"
 ALLOW = {name: Interval(0, 1e9) for name in ("parameters", "wait", "slow", "slow_round")}
@@ -97,6 +97,7 @@ class Lab(LocalFederation):
         with self.client() as client:
             token = client.invite(site).token
         app.join(token, self.node_directory(site), sandbox=self.sandbox)
+        configure(self.node_directory(site) / "node.yaml", plain_updates=True)
 
     def refused_join(self, token: str, directory: Path, *options: str) -> str:
         """Try to join, which must fail and leave nothing that looks joined; return why."""
@@ -130,7 +131,7 @@ class Lab(LocalFederation):
     def experiment(self, rounds: int = 1, **changes: Any) -> people.Experiment:
         """Return an experiment of the known plan; `arguments` are added to the usual ones."""
         arguments = {"parameters": 8192, **changes.pop("arguments", {})}
-        usual = {"min_updates": 2, "min_sites": 2, "grace": 30.0, "deadline": 120.0}
+        usual = {"privacy": Privacy(), "min_updates": 2, "min_sites": 2, "grace": 30.0, "deadline": 120.0}
         return people.Experiment(
             study=STUDY,
             plan=self.plan,

@@ -99,7 +99,7 @@ class Hub:
     def experiment(self, **fields: object) -> Experiment:
         """Return an experiment of the one study and plan."""
         known = {"study": self.study.name, "plan": plan_digest(self.plan)}
-        defaults = {"rounds": 3, "deadline": 20.0, "grace": 5.0}
+        defaults = {"rounds": 3, "deadline": 20.0, "grace": 5.0, "privacy": {}}
         return msgspec.convert({**known, **defaults, **fields}, Experiment)
 
     async def put_frame(self, model: Weights) -> str:

@@ -18,14 +18,16 @@ from consilia.core.weights import BFLOAT16, Weights, dtype_name, narrow, widen
 from consilia.errors import ConsiliaError, Refused, WorkerError
 from consilia.node import audit, clip
 from consilia.node.config import Limits, NodeConfig
-from consilia.node.release import BUCKETS, Answer, Release, bucket
+from consilia.node.release import Answer, Release
 from consilia.node.store import Store
+from consilia.privacy.disclosure import BUCKETS, release_duration
 from consilia.wire import frames, seal
 from consilia.wire.v1 import (
     Advertisement,
     Failed,
     Lease,
     OfferedDataset,
+    Plan,
     Progress,
     Report,
     Result,
@@ -44,6 +46,8 @@ BASE: Weights = {
     "n": np.arange(5, dtype=np.int64),
     "none": np.zeros((0, 7), np.float32),
 }
+NAMES = tuple(f"m{i:063}" for i in range(64))
+PLAN = Plan("line", {"plan.py": " ".join(("loss", "AUC", *NAMES))}, "plan:PLAN")
 NEW: Weights = {**BASE, "w": W + np.float32(1)}
 
 
@@ -112,9 +116,15 @@ def task(lease: str = "j.1.0.s", init: bool = False) -> Lease:
 
 def make(folder: Path, config: NodeConfig = CONFIG) -> Door:
     store = Store.open(folder)
+    with store.write() as tx:  # whose source says how metrics may be called
+        values = ("sha256:7", "line", msgspec.msgpack.encode(PLAN))
+        tx.execute(
+            "INSERT INTO plans VALUES (?, ?, ?, '', 'approved', 0, '', '', 0, 0, '', '{}', '[]')",
+            values,
+        )
     base = folder / "base.frame"
     frames.write(base, BASE)
-    return Door(folder, store, Release(store, folder / "outbox", config, KEY, time.time), base)
+    return Door(folder, store, Release(store, folder / "outbox", config, KEY, time.time, os.urandom), base)
 
 
 @pytest.fixture
@@ -209,11 +219,9 @@ def test_metrics_out_of_bounds(door: Door, metrics: dict[str, float], cause: str
 
 
 def test_metrics_at_their_bounds(door: Door) -> None:
-    metrics = {f"m{i:063}": 1.0 for i in range(64)}
+    metrics = dict.fromkeys(NAMES, 1.0)
     assert opened(door.pass_through(NEW, metrics=metrics).report).metrics == metrics  # type: ignore[union-attr]
-    assert opened(door.release.progress("j", 0.25, {"AUC": 0.5})) == Progress(
-        "j", 0.25, {"AUC": 0.5}
-    )
+    assert opened(door.release.progress("j", 0.25, {"AUC": 0.5})) == Progress("j", 0.25)
     with pytest.raises(WorkerError):
         door.release.progress("j", math.nan, {})
 
@@ -253,7 +261,7 @@ def test_answers_survive_a_restart_until_they_are_acknowledged(door: Door) -> No
         file.truncate(1000)
     (door.folder / "outbox" / "stray.frame").write_bytes(b"of a process that was killed")
 
-    again = Release(door.store, door.folder / "outbox", CONFIG, KEY, time.time)
+    again = Release(door.store, door.folder / "outbox", CONFIG, KEY, time.time, os.urandom)
     assert again.pending() == [kept, failed]
     assert door.left() == [kept.frame]
     assert again.answered("a") and again.answered("c") and not again.answered("b")
@@ -311,10 +319,10 @@ def test_the_public_state_is_signed_with_the_trails_head_and_audited_once(door: 
 
 
 def test_durations_are_bucketed() -> None:
-    assert [bucket(s) for s in (0.0, 0.1, 0.11, 59.9, 3600, 3601)] == [
+    assert [release_duration(s) for s in (0.0, 0.1, 0.11, 59.9, 3600, 3601)] == [
         *(0.1, 0.1, 0.2, 60.0, 3600.0, 7200.0)
     ]
-    assert {bucket(s / 7) for s in range(3600 * 7)} == set(map(float, BUCKETS))
+    assert {release_duration(s / 7) for s in range(3600 * 7)} == set(map(float, BUCKETS))
 
 
 # ---- clipping -------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ import typer
 
 from consilia.cli import (
     audit,
+    budget,
     dataset,
     experiment,
     hub,
     login,
     models,
     node,
+    peers,
     plan,
     study,
 )
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 for group in (hub, node, dataset, plan, study, experiment, models, audit):
     app.add_typer(group.app)
+node.app.add_typer(budget.app)
+peers.add_to(node.app)
 for module in (experiment, login):
     module.add_to(app)
 

@@ -102,7 +102,7 @@ def outstanding(state: JobState) -> tuple[Command, ...]:
     """
     held = _held(state)
     gives = (_give(state, lease) for lease in held)
-    tells = steps.tells(state) if state.phase == "running" else ()
+    tells = steps.retold(state) if state.phase == "running" else ()
     folds = (_fold(state, lease) for lease in _accepted_by_site(state))
     close = (_close_command(state),) if state.closing else ()
     due = _due(state)

@@ -12,6 +12,8 @@ finished reveals nothing, and what was sent in it is worth nothing in another at
 resume it starts anew, with fresh keys.
 """
 
+from dataclasses import replace
+
 from consilia.core.events import JobState, Lease, Step, Tell
 from consilia.core.select import threshold
 
@@ -104,6 +106,13 @@ def tells(state: JobState) -> tuple[Tell, ...]:
         for lease in state.leases.values()
         if _asked(state, lease) and not _done(state, lease)
     )
+
+
+def retold(state: JobState) -> tuple[Tell, ...]:
+    """Return what a restarted hub has to tell: consent may have ended before all heard of it."""
+    if masked(state) and state.step == "unmask":
+        return (*tells(replace(state, step="consent")), *tells(state))
+    return tells(state)
 
 
 def _asked(state: JobState, lease: Lease) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from consilia.core.weights import mismatch
 from consilia.errors import UpdateRejected
+from consilia.privacy import masked
 from consilia.wire import frames
 from consilia.wire.v1 import MAX_METRIC_NAME, MAX_METRICS, Advertisement, Result, Task
 
@@ -40,6 +41,14 @@ def result_misfit(
     `base` is the frame the round started from, None in the init round; `most` bounds the
     records that the site may claim for its update.
     """
+    return (
+        _of_another(result, task, update)
+        or metrics_misfit(result.metrics)
+        or _fit(result, update, base, most)
+    )
+
+
+def _of_another(result: Result, task: Task, update: "frames.Header") -> str | None:
     if (result.job, result.round) != (task.job, task.round):
         return (
             f"the result is of job {result.job!r} round {result.round}, "
@@ -47,11 +56,37 @@ def result_misfit(
         )
     if result.model != update.digest:
         return f"the result names frame {result.model}, uploaded was {update.digest}"
-    return metrics_misfit(result.metrics) or (
-        _init_misfit(update)
+    return None
+
+
+def _fit(
+    result: Result, update: "frames.Header", base: "frames.Header | None", most: int
+) -> str | None:
+    return (
+        _absent(update)
         if base is None
         else _records_misfit(result, most) or _frame_misfit(update, base)
     )
+
+
+def masked_misfit(
+    result: Result, task: Task, update: "frames.Header", base: "frames.Header"
+) -> str | None:
+    """Say why a masked update cannot enter its round, or None.
+
+    Only its form can be judged: the values are masked, its records and metrics within them.
+    """
+    if problem := _of_another(result, task, update):
+        return problem
+    if result.records != task.total:
+        return f"the weight is taken of {result.records} records, asked for {task.total}"
+    if any(result.metrics.values()):
+        return "a masked update tells the values of its metrics"
+    if problem := metrics_misfit(result.metrics) or _absent(update):
+        return problem
+    if problem := mismatch(update.schema, masked.schema(base.schema, task.privacy.bits)):
+        return f"the masked update does not have the model's shape: {problem}"
+    return None
 
 
 def _records_misfit(result: Result, most: int) -> str | None:
@@ -73,10 +108,8 @@ def _frame_misfit(update: frames.Header, base: frames.Header) -> str | None:
     return None
 
 
-def _init_misfit(update: "frames.Header") -> str | None:
+def _absent(update: "frames.Header") -> str | None:
     absent = [e.name for e in update.entries if not e.stored]
     if absent:
-        return (
-            f"the first model leaves out tensor {absent[0]!r}; there is no base to take it from"
-        )
+        return f"the update leaves out tensor {absent[0]!r}; there is no base to take it from"
     return None

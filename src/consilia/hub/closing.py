@@ -3,19 +3,26 @@
 The work runs in the folding thread; the record is one transaction with the event `Closed`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from consilia.algo.robust import rule
+from consilia.core import steps
 from consilia.core.round import Close, JobState, Lease
+from consilia.core.weights import Array, TensorSpec
 from consilia.errors import EmptyRound
-from consilia.hub import audit, records, tables
+from consilia.hub import audit, masking, records, tables, watching
 from consilia.hub.blobs import Blobs
-from consilia.hub.folding import Aggregate, Made, Recipe, Update
+from consilia.hub.combining import Choice
+from consilia.hub.folding import Aggregate, Made, Means, Recipe, Update
 from consilia.hub.job import Book
 from consilia.hub.records import Version
 from consilia.wire import frames
+from consilia.wire.people import Watch
 from consilia.wire.v1 import Metrics
 
 
@@ -31,7 +38,7 @@ def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it e
     updates = tuple(Update(*fields) for fields in command.updates)
     recipe = Recipe(book.strategy, book.options, book.optimizer)
     name = f"close.{state.job}.{command.round}.{state.attempt}"
-    base = state.model
+    base, experiment = state.model, book.record.experiment
 
     def first() -> Made:
         """The init round: the one update is the model, as it is."""
@@ -47,15 +54,62 @@ def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it e
     def next_model() -> Made:
         if base is None:
             raise EmptyRound(f"round {command.round} has no model to start from")
-        return aggregate(book, base).close(name, command.round, updates, recipe)
+        found = aggregate(book, base)
+        chosen = Choice(*rule(experiment.aggregate.name, experiment.aggregate.options))
+        if chosen.rule.plain:
+            return found.close(name, command.round, updates, recipe)
+        return found.combine(name, command.round, updates, recipe, chosen)
 
-    return first if command.kind == "init" else next_model
+    def next_masked() -> Made:
+        """Unmask the sum before the strategy sees its mean."""
+        if base is None:
+            raise EmptyRound(f"round {command.round} has no model to start from")
+        shares = masking.total(command.updates)
+        opened: list[masking.MaskedFold] = []
+
+        def finish(fold: Means, old: Callable[[TensorSpec], Iterator[Array]]) -> None:
+            if not isinstance(fold, masking.MaskedFold):
+                raise EmptyRound(
+                    f"round {command.round} is masked, its updates were folded plain"
+                )
+            masking.opener(state, fold, old)
+            opened.append(fold)
+
+        made = aggregate(book, base).close(name, command.round, updates, recipe, finish)
+        (fold,) = opened
+        return replace(
+            made,
+            records=round(fold.weight * shares),
+            metrics=masking.metrics(state, fold.metrics),
+        )
+
+    make = next_masked if steps.masked(state) else next_model
+    versions = None if book.versions is None else tuple(book.versions)
+
+    def next_watched(watch: Watch) -> Made:
+        """Look at what was made, and go back if the alarms say so."""
+        made = make()
+        return watching.judged(
+            watch,
+            made,
+            round=command.round,
+            versions=versions,
+            leases=_accepted(state),
+            updates=updates,
+            aggregate=aggregate(book, base or ""),
+            optimizer=recipe.optimizer,
+            blobs=blobs,
+        )
+
+    if command.kind == "init":
+        return first
+    return make if experiment.watch is None else partial(next_watched, experiment.watch)
 
 
 def version(book: Book, state: JobState, command: Close, made: Made, now: float) -> Version:
     """Return the model version that `command` makes."""
     experiment = book.record.experiment
-    accepted = [lease for lease in state.leases.values() if lease.status == "accepted"]
+    means = weighted(_accepted(state)) if made.metrics is None else made.metrics
     bytes_in, bytes_out = book.traffic.take()
     return Version(
         id=f"{state.job}.{command.round}",
@@ -63,15 +117,17 @@ def version(book: Book, state: JobState, command: Close, made: Made, now: float)
         round=command.round,
         digest=made.header.digest,
         bytes=made.header.total_bytes,
-        parent=_parent(book, state, command.round),
+        parent=_parent(book, state, command.round, made),
         study=experiment.study,
         study_digest=book.record.study_digest,
         plan=experiment.plan,
         arguments=dict(state.round_arguments),
         strategy=experiment.strategy,
         sites=tuple(site for site, _, _, _ in command.updates),
-        records=sum(count for _, _, _, count in command.updates),
-        metrics=weighted(accepted),
+        records=sum(count for _, _, _, count in command.updates)
+        if made.records is None
+        else made.records,
+        metrics={**watching.clean(means), **made.notes},
         created=now,
         seconds=max(0.0, now - state.opened_at),
         optimizer=made.optimizer,
@@ -81,16 +137,26 @@ def version(book: Book, state: JobState, command: Close, made: Made, now: float)
     )
 
 
-def enter(db: Connection, made: Version, command: Close) -> None:
-    """Record a version with its audit line; the optimizer state before it is out of use."""
+def enter(db: Connection, made: Version, command: Close, alarms: Sequence[str] = ()) -> None:
+    """Record a version with its audit lines; the optimizer state before it is out of use."""
     records.add_version(db, made)
-    if made.optimizer is not None:
+    if made.optimizer is not None or watching.BACK in made.metrics:
         v = tables.versions.c
         older = (v.job == made.job) & (v.round < made.round)
         db.execute(sa.update(tables.versions).where(older).values(optimizer=None))
-    each = (f"{site} {digest[:19]} {count}" for site, _, digest, count in command.updates)
+    # Of a masked update no count is known; what stands there is the same for all sites.
+    counts = made.records == sum(count for _, _, _, count in command.updates)
+    each = (
+        f"{site} {digest[:19]} {count}" if counts else f"{site} {digest[:19]} masked"
+        for site, _, digest, count in command.updates
+    )
     detail = f"{made.digest}; {made.records} records; {', '.join(each)}"
     audit.append(db, made.created, "hub", "round.close", made.id, detail=detail)
+    outcome = "back" if watching.BACK in made.metrics else "kept"
+    for alarm in alarms:
+        audit.append(
+            db, made.created, "hub", "round.alarm", made.id, outcome=outcome, detail=alarm
+        )
 
 
 def weighted(accepted: "list[Lease]") -> Metrics:
@@ -107,12 +173,20 @@ def weighted(accepted: "list[Lease]") -> Metrics:
     return sums
 
 
-def _parent(book: Book, state: JobState, round: int) -> str | None:
+def _parent(book: Book, state: JobState, round: int, made: Made) -> str | None:
+    """Return what the model was trained from, or which version it is once more."""
     if round == 0:
         return None
+    if watching.BACK in made.notes:
+        same = (v.id for v in book.versions or () if v.digest == made.header.digest)
+        return next(same, made.header.digest)
     if round == 1 and book.record.experiment.base is not None:
         return book.record.experiment.base
     return f"{state.job}.{round - 1}"
+
+
+def _accepted(state: JobState) -> list[Lease]:
+    return [lease for lease in state.leases.values() if lease.status == "accepted"]
 
 
 def _rejected(leases: Mapping[str, Lease]) -> dict[str, str]:

@@ -123,6 +123,7 @@ def enrol(
         .values(state="enrolled", signing_key=signing_key, advertisement=None, advertised=None)
     )
     _add_certificate(db, site, certificate)
+    records.bump(db, "catalogue")  # the other sites of its studies are told its signing key
 
 
 def renew(db: Connection, site: str, certificate: Certificate, at: float) -> bool:

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+from consilia.algo import aggregate
 from consilia.core.round import (
     CancelLease,
     Close,
@@ -21,18 +23,20 @@ from consilia.core.round import (
     Fold,
     GiveLease,
     Notify,
+    Tell,
     TimedOut,
     Wake,
 )
 from consilia.errors import ConsiliaError, StorageError
-from consilia.hub import closing
+from consilia.hub import closing, masking
 from consilia.hub.blobs import Blobs
 from consilia.hub.clock import Clock
 from consilia.hub.folding import Aggregate, Made, Update
 from consilia.hub.job import Book, LiveJob
 from consilia.hub.presence import Assignment, Presence
 from consilia.hub.uploads import Uploads
-from consilia.wire.v1 import Task
+from consilia.privacy import masked
+from consilia.wire.v1 import Privacy, Task
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ class Parts:
     limits: Limits
     meter: Meter
     checkpoint: Callable[[str], None]  # called at every step that a crash could separate
+    records: Callable[[str, tuple[str, ...]], int]  # a site advertises, at most, for tags
 
 
 class Driver:
@@ -99,6 +104,9 @@ class Driver:
             case CancelLease():
                 parts.presence.withdraw(command.site, command.lease)
                 self.later(lambda: parts.uploads.forget(command.lease))
+            case Tell():
+                word = masking.word(job.state, command)
+                parts.presence.tell(command.site, word)
             case Fold():
                 self._fold(job, command)
             case Close():
@@ -147,10 +155,16 @@ class Driver:
             model=command.model,
             seed=command.seed,
             deterministic=book.record.experiment.deterministic,
+            privacy=book.record.experiment.privacy or Privacy(),
+            cohort=command.cohort,
+            total=sum(self._parts.records(s, book.needs.study.tags) for s in command.cohort),
         )
         limit = limits.init_bytes
         if command.model is not None and book.base is not None:
             limit = book.base.total_bytes + limits.slack_bytes
+            if command.cohort:
+                schema = masked.schema(book.base.schema, task.privacy.bits)
+                limit += sum(spec.nbytes for spec in schema)
         until = state.opened_at + state.config.deadline
         return Assignment(command.lease, command.site, task, until, limit)
 
@@ -196,7 +210,13 @@ class Driver:
     def _aggregate(self, book: Book, base: str) -> Aggregate:
         """Return the round's aggregate; in the folding thread."""
         if book.aggregate is None:
-            book.aggregate = Aggregate(self._parts.blobs, base, self._parts.checkpoint)
+            privacy = book.record.experiment.privacy or Privacy()
+            means = (
+                partial(masking.MaskedFold, privacy=privacy)
+                if privacy.aggregation == "secure"
+                else aggregate.Fold
+            )
+            book.aggregate = Aggregate(self._parts.blobs, base, self._parts.checkpoint, means)
         elif book.aggregate.header.digest != base:
             book.aggregate.rebase(base)
         return book.aggregate

@@ -12,6 +12,7 @@ sites (`presence`), the spools (`uploads`), the one folding thread and the peopl
 """
 
 import asyncio
+import base64
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -29,6 +30,7 @@ from consilia.core.round import (
     Left,
     Resumed,
     Settled,
+    Spoke,
     Started,
     Stopped,
     advance,
@@ -38,6 +40,7 @@ from consilia.core.round import (
 from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
 from consilia.hub import audit, experiments, journal, records, views
 from consilia.hub.blobs import Blobs
+from consilia.hub.checks import records_limit
 from consilia.hub.clock import Clock
 from consilia.hub.driver import Driver, Limits, Meter, Parts, Uncounted
 from consilia.hub.experiments import Problem
@@ -50,7 +53,7 @@ from consilia.hub.store import Store
 from consilia.hub.uploads import Uploads
 from consilia.wire import frames
 from consilia.wire.people import Experiment, JobView
-from consilia.wire.v1 import Advertisement, Arguments, Plan, Study
+from consilia.wire.v1 import Advertisement, Arguments, Plan, Said, Study
 
 CATALOGUE_AGE = 1.0  # seconds; looking asks the database, and polls are many
 
@@ -82,7 +85,14 @@ class Engine:
         self._meter = meter or Uncounted()
         self._checkpoint = checkpoint
         parts = Parts(
-            blobs, clock, self.presence, self.uploads, self.limits, self._meter, checkpoint
+            blobs,
+            clock,
+            self.presence,
+            self.uploads,
+            self.limits,
+            self._meter,
+            checkpoint,
+            lambda site, tags: records_limit(self._said.get(site), tags),
         )
         self._driver = Driver(parts, self._finished)
         self._jobs: dict[str, LiveJob] = {}
@@ -198,6 +208,7 @@ class Engine:
     async def start(self, experiment: Experiment, author: str, study: Study, plan: Plan) -> str:
         """Start a job and return its id; ConfigError lists every problem of the experiment."""
         experiments.matches(experiment, study, plan)
+        experiment = experiments.settled(experiment, study)
         if found := await self.validate(experiment):
             raise ConfigError("; ".join(map(str, found)))
         base = await self._store.read(lambda db: experiments.base_frame(db, experiment))
@@ -290,11 +301,18 @@ class Engine:
                 return views.live(job, versions, self._lacking(job))
 
     async def list(
-        self, *, limit: int = 50, cursor: str | None = None, study: str | None = None
+        self,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        study: str | None = None,
+        author: str | None = None,
     ) -> Page[JobView]:
-        """Return jobs, newest first, without their rounds."""
+        """Return jobs, newest first, without their rounds: all, or an author's studies'."""
         page = await self._store.read(
-            lambda db: records.list_jobs(db, limit=limit, cursor=cursor, study=study)
+            lambda db: records.list_jobs(
+                db, limit=limit, cursor=cursor, study=study, author=author
+            )
         )
         items = tuple(
             views.live(self._jobs[r.id], (), self._lacking(self._jobs[r.id]))
@@ -388,6 +406,17 @@ class Engine:
         self._checkpoint("accept.acknowledged")
         return took
 
+    async def spoke(self, assignment: Assignment, said: Said) -> bool:
+        """Journal a site's message of a masked round; False when the step is not open."""
+        job = self._jobs.get(assignment.task.job)
+        if job is None:
+            return False
+        body = base64.b64encode(said.body).decode()
+        if await job.submit(Spoke(self._clock.now(), said.lease, said.step, body)):
+            return True
+        lease = job.state.leases.get(said.lease)
+        return lease is not None and lease.words.get(said.step) == body  # said before
+
     async def settle(
         self, assignment: Assignment, status: "experiments.Ending", cause: str
     ) -> bool:
@@ -429,7 +458,8 @@ class Engine:
         return None
 
     def _ended(self, job: LiveJob, assignment: Assignment, outcome: str) -> None:
-        self.presence.settle(assignment.site, assignment.lease)
+        if outcome != "accepted" or not assignment.task.cohort:
+            self.presence.settle(assignment.site, assignment.lease)  # a masked one goes on
         job.book.progress.pop(assignment.site, None)
         self._meter.update(outcome)
 

@@ -5,19 +5,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from sqlalchemy import Connection
 
+from consilia.algo.robust import rule
 from consilia.algo.strategy import strategy
 from consilia.core import ids
 from consilia.core.round import RoundConfig, Selection
+from consilia.core.steps import FEWEST
 from consilia.errors import ConfigError, NotFound
-from consilia.hub import records
+from consilia.hub import records, watching
 from consilia.hub.blobs import Blobs
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
     Arguments,
     Plan,
+    Privacy,
     Study,
     plan_digest,
     study_digest,
@@ -54,12 +58,38 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
         grace=experiment.grace,
         deadline=experiment.deadline,
         seed=experiment.seed,
+        masked=experiment.privacy is not None and experiment.privacy.aggregation == "secure",
+    )
+
+
+def settled(experiment: Experiment, study: Study) -> Experiment:
+    """Return the experiment with the protection it gets when it names none.
+
+    Secure aggregation from three sites up. Its rounds need three updates at least, whatever
+    the experiment asks for: from the sum of two, each site knows the other's update.
+    """
+    many = len(study.sites) >= FEWEST
+    privacy = experiment.privacy or Privacy(aggregation="secure" if many else "plain")
+    if privacy.aggregation != "secure":
+        return msgspec.structs.replace(experiment, privacy=privacy)
+    return msgspec.structs.replace(
+        experiment,
+        privacy=privacy,
+        min_updates=max(FEWEST, experiment.min_updates),
+        min_sites=max(FEWEST, experiment.min_sites),
     )
 
 
 def problems(experiment: Experiment) -> tuple[Problem, ...]:
     """Return what is wrong with the experiment by itself."""
-    return (*_numbers(experiment), *_strategy(experiment), *_arguments(experiment.arguments))
+    return (
+        *_numbers(experiment),
+        *_strategy(experiment),
+        *_aggregate(experiment),
+        *_watch(experiment),
+        *_arguments(experiment.arguments),
+        *_privacy(experiment.privacy or Privacy()),
+    )
 
 
 def arguments_misfit(arguments: Arguments) -> Problem | None:
@@ -114,6 +144,7 @@ def _numbers(e: Experiment) -> Iterator[Problem]:
             f"above 0, at most {MAX_SECONDS:g} seconds",
         ),
         ("seed", e.seed, 0 <= e.seed < MAX_SEED, f"0 to {MAX_SEED - 1}"),
+        ("keep", e.keep or 0, e.keep is None or e.keep >= 1, "1 or more, or nothing"),
     )
     for field, found, good, needed in rules:
         if not good:
@@ -130,6 +161,63 @@ def _strategy(e: Experiment) -> Iterator[Problem]:
         yield Problem("strategy", f"{e.strategy.name}({options})", f"another: {error}")
 
 
+def _aggregate(e: Experiment) -> Iterator[Problem]:
+    a = e.aggregate
+    try:
+        chosen, options = rule(a.name, a.options)
+    except ConfigError as error:
+        given = ", ".join(f"{k}={v:g}" for k, v in a.options.items())
+        yield Problem("aggregate", f"{a.name}({given})", f"another: {error}")
+        return
+    if chosen.plain:
+        return
+    if e.min_updates < (fewest := chosen.fewest(options)):
+        yield Problem("min_updates", f"{e.min_updates}", f"at least {fewest} for {a.name}")
+    how = None if e.privacy is None else e.privacy.aggregation
+    if how != "plain":
+        yield Problem(
+            "aggregate",
+            f"{a.name} with privacy.aggregation {how or 'left open'!r}",
+            f"privacy: {{aggregation: plain}}, or the mean: {a.name} compares the sites' "
+            "updates, and a masked update shows nothing to compare. Plain shows each update "
+            "to the hub, so each site must consent",
+        )
+
+
+def _watch(e: Experiment) -> Iterator[Problem]:
+    if e.watch is None:
+        return
+    try:
+        watching.limits(e.watch)
+    except ConfigError as error:
+        yield Problem("watch", "a limit that makes no sense", f"{error}")
+
+
+def _privacy(p: Privacy) -> Iterator[Problem]:
+    rules: list[tuple[str, float, bool, str]] = [
+        ("range", p.range, 0 < p.range < math.inf, "above 0"),
+        ("clip", p.clip, 0 <= p.clip < math.inf, "0 or more"),
+    ]
+    if p.dp is not None:
+        rules += [
+            ("dp.clip", p.dp.clip, 0 < p.dp.clip < math.inf, "above 0"),
+            (
+                "dp.noise_multiplier",
+                p.dp.noise_multiplier,
+                0 < p.dp.noise_multiplier < math.inf,
+                "above 0",
+            ),
+            ("dp.sampling", p.dp.sampling, 0 < p.dp.sampling <= 1, "above 0, at most 1"),
+            ("dp.steps", p.dp.steps, 1 <= p.dp.steps <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
+            ("dp.delta", p.dp.delta, 0 < p.dp.delta < 1, "above 0, below 1"),
+        ]
+    for field, found, good, needed in rules:
+        if not good:
+            yield Problem(f"privacy.{field}", f"{found}", needed)
+    if p.aggregation == "ckks":
+        yield Problem("privacy.aggregation", "'ckks'", "'secure' or 'plain'")
+
+
 def _arguments(arguments: Arguments) -> Iterator[Problem]:
     if len(arguments) > MAX_ARGUMENTS:
         yield Problem("arguments", f"{len(arguments)} of them", f"at most {MAX_ARGUMENTS}")
@@ -139,6 +227,8 @@ def _arguments(arguments: Arguments) -> Iterator[Problem]:
             yield Problem(field, f"a name of {len(name)} characters", f"1 to {MAX_TEXT}")
         if isinstance(value, float) and not math.isfinite(value):
             yield Problem(field, f"{value}", "a finite number")
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            yield Problem(field, "an integer of more than 64 bits", "a smaller one")
         if isinstance(value, str) and len(value) > MAX_VALUE:
             yield Problem(field, f"{len(value)} characters", f"at most {MAX_VALUE}")
 

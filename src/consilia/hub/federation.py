@@ -19,9 +19,14 @@ from sqlalchemy import Connection
 from consilia.core import ids
 from consilia.core.round import Accepted, Settled
 from consilia.errors import AuthError, ConfigError, Conflict, NotFound, Refused, WireError
-from consilia.hub import audit, records
+from consilia.hub import audit, masking, records
 from consilia.hub.blobs import Blob, Blobs
-from consilia.hub.checks import metrics_misfit, records_limit, result_misfit
+from consilia.hub.checks import (
+    masked_misfit,
+    metrics_misfit,
+    records_limit,
+    result_misfit,
+)
 from consilia.hub.engine import Engine
 from consilia.hub.presence import Assignment
 from consilia.hub.store import Store
@@ -41,6 +46,7 @@ from consilia.wire.v1 import (
     Progress,
     Report,
     Result,
+    Said,
     Sealed,
     Verdict,
     encode,
@@ -89,6 +95,8 @@ class Federation:
         assignment = self._engine.presence.holds(site, report.lease)
         if isinstance(report, Progress):
             return self._progress(site, assignment, report)
+        if isinstance(report, Said):
+            return await self._said(assignment, report)
         if assignment is None:
             return await self._ended(site, report)
         if isinstance(report, Result):
@@ -207,6 +215,21 @@ class Federation:
         job.progressed(site, report.lease, report.fraction, report.metrics)
         return Verdict(True)
 
+    async def _said(self, held: Assignment | None, said: Said) -> Verdict:
+        """Take a message of a masked round; what is malformed ends its site's part in it."""
+        job = None if held is None else self._engine.job(held.task.job)
+        if held is None or job is None:
+            return Verdict(False, f"lease {said.lease[:200]!r} is not open")
+        try:
+            masking.check(job.state, held.site, said, self._signing_key(held.site))
+        except WireError as e:
+            cause = f"its {said.step} of the masked round are not valid: {e}"
+            await self._engine.settle(held, "rejected", cause)
+            return Verdict(False, cause)
+        if await self._engine.spoke(held, said):
+            return Verdict(True)
+        return Verdict(False, f"{said.step} of lease {said.lease} are not asked for now")
+
     async def _result(self, held: Assignment, report: Result) -> Verdict:
         job = self._engine.job(held.task.job)
         if job is None:
@@ -225,6 +248,8 @@ class Federation:
         problem = (
             "the result names no model: an empty update cannot be averaged"
             if header is None
+            else masked_misfit(report, held.task, header, base)
+            if held.task.cohort and base is not None
             else result_misfit(report, held.task, header, base, most)
         )
         if problem is not None or header is None:
@@ -312,4 +337,10 @@ def _catalogue(db: Connection, site: str, version: int) -> Catalogue:
         for study in studies
         for p in records.study_plans(db, study.name)
     )
-    return Catalogue(version, studies, tuple(plans))
+    invited = {site for study in studies for site in study.sites}
+    keys = {
+        found.name: found.signing_key
+        for found in records.every_site(db)
+        if found.name in invited and found.state == "enrolled" and found.signing_key
+    }
+    return Catalogue(version, studies, tuple(plans), keys)

@@ -16,15 +16,18 @@ tells why the round cannot be closed.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from consilia.algo.aggregate import Accumulator, Fold, accumulator, cast, widen_into
+from consilia.algo.aggregate import Accumulator, Fold, Read, accumulator, cast, widen_into
+from consilia.algo.robust import Floats, check
 from consilia.algo.strategy import Strategy, steps
 from consilia.core.weights import Array, Schema, TensorSpec, dtype_name
 from consilia.errors import StorageError, UpdateRejected
 from consilia.hub.blobs import Blob, Blobs, Spool
+from consilia.hub.combining import Choice, Combined, squares
 from consilia.wire import frames
 from consilia.wire.frames import CHUNK, FrameWriter, Header, TensorEntry
 
@@ -53,24 +56,60 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A new model, durable under its digest; `optimizer` likewise, None without state."""
+    """A new model, durable under its digest; `optimizer` likewise, None without state.
+
+    Of a masked round, `records` and `metrics` are what its sum holds of them. `alarms` and
+    `notes` are from hub.watching: when they led back, `header` is that of a model before.
+    """
 
     header: Header
     optimizer: str | None
+    records: int | None = None
+    metrics: Mapping[str, float] | None = None
+    alarms: tuple[str, ...] = ()
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+class Result(Protocol):
+    """What a round's updates have become: `Means`, or hub.combining.Combined."""
+
+    def mean(self, spec: TensorSpec) -> Accumulator:
+        """Return a tensor's mean, flat."""
+
+    def result_chunk(self, spec: TensorSpec, start: int, stop: int) -> Array:
+        """Return a part of a tensor's mean in its own dtype."""
+
+
+class Means(Result, Protocol):
+    """What updates are folded into: algo.aggregate.Fold, hub.masking.MaskedFold."""
+
+    def add(self, records: int, read: Read) -> None:
+        """Fold one update."""
+
+    def clear(self) -> None:
+        """Start again, empty."""
+
+
+Finish = Callable[[Means, Callable[[TensorSpec], Iterator[Array]]], None]
 
 
 class Aggregate:
     """The updates of one round, folded as they come. Not thread-safe."""
 
     def __init__(
-        self, blobs: Blobs, base: str, checkpoint: Callable[[str], None] = lambda _: None
+        self,
+        blobs: Blobs,
+        base: str,
+        checkpoint: Callable[[str], None] = lambda _: None,
+        means: Callable[[Schema], Means] = Fold,
     ) -> None:
-        """Open the frame `base` that the round starts from."""
+        """Open the frame `base` that a round starts from; `means` makes what it folds into."""
         self._blobs = blobs
+        self._means = means
         self._checkpoint = checkpoint
         self._buffer = bytearray(CHUNK)
         self._open(base)
-        self._fold: Fold | None = None
+        self._fold: Means | None = None
         self._folded: list[str] = []  # leases
 
     def _open(self, base: str) -> None:
@@ -89,7 +128,7 @@ class Aggregate:
     def add(self, update: Update) -> None:
         """Fold one spooled update; on an error everything folded so far must be folded anew."""
         if self._fold is None:
-            self._fold = Fold(self.header.schema)
+            self._fold = self._means(self.header.schema)
         with self._blobs.read_spool(update.lease) as spool:
             try:
                 self._fold.add(update.records, self._reader(spool, update))
@@ -97,8 +136,18 @@ class Aggregate:
                 raise UpdateRejected(f"update of site {update.site!r}: {e}") from e
         self._folded.append(update.lease)
 
-    def close(self, name: str, round: int, updates: Sequence[Update], recipe: Recipe) -> Made:
-        """Make the model of exactly `updates` durable; `name` is unique to this attempt."""
+    def close(
+        self,
+        name: str,
+        round: int,
+        updates: Sequence[Update],
+        recipe: Recipe,
+        finish: Finish | None = None,
+    ) -> Made:
+        """Make the model of exactly `updates` durable; `name` is unique to this attempt.
+
+        `finish` makes the mean of what was folded, given how to read the base's tensors.
+        """
         leases = {u.lease for u in updates}
         if not leases.issuperset(self._folded):
             self.reset()
@@ -108,8 +157,48 @@ class Aggregate:
         self._checkpoint("close.folded")
         if self._fold is None or not self._folded:
             raise StorageError(f"{name}: there is no update to make a model of")
+        if finish is not None:
+            finish(self._fold, self._old)
         step = _Step(self._blobs, self._base, self.header, self._fold, recipe, self._checkpoint)
         return step.run(name, round)
+
+    def combine(
+        self, name: str, round: int, updates: Sequence[Update], recipe: Recipe, choice: Choice
+    ) -> Made:
+        """Make the model durable that a rule makes of all updates, read side by side."""
+        self.reset()
+        check(choice.rule, choice.options, len(updates))
+        with self.beside(updates) as reads:
+            found = Combined(self.header.schema, reads, choice)
+            self._checkpoint("close.folded")
+            step = _Step(self._blobs, self._base, self.header, found, recipe, self._checkpoint)
+            return step.run(name, round)
+
+    def spread(self, updates: Sequence[Update]) -> Floats:
+        """Return the squared distances [n + 1, n + 1] of updates, in site order, and base."""
+        with self.beside(updates) as reads:
+            return squares(self.header.schema, (*reads, self._old))
+
+    @contextlib.contextmanager
+    def beside(self, updates: Sequence[Update]) -> Iterator[tuple[Read, ...]]:
+        """Open updates side by side, in the order of their sites; pieces share one buffer."""
+        with contextlib.ExitStack() as stack:
+            reads = []
+            for update in sorted(updates, key=lambda update: update.site):
+                spool = stack.enter_context(self._blobs.read_spool(update.lease))
+                reads.append(self._reader(spool, update))
+            yield tuple(reads)
+
+    def moved(self, made: Header) -> float:
+        """Return the L2 norm of a new model, which is in the store, minus the base."""
+        with self._blobs.open(made.digest) as blob:
+            entries = {entry.name: entry for entry in made.entries}
+
+            def new(spec: TensorSpec) -> Iterator[Array]:
+                return frames.chunks(blob.fd, made, entries[spec.name], self._buffer)
+
+            found = squares(self.header.schema, (new, self._old))
+        return float(np.sqrt(found[0, 1]))
 
     def reset(self) -> None:
         """Forget what was folded; the base stays open and the memory is kept."""
@@ -126,6 +215,10 @@ class Aggregate:
         # A model that was replaced is rarely read again: its pages serve the next one.
         os.posix_fadvise(self._base.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self._base.close()
+
+    def _old(self, spec: TensorSpec) -> Iterator[Array]:
+        entry = next(e for e in self.header.entries if e.name == spec.name)
+        return frames.chunks(self._base.fd, self.header, entry, self._buffer)
 
     def _reader(self, spool: Blob, update: Update) -> Callable[[TensorSpec], Iterator[Array]]:
         """Return how `Fold` reads the update: tensors it leaves out come from the base."""
@@ -154,7 +247,7 @@ class _Step:
     _blobs: Blobs
     _base: Blob
     _header: Header
-    _fold: Fold
+    _fold: Result
     _recipe: Recipe
     _checkpoint: Callable[[str], None]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from consilia.hub.clock import Clock
-from consilia.wire.v1 import Lease, Orders, Poll, Task
+from consilia.wire.v1 import Lease, Orders, Poll, Task, Word
 
 LONGEST_WAIT = 60.0  # seconds a poll is held at most, whatever the node asks
 MIN_TIMEOUT = 1.0  # seconds a redelivered task is given at least
@@ -35,6 +35,7 @@ class Assignment:
 class _Site:
     assigned: Mapping[str, Assignment] = field(default_factory=dict)
     settled: dict[str, None] = field(default_factory=dict)  # reported on, newest last
+    words: dict[str, tuple[Word, ...]] = field(default_factory=dict)  # by lease, in order
     online: bool = False
     last_seen: float | None = None
     waiter: "asyncio.Future[bool] | None" = None  # True: answer with what is new
@@ -101,6 +102,13 @@ class Presence:
         if self._remove(site, lease):
             _wake(self._entry(site))
 
+    def tell(self, site: str, word: Word) -> None:
+        """Pass a word on to the site of a lease; a waiting poll answers at once."""
+        entry = self._entry(site)
+        if word.lease in entry.assigned:
+            entry.words[word.lease] = (*entry.words.get(word.lease, ()), word)
+            _wake(entry)
+
     def settle(self, site: str, lease: str) -> None:
         """End a lease on the site's own report: it knows, so its poll is left waiting."""
         if self._remove(site, lease):
@@ -118,7 +126,7 @@ class Presence:
     def drop(self, site: str) -> tuple[Assignment, ...]:
         """Send a revoked site away: its poll ends, it is offline; return what it was on."""
         entry = self._entry(site)
-        held, entry.assigned = tuple(entry.assigned.values()), {}
+        held, entry.assigned, entry.words = tuple(entry.assigned.values()), {}, {}
         if entry.waiter and not entry.waiter.done():
             entry.waiter.set_result(False)
         self._set_online(site, entry, False)
@@ -181,9 +189,14 @@ class Presence:
             if a.lease not in running
         )
         cancel = tuple(sorted(running - entry.assigned.keys() - entry.settled.keys()))
-        if not leases and not cancel and catalogue == poll.catalogue:
+        words = tuple(
+            word
+            for lease in entry.words.keys() & running
+            for word in _after(entry.words[lease], poll.heard.get(lease, ""))
+        )
+        if not leases and not cancel and not words and catalogue == poll.catalogue:
             return None
-        return Orders(leases=leases, cancel=cancel, catalogue=catalogue)
+        return Orders(leases=leases, cancel=cancel, catalogue=catalogue, words=words)
 
     # ---- coming and going --------------------------------------------------------------------
 
@@ -195,6 +208,7 @@ class Presence:
         if lease not in entry.assigned:
             return False
         entry.assigned = {k: a for k, a in entry.assigned.items() if k != lease}
+        entry.words.pop(lease, None)
         return True
 
     def _set_online(self, site: str, entry: _Site, online: bool) -> None:
@@ -218,6 +232,12 @@ class Presence:
             self._set_online(site, entry, False)
         else:
             self._watch(site, entry)
+
+
+def _after(words: tuple[Word, ...], heard: str) -> tuple[Word, ...]:
+    """Return the words that follow the step heard last; all when it is not among them."""
+    steps = [word.step for word in words]
+    return words[steps.index(heard) + 1 :] if heard in steps else words
 
 
 def _wake(entry: _Site, only: "asyncio.Future[bool] | None" = None) -> None:

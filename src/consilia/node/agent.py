@@ -36,14 +36,16 @@ from consilia.node.backoff import Backoff
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
 from consilia.node.delivery import Delivery, conclude
+from consilia.node.exchange import Exchange
 from consilia.node.link import HubLink
+from consilia.node.masking import Spoken
 from consilia.node.policy import short
 from consilia.node.release import Answer, Release
 from consilia.node.runner import Runs
 from consilia.node.standing import Grant, Standing
+from consilia.node.status import AgentStatus
 from consilia.node.store import Store, printable
 from consilia.node.work import (
-    AgentStatus,
     Ending,
     Job,
     NotAllowed,
@@ -113,6 +115,9 @@ class Agent:
         """Work until cancelled. Unfinished tasks are dropped then: the hub gives them again."""
         for answer in await in_thread(self._release.pending):
             self._take(answer.lease, answer)
+        for lease, spoken in await in_thread(self._release.masking.open):
+            if lease.id not in self._works and self._release.answered(lease.id):
+                self._listen_again(lease, spoken)
         self._revision, self._day = self._store.revision(), self._standing.today()
         self._reconsider()
         try:
@@ -155,8 +160,9 @@ class Agent:
         while True:
             try:
                 running = tuple(sorted(self._works))
+                heard = {n: w.exchange.heard for n, w in self._works.items() if w.exchange}
                 orders = await self._link.poll(
-                    Poll(self._session, running, self._catalogue, WAIT)
+                    Poll(self._session, running, self._catalogue, WAIT, heard)
                 )
                 self._heard()
                 backoff.reset()
@@ -184,6 +190,11 @@ class Agent:
             elif lease.id not in self._works and len(self._works) < MAX_WORKS:
                 self._take(lease)
         fresh = len(self._works) > before
+        for word in orders.words:
+            known = self._works.get(word.lease)
+            if known is not None and known.exchange is not None:
+                known.exchange.take(word)
+                fresh = True
         for lease_id in orders.cancel:
             work = self._works.get(lease_id)
             if work is not None and work.ending is None:
@@ -233,8 +244,8 @@ class Agent:
     def _reconsider(self) -> None:
         """Stop what is no longer allowed, and tell the hub what is."""
         for work in list(self._works.values()):
-            if work.phase == "waiting" or work.ending is not None:
-                continue  # judged when its turn comes
+            if work.phase in ("waiting", "listening") or work.ending is not None:
+                continue  # judged when its turn comes; what has left cannot be taken back
             if isinstance(work.answer, Answer) and work.answer.frame is None:
                 continue  # nothing of the site's data is in a refusal or failure
             decision = self._standing.judge(work.lease)
@@ -277,6 +288,10 @@ class Agent:
 
     def _end(self, work: Work, ending: Ending) -> None:
         """Stop a task early. What is being sent ends by itself when the hub says so."""
+        if work.phase == "listening" and work.exchange is not None:
+            work.exchange.end()
+            self._works.pop(work.lease.id, None)  # the hub need not say so again
+            return
         work.ending = ending
         if work.task is None or (ending.by == "hub" and work.phase == "sending"):
             return
@@ -292,11 +307,52 @@ class Agent:
             if work.answer is None:
                 work.answer = await self._answer(work)
             if work.answer is not None:
-                await self._delivery.deliver(work, work.answer)
+                delivered = await self._delivery.deliver(work, work.answer)
+                if delivered and work.exchange is not None:
+                    await self._hear_out(work)
+            await self._leave(work)
+        except asyncio.CancelledError:
+            if work.exchange is not None:  # the agent ends: the round goes on after its start
+                await work.exchange.close(forget=False)
+            raise
         except Exception:
             _LOG.exception("a defect ended lease %s", printable(work.lease.id, 200))
         finally:
             self._works.pop(work.lease.id, None)
+
+    def _listen_again(self, lease: Lease, spoken: Spoken) -> None:
+        """Go on with a masked round whose update the hub has: the others need our words."""
+        loop = asyncio.get_running_loop()
+        work = Work(lease, self._now(), loop.time() + self._config.limits.seconds)
+        self._works[lease.id] = work
+        self._join(work, spoken)
+
+        async def listen() -> None:
+            try:
+                await self._hear_out(work)
+                await self._leave(work)
+            finally:
+                self._works.pop(lease.id, None)
+
+        work.task = loop.create_task(listen())
+
+    def _join(self, work: Work, spoken: Spoken | None = None) -> None:
+        """Take part in the masked round that a lease belongs to."""
+        exchange = Exchange(
+            work.lease, self._release.masking, self._link, self._delivery.pause, self._rng
+        )
+        work.exchange = exchange
+        exchange.start(spoken)
+
+    async def _hear_out(self, work: Work) -> None:
+        """Answer in a masked round until it is over."""
+        if work.exchange is not None:
+            work.phase = "listening"
+            await work.exchange.ended(work.left)
+
+    async def _leave(self, work: Work) -> None:
+        if work.exchange is not None:
+            await work.exchange.close(forget=True)
 
     async def _answer(self, work: Work) -> Answer | None:
         """Run the task if it may run; return what to tell the hub, None for nothing."""
@@ -353,6 +409,8 @@ class Agent:
         """Run an allowed task in the job's worker and release its result."""
         lease, task, loop = work.lease, work.lease.task, asyncio.get_running_loop()
         started = loop.time()
+        if task.cohort and work.exchange is None:
+            self._join(work)
         with self._held(task.model) as held:
             model = held
             if task.model is not None and model is None:
@@ -375,6 +433,8 @@ class Agent:
             )
             answer: Answer | None = None
             try:
+                if work.exchange is not None:
+                    await work.exchange.ready(work.left)
                 work.phase = "releasing"
                 answer = await in_thread(
                     self._release.result,

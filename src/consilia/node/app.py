@@ -23,27 +23,15 @@ import msgspec
 
 from consilia.core import ids
 from consilia.errors import Conflict, ConsiliaError, StorageError
-from consilia.node import (
-    approvals,
-    audit,
-    config,
-    control,
-    datasets,
-    identity,
-    logs,
-    runner,
-    studies,
-)
+from consilia.node import config, control, identity, logs, runner
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
-from consilia.node.doctor import Finding, examine
 from consilia.node.identity import Identity
 from consilia.node.line import Credentials
 from consilia.node.link import HttpLink, enrol
 from consilia.node.release import Release
 from consilia.node.store import Store
-from consilia.node.work import AgentStatus, TaskStatus
 from consilia.wire.token import decode_token
 from consilia.wire.v1 import Renew, Scalar
 
@@ -66,25 +54,6 @@ _COMMENTS = """\
 # `arguments`: the range in which a researcher may set an argument of an approved plan without
 # a new approval; a name without a range keeps the value that the plan's source gives it.
 """
-
-
-class NodeStatus(msgspec.Struct, frozen=True):
-    """A node, for the site's staff. Times are Unix seconds."""
-
-    site: str
-    hub: str
-    running: bool
-    connected: bool
-    contact: float | None
-    problem: str
-    sandbox: str
-    certificate_expires: float
-    datasets: int
-    studies_pending: int
-    plans_pending: int
-    answers_waiting: int
-    audit_lines: int
-    tasks: tuple[TaskStatus, ...] = ()
 
 
 def join(
@@ -143,40 +112,6 @@ def serve(directory: Path, ready: Callable[[Agent], None] | None = None) -> None
             logs.stop()
 
 
-def status(directory: Path) -> NodeStatus:
-    """Return how the node is, whether its agent runs or not."""
-    settings = config.load(directory)
-    me = identity.load(directory, settings.site)
-    answer = control.poke(directory, "status")
-    agent = AgentStatus(False, None, "the agent does not run", (), 0)
-    if answer is not None:
-        agent = msgspec.convert(answer, AgentStatus)
-    with contextlib.closing(Store.open(directory)) as store:
-        today = approvals.day(time.time())
-        waiting = store.rows("SELECT count(*) FROM leases WHERE settled = 0")
-        return NodeStatus(
-            settings.site,
-            settings.hub,
-            answer is not None,
-            agent.connected,
-            agent.contact,
-            agent.problem,
-            settings.sandbox,
-            me.not_after,
-            len(datasets.list_datasets(store)),
-            sum(r.state == "pending" for r in studies.list_studies(store, today)),
-            len(approvals.list_plans(store, today, "pending")),
-            int(waiting[0][0] or 0),
-            audit.head(store)[0],
-            agent.tasks,
-        )
-
-
-def doctor(directory: Path) -> list[Finding]:
-    """Check what the node needs, and say what to do about what is amiss."""
-    return examine(directory, time.time)
-
-
 async def _serve(
     directory: Path, settings: NodeConfig, ready: Callable[[Agent], None] | None
 ) -> None:
@@ -194,7 +129,9 @@ async def _serve(
     agent = Agent(
         config=settings,
         store=store,
-        release=Release(store, directory / "outbox", settings, me.signing, time.time),
+        release=Release(
+            store, directory / "outbox", settings, me.signing, time.time, os.urandom
+        ),
         cache=Cache(directory / "cache", settings.cache_bytes),
         link=link,
         runner=runner.Runner(

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused, WireError
-from consilia.node import approvals, studies
+from consilia.node import approvals, peers, studies
 from consilia.node.store import Store, printable
 from consilia.wire.v1 import Catalogue, Plan, PlanEntry
 
@@ -48,6 +48,7 @@ async def sync(link: Offers, store: Store, site: str, now: Callable[[], float]) 
 
 
 def _take_studies(found: Catalogue, store: Store, site: str, now: Callable[[], float]) -> None:
+    peers.told(store, found.keys, now())
     for study in found.studies:
         try:
             if site not in study.sites:

@@ -18,12 +18,15 @@ from consilia.core import ids
 from consilia.errors import ConfigError, NotFound
 from consilia.node.line import parse_proxy
 from consilia.node.policy import Interval, allowed_values
+from consilia.privacy.ledger import Cap, check_cap
 from consilia.wire import strict
 from consilia.wire.token import split_url
 from consilia.wire.v1 import Scalar
 
 FILE = "node.yaml"
 GIB = 1 << 30
+# required: bubblewrap; container: where that cannot work, fewer walls; off: none
+Sandbox = Literal["required", "container", "off"]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -38,13 +41,37 @@ class Limits(msgspec.Struct, frozen=True):
     update_bytes: int = 8 * GIB  # of one update, init included
 
 
+class Budgets(msgspec.Struct, frozen=True):
+    """How much the ledger lets be spent, for ever, where no command set another cap."""
+
+    universe: Cap = Cap(10.0)  # of all that is released about one set of patients
+    dataset: Cap | None = None  # within it; None: no cap of its own
+    study: Cap | None = None
+    researcher: Cap | None = None
+    universes: dict[str, str] = {}  # dataset -> whose data it has, if not the site's patients
+
+
+class Disclosure(msgspec.Struct, frozen=True):
+    """Which numbers about the site's records may leave it (privacy.disclosure)."""
+
+    k: int = 5  # fewest records that a number is about; a study can only raise it
+    counts: Literal["rounded", "exact"] = "rounded"  # to multiples of 5
+    metrics: Literal["none", "rounded", "all"] = "rounded"  # of training tasks
+    metric_digits: int = 3  # significant digits of a rounded metric
+    metrics_per_day: int = 1000  # tasks of one dataset whose metrics leave; then none do
+    progress_metrics: bool = False  # let metrics leave while a task runs
+    progress_per_task: int = 20  # messages with metrics, where they may
+    categories: int = 50  # levels of one table
+    answers: int = 256  # different groups of records asked about, for ever, per universe
+
+
 class NodeConfig(msgspec.Struct, frozen=True):
     """The content of node.yaml. Nothing in it lets a plan run: approvals do."""
 
     site: str
     hub: str  # https://host:port of the node listener
     proxy: str = ""  # http://host:port of an HTTP CONNECT proxy; "" for none
-    sandbox: Literal["required", "off"] = "required"
+    sandbox: Sandbox = "required"
     cuda: bool = False
     limits: Limits = Limits()
     cache_bytes: int = 20 * GIB
@@ -52,6 +79,11 @@ class NodeConfig(msgspec.Struct, frozen=True):
     clip_norm: float = 0.0  # largest L2 norm of an update (new minus old model); 0: no limit
     arguments: dict[str, list[Scalar]] = {}
     disclose_reasons: bool = False
+    disclosure: Disclosure = Disclosure()
+    privacy: Budgets = Budgets()
+    plain_updates: bool = (
+        False  # let updates leave unmasked where three sites or more take part
+    )
     failures_per_day: int = 50  # of one plan; then its tasks are refused until the next day
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_bytes: int = 64 << 20  # of the log files together
@@ -121,15 +153,49 @@ def _problems(c: NodeConfig) -> Iterator[str]:
         **{n: getattr(c, n) for n in ("cache_bytes", "log_bytes", "failures_per_day")},
         "min_records": c.min_records,
     }
+    yield from _disclosure_problems(c.disclosure)
     for name, value in numbers.items():
         least = 0 if name == "limits.threads" else 1
         if not least <= value < math.inf:
             yield f"{name}: found {value}, needed at least {least}"
     if not 0 <= c.clip_norm < math.inf:
         yield f"clip_norm: found {c.clip_norm}, needed 0 (no limit) or more"
+    yield from _budget_problems(c.privacy)
     for name, values in c.arguments.items():
         if found := _values_problem(values):
             yield f"arguments.{name}: {found}"
+
+
+def _budget_problems(budgets: Budgets) -> Iterator[str]:
+    """Yield what is wrong with the section `privacy`."""
+    for name in ("universe", "dataset", "study", "researcher"):
+        cap = getattr(budgets, name)
+        try:
+            if cap is not None:
+                check_cap(cap)
+        except ConfigError as e:
+            yield f"privacy.{name}.{e}"
+    for dataset, universe in budgets.universes.items():
+        try:
+            ids.name(dataset, "dataset")
+            ids.name(universe, "universe")
+        except ConfigError as e:
+            yield f"privacy.universes: {e}"
+
+
+def _disclosure_problems(d: Disclosure) -> Iterator[str]:
+    """Yield what is wrong with the section `disclosure`."""
+    bounds = {
+        "k": (3, 1000),
+        "metric_digits": (1, 17),
+        "metrics_per_day": (0, 1 << 31),
+        "progress_per_task": (0, 1 << 31),
+        "categories": (2, 1000),
+        "answers": (0, 1024),
+    }
+    for name, (least, most) in bounds.items():
+        if not least <= (value := getattr(d, name)) <= most:
+            yield f"disclosure.{name}: found {value}, needed {least} to {most}"
 
 
 def _values_problem(values: list[Scalar]) -> str | None:

@@ -40,8 +40,10 @@ class Delivery:
             async with asyncio.timeout(seconds):  # wait_for may swallow a cancellation (3.11)
                 await self._reached.wait()
 
-    async def deliver(self, work: Work, answer: Answer) -> None:
+    async def deliver(self, work: Work, answer: Answer) -> bool:
         """Send an answer until the hub has it, or until it may no longer leave.
+
+        Returns whether the hub has taken it.
 
         A task that policy or staff end meanwhile is answered with that instead; one that the
         hub takes back is not answered.
@@ -49,8 +51,7 @@ class Delivery:
         work.phase = "sending"
         while True:
             try:
-                await self._send(work, answer)
-                return
+                return await self._send(work, answer)
             except asyncio.CancelledError:
                 if work.ending is None:
                     raise  # the agent itself is ending
@@ -58,10 +59,10 @@ class Delivery:
                 ending, work.answer = work.ending, answer
             if ending.by == "hub":
                 await in_thread(self._release.withdraw, answer, ending.text)
-                return
+                return False
             answer = await in_thread(conclude, self._release, work, ending)
 
-    async def _send(self, work: Work, answer: Answer) -> None:
+    async def _send(self, work: Work, answer: Answer) -> bool:
         name, backoff = printable(answer.lease.id, 200), Backoff(self._rng)
         while True:
             try:
@@ -73,17 +74,17 @@ class Delivery:
                 self._release.acknowledged(answer)
                 if not verdict.accepted:
                     _LOG.warning("lease %s: %s", name, printable(verdict.reason, 400))
-                return
+                return verdict.accepted
             except (TransferError, AuthError, StorageError, OSError) as e:
                 # The hub is away, its disk is full, or this node's certificate needs a person.
                 _LOG.info("the answer to lease %s is not delivered yet: %s", name, e)
             except ConsiliaError as e:
                 _LOG.warning("lease %s: the hub refused the answer: %s", name, e)
                 await in_thread(self._release.withdraw, answer, f"the hub refused it: {e}")
-                return
+                return False
             if work.ending is not None and work.ending.by == "hub":
                 await in_thread(self._release.withdraw, answer, work.ending.text)
-                return
+                return False
             await self.pause(backoff.delay())
 
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-from consilia.wire.v1 import MAX_ARGUMENTS, Scalar
+from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
 KINDS = frozenset({"init", "train"})
 FRAMEWORK_ARGUMENTS: Mapping[str, Scalar] = {"proximal_mu": 0.0}  # set by strategies, not plans
+FEWEST_MASKED = 3  # sites: of two, each works out the other's update from the sum
 MAX_TEXT = 200  # characters of a text argument
 
 
@@ -49,6 +50,7 @@ class StudyGrant:
     until: date = date.min
     min_records: int = 0
     datasets: frozenset[str] = frozenset()  # names it may use; empty: any that has the tags
+    sites: tuple[str, ...] = ()  # invited, this one among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Policy:
     min_records: int = 100
     ranges: Mapping[str, Allowed] = field(default_factory=dict)  # the site's, for any plan
     failures_per_day: int = 0
+    plain_updates: bool = False  # may they leave unmasked where masking is possible
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class Request:
     model: str | None
     timeout: float
     failures_today: int = 0
+    privacy: Privacy = field(default_factory=Privacy)
+    cohort: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,31 @@ def _failures(r: Request, p: Policy, _: date) -> str | None:
     )
 
 
+def _aggregation(r: Request, p: Policy, _: date) -> str | None:
+    """Masked where it can be: from three sites up, unless the site's owner said otherwise."""
+    study = p.studies.get(r.study)
+    if r.kind == "init" or study is None:
+        return None
+    if r.privacy.aggregation == "secure":
+        return _cohort(r.cohort, study)
+    if r.privacy.aggregation != "plain":
+        return f"aggregation {r.privacy.aggregation!r} is unknown here"
+    if len(study.sites) < FEWEST_MASKED or p.plain_updates:
+        return None
+    return (
+        f"the update of one of {len(study.sites)} sites would leave unmasked; this site "
+        "sends it only by secure aggregation (plain_updates: true would let it)"
+    )
+
+
+def _cohort(cohort: tuple[str, ...], study: StudyGrant) -> str | None:
+    if strangers := set(cohort) - set(study.sites):
+        return f"the cohort names {sorted(strangers)[:8]}, which the study does not invite"
+    if len(set(cohort)) < max(FEWEST_MASKED, len(cohort)):
+        return f"a cohort of {len(cohort)} sites cannot be masked: three are the fewest"
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     _kind,
     _study,
@@ -212,6 +242,7 @@ RULES: tuple[Rule, ...] = (
     _arguments,
     _timeout,
     _failures,
+    _aggregation,
 )
 
 

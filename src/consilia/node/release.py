@@ -3,7 +3,8 @@
 An update leaves only when the worker's tensors have exactly the model's schema, are finite
 (and clipped, where the site says so), were computed on no fewer records than the site's and
 the study's minimum and no more than the dataset has, and its metrics are a few short names
-with finite numbers. It is then written to DIR/outbox, signed, and entered in the audit trail
+with finite numbers, of which disclosure control lets leave what may (node.numbers). It is
+then written to DIR/outbox, signed, and entered in the audit trail
 in one transaction; only after that commit may a byte of it be sent.
 
 The answer to a lease is kept until the hub has acknowledged it, so a restarted agent sends
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -40,8 +42,11 @@ from consilia.errors import (
 )
 from consilia.node import audit, clip
 from consilia.node.config import NodeConfig
+from consilia.node.masking import Masking
+from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
 from consilia.node.store import Store, Transaction
+from consilia.privacy import disclosure
 from consilia.wire import frames, seal
 from consilia.wire.v1 import (
     MAX_METRICS,
@@ -55,13 +60,13 @@ from consilia.wire.v1 import (
     Report,
     Result,
     Sealed,
+    Task,
     decode,
     encode,
 )
 from consilia.wire.worker import Done
 
 REPORT, ADVERTISEMENT = "report", "advertisement"
-BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
 FREE_RESERVE = 64 << 20  # bytes of disk that an update must leave free
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -78,21 +83,24 @@ class Answer:
 class Release:
     """Makes, keeps and withdraws answers. Methods block; any thread may call them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts it is made of
         self,
         store: Store,
         outbox: Path,
         config: NodeConfig,
         key: Ed25519PrivateKey,
         now: Callable[[], float],
+        random: Callable[[int], bytes],
     ) -> None:
-        """Open the outbox folder (made 0700 when missing)."""
+        """Open the outbox folder (made 0700 when missing); `random` gives secret bytes."""
         outbox.mkdir(mode=0o700, exist_ok=True)
         self._store = store
         self._outbox = outbox
         self._config = config
         self._key = key
         self._now = now
+        self.masking = Masking(store, config.site, key, now, random)
+        self._numbers = Numbers(store, config.disclosure)
         self._lock = threading.Lock()
         self._acknowledged: dict[str, Path | None] = {}  # settled, not yet noted on disk
         self._advertised: bytes = b""
@@ -109,24 +117,38 @@ class Release:
         available: int,
         least: int,
         seconds: float,
+        dataset: str = "",
     ) -> Answer:
         """Take the worker's outcome, its tensors from a descriptor, and make the answer.
 
-        `available` is the dataset's record count, `least` the minimum in force. Raises Refused
+        `available` is the dataset's record count, `least` the minimum in force; how often
+        `dataset` tells metrics is counted under its name. Raises Refused
         (too few records), WorkerError with its cause, or StorageError; nothing has left then.
         """
         path = self._frame_path(lease.id)
         try:
             self._check_records(lease, done, available, least)
             check_metrics(done.metrics)
-            header = self._receive(done, tensors, base, path)
-            return self._keep_result(lease, done, header, path, seconds)
+            told = self._numbers.result(
+                lease.task,
+                done.metrics,
+                dataset=dataset,
+                records=done.records,
+                today=date.fromtimestamp(self._now()),
+            )
+            done = msgspec.structs.replace(done, metrics=told.metrics)
+            bound = _tightest(self._config.clip_norm, lease.task.privacy.clip)
+            header = self._receive(done, tensors, base, path, bound)
+            if lease.task.cohort:
+                header = self._mask(lease, done, base, path)
+            return self._keep_result(lease, done, header, path, seconds, told)
         except BaseException:
             discard(path)
             raise
 
     def failed(self, lease: Lease, cause: FailureCause) -> Answer:
         """Make the answer for a task that did not finish; the reason in words stays here."""
+        cause = disclosure.release_cause(cause, get_args(FailureCause), "internal")
         report = self._seal(Failed(lease.id, cause))
         now = self._now()
         with self._committing() as (tx, _):
@@ -161,18 +183,40 @@ class Release:
             detail = f"{reason}; {_about(lease)}"
             tx.audit(self._now(), "agent", "task.stop", lease.id, "dropped", detail)
 
-    def progress(self, lease: str, fraction: float, metrics: Metrics) -> Sealed:
-        """Return a signed progress message, or raise WorkerError for what may not leave."""
+    def progress(
+        self,
+        lease: str,
+        fraction: float,
+        metrics: Metrics,
+        task: Task | None = None,
+        records: int = 0,
+    ) -> Sealed:
+        """Return a signed progress message, or raise WorkerError for what may not leave.
+
+        Metrics go with it only where the site says so, and are judged by `task` and by how
+        many `records` its dataset has: without these none does.
+        """
         if not 0 <= fraction <= 1:
             raise WorkerError("progress is not a fraction from 0 to 1", "plan-contract")
         check_metrics(metrics)
-        return self._seal(Progress(lease, round(fraction, 3), metrics))
+        step, kept, first = self._numbers.progress(lease, task, fraction, metrics, records)
+        if first:
+            with self._store.write() as tx:
+                detail = f"metrics {', '.join(sorted(kept))} while the task runs"
+                tx.audit(self._now(), "agent", "release.progress", lease, "released", detail)
+        return self._seal(Progress(lease, step, kept))
 
     def advertisement(self, message: Advertisement) -> Sealed:
         """Return the signed public state, with the head of the audit trail.
 
         Audited whenever what it offers has changed.
         """
+        rules = self._numbers.rules
+        offered = (
+            msgspec.structs.replace(d, records=disclosure.release_offer(d.records, rules))
+            for d in message.datasets
+        )
+        message = msgspec.structs.replace(message, datasets=tuple(offered))
         offer = encode(message)
         if offer != self._advertised:
             with self._store.write() as tx:
@@ -253,7 +297,7 @@ class Release:
             )
 
     def _receive(
-        self, done: Done, tensors: int, base: Path | None, path: Path
+        self, done: Done, tensors: int, base: Path | None, path: Path, bound: float
     ) -> frames.Header:
         """Stream the tensors into a frame at `path`: counted, hashed and checked on the way."""
         old = None if base is None else frames.read_header(base)
@@ -266,8 +310,8 @@ class Release:
             writer = frames.FrameWriter(fd, schema, unchanged)
             pump(tensors, size, writer.append)
             header = writer.finish()
-            if base is not None and self._config.clip_norm:
-                header = self._clip(fd, base, path) or header
+            if base is not None and bound:
+                header = self._clip(fd, base, path, bound) or header
         except UpdateRejected as e:
             raise WorkerError(str(e), "not-finite") from None
         except WireError as e:
@@ -315,11 +359,27 @@ class Release:
                 "disk",
             )
 
-    def _clip(self, fd: int, base: Path, path: Path) -> frames.Header | None:
-        """Clip the frame at `path` to the site's norm; None when it was within already."""
+    def _mask(self, lease: Lease, done: Done, base: Path | None, path: Path) -> frames.Header:
+        """Put the masked update in place of the plain one, which never leaves."""
+        if base is None:
+            raise Refused("a masked update needs a model that it changes")
+        draft = path.with_suffix(".masked")
+        try:
+            header = self.masking.mask(lease, path, base, draft, done.records, done.metrics)
+            draft.replace(path)
+            return header
+        except UpdateRejected as e:
+            raise WorkerError(str(e), "plan-contract") from None
+        except OSError as e:
+            raise WorkerError(f"the update could not be masked: {e}", "disk") from None
+        finally:
+            discard(draft)
+
+    def _clip(self, fd: int, base: Path, path: Path, bound: float) -> frames.Header | None:
+        """Clip the frame at `path` to a norm; None when it was within already."""
         old = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found, bound = clip.norm(fd, old), self._config.clip_norm
+            found = clip.norm(fd, old)
             if found <= bound:
                 return None
             draft = path.with_suffix(".clip")
@@ -329,26 +389,39 @@ class Release:
         finally:
             os.close(old)
 
-    def _keep_result(
-        self, lease: Lease, done: Done, header: frames.Header, path: Path, seconds: float
+    def _keep_result(  # noqa: PLR0913, PLR0917 - the parts of one result
+        self,
+        lease: Lease,
+        done: Done,
+        header: frames.Header,
+        path: Path,
+        seconds: float,
+        told: Told,
     ) -> Answer:
+        masked = bool(lease.task.cohort)
         result = Result(
             lease.id,
             lease.task.job,
             lease.task.round,
             header.digest,
-            done.records,
-            done.metrics,
-            bucket(seconds),
+            lease.task.total
+            if masked
+            else disclosure.release_records(done.records, self._numbers.rules),
+            dict.fromkeys(done.metrics, 0.0) if masked else done.metrics,
+            disclosure.release_duration(seconds),
         )
         report = self._seal(result)
+        hidden = f"masked among {len(lease.task.cohort)} sites; " if masked else ""
         detail = (
             f"{header.digest}, {header.total_bytes} bytes, {done.records} records, "
-            f"metrics {', '.join(sorted(done.metrics)) or 'none'}; {_about(lease)}"
+            f"metrics {', '.join(sorted(done.metrics)) or 'none'}; {hidden}{_about(lease)}"
+            f"{'; kept back: ' if told.note else ''}{told.note}"
         )
         with self._committing() as (tx, _):
             self._keep(tx, lease, report, path.name)
+            self._numbers.count(tx, told)
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
+        self._numbers.ended(lease.id)
         return Answer(lease, report, path)
 
     def _keep(self, tx: Transaction, lease: Lease, report: Sealed, frame: str | None) -> None:
@@ -441,12 +514,9 @@ def discard(frame: Path) -> None:
         frame.unlink()
 
 
-def bucket(seconds: float) -> float:
-    """Round a duration up to the next of BUCKETS; beyond an hour, up to whole hours."""
-    for limit in BUCKETS:
-        if seconds <= limit:
-            return float(limit)
-    return math.ceil(seconds / 3600) * 3600.0
+def _tightest(*bounds: float) -> float:
+    """Return the least of the bounds that are set; 0 when none is."""
+    return min((bound for bound in bounds if bound), default=0.0)
 
 
 def pump(source: int, count: int, sink: Callable[[memoryview], None]) -> None:

@@ -58,6 +58,7 @@ class Standing:
                 self._config.min_records,
                 self._ranges,
                 self._config.failures_per_day,
+                self._config.plain_updates,
             )
             self._revision = revision
         return self._policy
@@ -75,6 +76,8 @@ class Standing:
             task.model,
             lease.timeout,
             self._failures(task.plan, today),
+            task.privacy,
+            task.cohort,
         )
         return decide(request, self.policy(), today)
 

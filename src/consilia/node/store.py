@@ -66,6 +66,64 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             plan TEXT NOT NULL, day TEXT NOT NULL, count INTEGER NOT NULL,
             PRIMARY KEY (plan, day)) STRICT, WITHOUT ROWID""",
     ),
+    (  # the privacy ledger (node.ledger)
+        """CREATE TABLE budget_entries (
+            seq INTEGER PRIMARY KEY, lease TEXT NOT NULL, body TEXT NOT NULL,
+            digest TEXT NOT NULL) STRICT""",
+        "CREATE INDEX budget_entries_by_lease ON budget_entries (lease, seq)",
+        """CREATE TRIGGER budget_stays BEFORE UPDATE ON budget_entries
+            BEGIN SELECT RAISE(ABORT, 'ledger entries are never changed'); END""",
+        """CREATE TRIGGER budget_remains BEFORE DELETE ON budget_entries
+            BEGIN SELECT RAISE(ABORT, 'ledger entries are never removed'); END""",
+        """CREATE TABLE budget_orders (
+            id INTEGER PRIMARY KEY CHECK (id = 1), orders TEXT NOT NULL) STRICT""",
+        """CREATE TABLE budget_spends (
+            lease TEXT PRIMARY KEY, run INTEGER NOT NULL, state TEXT NOT NULL,
+            reserve INTEGER NOT NULL REFERENCES budget_entries (seq)) STRICT, WITHOUT ROWID""",
+        """CREATE INDEX budget_open ON budget_spends (state)
+            WHERE state IN ('reserved', 'started')""",
+        """CREATE TABLE budget_totals (
+            kind TEXT NOT NULL, name TEXT NOT NULL, total TEXT NOT NULL,
+            PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE budget_places (
+            dataset TEXT PRIMARY KEY, universe TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE budget_caps (
+            kind TEXT NOT NULL, name TEXT NOT NULL, epsilon REAL NOT NULL,
+            delta REAL NOT NULL, PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE budget_mirrors (
+            length INTEGER NOT NULL, digest TEXT NOT NULL, accepted INTEGER NOT NULL,
+            PRIMARY KEY (length, digest)) STRICT, WITHOUT ROWID""",
+    ),
+    (  # secure aggregation (node.peers, node.masking)
+        """CREATE TABLE peers (
+            site TEXT PRIMARY KEY, key BLOB NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE pins (
+            study TEXT NOT NULL, site TEXT NOT NULL, key BLOB NOT NULL,
+            PRIMARY KEY (study, site)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE masked (
+            lease TEXT PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL,
+            heard TEXT NOT NULL, member BLOB NOT NULL, said BLOB NOT NULL)
+            STRICT, WITHOUT ROWID""",
+    ),
+    (  # disclosure control (node.disclosure, node.numbers)
+        """CREATE TABLE disclosed_metrics (
+            dataset TEXT NOT NULL, day TEXT NOT NULL, count INTEGER NOT NULL,
+            PRIMARY KEY (dataset, day)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE disclosed_universes (
+            name TEXT PRIMARY KEY, salt BLOB NOT NULL, ids BLOB NOT NULL) STRICT""",
+        """CREATE TABLE disclosed_groups (
+            seq INTEGER PRIMARY KEY, universe TEXT NOT NULL, predicate TEXT NOT NULL,
+            at REAL NOT NULL, members BLOB NOT NULL) STRICT""",
+        "CREATE INDEX disclosed_groups_by_universe ON disclosed_groups (universe, seq)",
+        """CREATE TABLE disclosed_answers (
+            universe TEXT NOT NULL, query TEXT NOT NULL, rules TEXT NOT NULL,
+            at REAL NOT NULL, groups TEXT NOT NULL, body BLOB NOT NULL,
+            PRIMARY KEY (universe, query, rules)) STRICT, WITHOUT ROWID""",
+        """CREATE TRIGGER disclosed_stays BEFORE UPDATE ON disclosed_groups
+            BEGIN SELECT RAISE(ABORT, 'what was answered is never changed'); END""",
+        """CREATE TRIGGER disclosed_remains BEFORE DELETE ON disclosed_groups
+            BEGIN SELECT RAISE(ABORT, 'what was answered is never forgotten'); END""",
+    ),
 )
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, WireError
+from consilia.node import peers
 from consilia.node.policy import StudyGrant
 from consilia.node.store import Row, Store
 from consilia.wire.v1 import Study, encode, study_digest
@@ -110,6 +111,7 @@ def accept(  # noqa: PLR0913 - by keyword
             ),
         )
         tx.touch()
+        peers.pin(tx, record.digest, record.study.sites, actor, now)
         tx.audit(now, actor, "study.accept", record.digest, "accepted", detail)
     return get(store, record.digest, today)
 
@@ -161,6 +163,7 @@ def grants(store: Store) -> dict[str, StudyGrant]:
             record.until,
             record.study.min_records,
             frozenset(record.datasets),
+            record.study.sites,
         )
     return found
 

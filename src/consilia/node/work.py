@@ -5,9 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, ParamSpec, TypeVar, get_args
-
-import msgspec
+from typing import Literal, ParamSpec, Protocol, TypeVar, get_args
 
 from consilia.errors import (
     AuthError,
@@ -21,11 +19,12 @@ from consilia.errors import (
 )
 from consilia.node.policy import short
 from consilia.node.release import Answer
-from consilia.wire.v1 import FailureCause, Lease
+from consilia.node.status import TaskStatus
+from consilia.wire.v1 import FailureCause, Lease, Word
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Phase = Literal["waiting", "preparing", "training", "releasing", "sending"]
+Phase = Literal["waiting", "preparing", "training", "releasing", "sending", "listening"]
 
 
 class NotAllowed(Exception):
@@ -35,6 +34,27 @@ class NotAllowed(Exception):
         super().__init__("; ".join(objections))
         self.objections = objections
         self.action = action
+
+
+class Talk(Protocol):
+    """What a work needs of node.exchange."""
+
+    heard: str
+
+    def take(self, word: Word) -> None:
+        """Take a word of the hub's."""
+
+    async def ready(self, seconds: float) -> None:
+        """Return when an update can be masked."""
+
+    async def ended(self, seconds: float) -> None:
+        """Return when the round is over."""
+
+    def end(self) -> None:
+        """The round is over."""
+
+    async def close(self, *, forget: bool) -> None:
+        """Stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +83,14 @@ class Work:
     told: float = 0.0  # loop time of the last progress message
     task: "asyncio.Task[None] | None" = None
     ending: Ending | None = None
+    exchange: "Talk | None" = None  # of a masked round
 
     @property
     def left(self) -> float:
         """Seconds until the task has to be finished."""
         return self.deadline - asyncio.get_running_loop().time()
 
-    def status(self) -> "TaskStatus":
+    def status(self) -> TaskStatus:
         """Return what the site's staff see of it."""
         task = self.lease.task
         return TaskStatus(
@@ -92,30 +113,6 @@ class Job:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one task of a job at a time
     used: float = 0.0  # loop time
     granted: object = None  # the facts last entered in the audit trail
-
-
-class TaskStatus(msgspec.Struct, frozen=True):
-    """One task, for the site's staff. `since` is Unix seconds."""
-
-    lease: str
-    job: str
-    kind: str
-    round: int
-    study: str
-    plan: str
-    phase: str
-    fraction: float
-    since: float
-
-
-class AgentStatus(msgspec.Struct, frozen=True):
-    """A running agent, for the site's staff. Times are Unix seconds."""
-
-    connected: bool
-    contact: float | None  # when the hub last answered
-    problem: str  # why it is not connected
-    tasks: tuple[TaskStatus, ...]
-    cache_bytes: int
 
 
 _CAUSES: tuple[tuple[tuple[type[Exception], ...], FailureCause], ...] = (

@@ -4,7 +4,7 @@ JSON of these records under /api/v1; every list answers {"items": [...], "next":
 Unknown fields in a request are errors that name the nearest valid field.
 """
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -36,6 +36,26 @@ class Strategy(Request, frozen=True):
     options: dict[str, float] = {}
 
 
+class Aggregate(Request, frozen=True):
+    """How a round's updates become one; names and options as in algo.robust."""
+
+    name: str = "mean"
+    options: dict[str, float] = {}
+
+
+class Watch(Request, frozen=True):
+    """Alarms on the models of a job; what each limit means is told in algo.watch."""
+
+    metric: str = "loss"  # reported by the sites; "" judges none
+    better: Literal["lower", "higher"] = "lower"
+    factor: float = 1.5  # worse than the best round by this factor is a bad round
+    rounds: int = 3  # bad rounds in a row that raise the alarm
+    jump: float = 10.0  # the model's step over the median of the last ones
+    norm: float = 10.0  # one site's step over the median of the other sites'
+    cosine: float = -0.5  # between one site's step and the others', at least
+    rollback: bool = False  # an alarm makes the next round start from the last good version
+
+
 class Experiment(Request, frozen=True):
     """A reproducible configuration; running it makes a job. The CONFIG.yaml of the CLI."""
 
@@ -53,7 +73,10 @@ class Experiment(Request, frozen=True):
     deterministic: bool = False
     base: str | None = None  # model version id or frame digest to start from; None: plan's init
     name: str = ""
+    aggregate: Aggregate = Aggregate()
+    watch: Watch | None = None  # None: no alarms
     privacy: Privacy | None = None  # None: secure aggregation from three sites up, else plain
+    keep: int | None = None  # newest versions whose frames stay; None: as the hub's rule says
 
 
 class NewToken(Request, frozen=True):
@@ -172,6 +195,7 @@ class ModelView(View, frozen=True):
     records: int
     metrics: Metrics
     parent: str | None
+    deleted: float | None = None  # when the hub's retention rule deleted its frame
 
 
 class AuditView(View, frozen=True):
@@ -229,6 +253,18 @@ class ValidationView(View, frozen=True):
 
     problems: tuple[str, ...] = ()  # it would be refused
     warnings: tuple[str, ...] = ()  # it would wait, or run with fewer sites
+
+
+class PrivacyEstimateView(View, frozen=True):
+    """What an experiment would add to each site's privacy ledger. None: not DP."""
+
+    level: str  # whose presence is hidden: record, patient, client; "" when not DP
+    rounds: int
+    delta: float
+    round: float | None  # epsilon of one round
+    job: float | None  # epsilon of all rounds
+    sites: dict[str, float]  # epsilon after the job, by itself, at each site
+    warnings: tuple[str, ...] = ()
 
 
 class FrameView(View, frozen=True):

@@ -122,6 +122,7 @@ class Task(Record, frozen=True):
     deterministic: bool = False
     privacy: Privacy = Privacy()
     cohort: tuple[str, ...] = ()  # sites of a masked round, sorted; empty when not masked
+    total: int = 0  # records the cohort advertises: a masked update weighs its share of them
 
 
 class Word(Record, frozen=True):
@@ -234,6 +235,8 @@ class Advertisement(Record, frozen=True):
     plans: tuple[str, ...] = ()  # digests approved and in force
     audit_head: str = ""  # digest of the node's last audit line
     audit_length: int = 0
+    ledger_head: str = ""  # digest of the privacy ledger's last entry; "": not stated
+    ledger_length: int = 0
 
 
 class Progress(Record, frozen=True, tag="progress"):
@@ -251,8 +254,8 @@ class Result(Record, frozen=True, tag="result"):
     job: str
     round: int
     model: str | None
-    records: int  # records the update was computed on; 0 for init
-    metrics: Metrics = {}
+    records: int  # the update was computed on; 0 for init; Task.total for a masked one
+    metrics: Metrics = {}  # of a masked one the names only, each 0: the values are masked
     seconds: float = 0.0  # bucketed
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 
 from consilia.errors import WireError
-from consilia.wire.v1 import Arguments, FailureCause, Metrics, Plan, Record
+from consilia.wire.v1 import Arguments, Dp, FailureCause, Metrics, Plan, Record
 
 MAX_WORKER_MESSAGE = 8 << 20
 
@@ -24,6 +24,7 @@ class TableSource(Record, frozen=True):
     columns: dict[str, str]  # name -> type of data.contract
     missing: tuple[str, ...] = ("",)
     records: int = 0
+    patient: str = ""  # column of patient ids, a text; "" when the dataset declares none
 
 
 class Load(Record, frozen=True, tag="load"):
@@ -45,6 +46,7 @@ class Run(Record, frozen=True, tag="run"):
     model: str | None
     seed: int
     deterministic: bool
+    dp: Dp | None = None  # the privacy that the worker's own loop gives the round
 
 
 ToWorker = Load | Run
@@ -56,6 +58,7 @@ class Ready(Record, frozen=True, tag="ready"):
     framework: str
     records: int  # of the dataset; 0 without one
     arguments: Arguments = {}  # declared names and defaults
+    private: bool = False  # can train with privacy at record and patient level
 
 
 class Step(Record, frozen=True, tag="step"):

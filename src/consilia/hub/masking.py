@@ -1,0 +1,215 @@
+"""Masked rounds at the hub: pass messages on, sum what it cannot read, unmask the sum.
+
+The hub never holds a key or a site's update. What it passes on it cannot change: keys and
+consents are signed by the sites, shares sealed from site to site. It learns one number of a
+round that closes: the sum, over the survivors that a threshold of sites has signed for.
+"""
+
+import base64
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilia.algo.aggregate import Accumulator, Read, accumulator, cast, widen_into
+from consilia.core import steps
+from consilia.core.round import JobState, Tell
+from consilia.core.weights import DTYPES, Array, Schema, TensorSpec
+from consilia.errors import EmptyRound, UpdateRejected
+from consilia.privacy import masked, ring, secagg
+from consilia.wire.v1 import Metrics, Privacy, Said, Word
+
+PIECE = 64 << 10  # elements worked on at a time: they stay in the cache
+
+
+def context(state: JobState) -> bytes:
+    """Return what binds the messages of the open round to this attempt at it."""
+    lease = f"{state.job}.{state.round}.{state.attempt}.hub"
+    return masked.context(lease, state.model or "", steps.cohort(state))
+
+
+def said(state: JobState, step: str) -> dict[str, bytes]:
+    """Return what each site has said in a step of the open round."""
+    return {
+        lease.site: base64.b64decode(body)
+        for lease in state.leases.values()
+        for name, body in lease.words.items()
+        if name == step
+    }
+
+
+def survivors(state: JobState) -> tuple[str, ...]:
+    """Return the sites whose updates are in, sorted."""
+    found = (lease.site for lease in state.leases.values() if lease.status == "accepted")
+    return tuple(sorted(found))
+
+
+def word(state: JobState, tell: Tell) -> Word:
+    """Return what a site is told so that it can do the step it is asked for."""
+    match tell.step:
+        case "shares":
+            return Word(
+                tell.lease, "roster", secagg.roster(context(state), said(state, "keys"))
+            )
+        case "update":
+            boxes = secagg.inboxes(said(state, "shares"))
+            return Word(tell.lease, "inbox", boxes[tell.site])
+        case "consent":
+            body = secagg.survivors(context(state), survivors(state))
+            return Word(tell.lease, "survivors", body)
+        case _:
+            return Word(tell.lease, "consents", secagg.consents(said(state, "consent")))
+
+
+def check(state: JobState, site: str, message: Said, public_key: bytes) -> None:
+    """Raise WireError when a site's message is malformed or not of this round and step.
+
+    `public_key` is the one the site is registered with.
+    """
+    if message.step != state.step:
+        return  # early, late or said before: the machine passes it over
+    body, about = message.body, context(state)
+    if message.step == "keys":
+        secagg.check_keys(body, site, about, public_key)
+        return
+    roster = secagg.roster(about, said(state, "keys"))
+    parties = secagg.Parties(tuple(said(state, "shares")), survivors(state))
+    match message.step:
+        case "shares":
+            secagg.check_shares(body, site, roster)
+        case "consent":
+            secagg.check_consent(body, site, roster, parties, public_key)
+        case "unmask":
+            secagg.check_unmask(body, site, roster, parties)
+
+
+class MaskedFold:
+    """The sum of masked updates; after `open`, their mean, as algo.aggregate.Fold gives it.
+
+    Memory: one array for each tensor, which holds the sum in the ring and then the mean in
+    the same bytes (16-bit rings and integers of fewer bytes take more).
+    """
+
+    def __init__(self, schema: Schema, privacy: Privacy) -> None:
+        """Start empty, for a model of `schema`."""
+        self._schema = schema
+        self._privacy = privacy
+        self._masked = masked.schema(schema, privacy.bits)
+        self._sums = {
+            spec.name: np.empty(spec.size, DTYPES[spec.dtype]) for spec in self._masked
+        }
+        self._means: dict[str, Accumulator] = {}
+        self.weight = 0.0  # of all survivors together, once opened
+        self.metrics: tuple[float, ...] = ()
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again, empty, in the same memory."""
+        self._means = {}
+        self.updates = 0
+
+    def add(self, records: int, read: Read) -> None:
+        """Add one masked update, in the ring. `records` is not used: weights are masked."""
+        for spec in self._masked:
+            total, done = self._sums[spec.name], 0
+            for chunk in read(spec):
+                part = total[done : done + chunk.size]
+                if chunk.dtype != part.dtype or chunk.size != part.size:
+                    raise UpdateRejected(f"masked tensor {spec.name!r} is too long or another")
+                if self.updates:
+                    np.add(part, chunk, out=part)
+                else:
+                    part[...] = chunk
+                done += chunk.size
+            if done != total.size:
+                raise UpdateRejected(f"masked tensor {spec.name!r} ended after {done} elements")
+        self.updates += 1
+
+    def open(
+        self, unmasker: secagg.Unmasker, old: Callable[[TensorSpec], Iterator[Array]]
+    ) -> None:
+        """Take the masks off the sum and turn it into the mean model.
+
+        `old` yields the base model's tensors, as flat pieces of any length.
+        """
+        if not self.updates:
+            raise EmptyRound("no masked update was accepted, so there is nothing to unmask")
+        for spec in masked.EXTRA:
+            unmasker.subtract(self._sums[spec.name])
+        (self.weight,) = self._floats(masked.WEIGHT)
+        if not 0 < self.weight <= 1 + 1e-6:
+            raise UpdateRejected(
+                f"the masked weights add up to {self.weight:g}, needed above 0 and at most 1: "
+                "a site did not weigh its update by its share of the records"
+            )
+        self.metrics = tuple(v / self.weight for v in self._floats(masked.METRICS))
+        for spec, hidden in zip(self._schema, self._masked[len(masked.EXTRA) :], strict=True):
+            self._open_tensor(spec, self._sums[hidden.name], unmasker, old(spec))
+
+    def mean(self, spec: TensorSpec) -> Accumulator:
+        """Return the tensor's mean, flat, float32 or float64; EmptyRound before `open`."""
+        if spec.name not in self._means:
+            raise EmptyRound("the masked sum was not opened, so there is no mean")
+        return self._means[spec.name]
+
+    def result_chunk(self, spec: TensorSpec, start: int, stop: int) -> Array:
+        """Return elements `start` to `stop` of the tensor's mean in its own dtype, flat."""
+        return cast(self.mean(spec)[start:stop], spec.dtype)
+
+    def _floats(self, name: str) -> list[float]:
+        signed = self._sums[name].view(np.int64)
+        return [float(v) / masked.extra_scale(name) for v in signed]
+
+    def _open_tensor(
+        self,
+        spec: TensorSpec,
+        total: NDArray[np.generic],
+        unmasker: secagg.Unmasker,
+        old: Iterator[Array],
+    ) -> None:
+        kind = accumulator(spec.dtype)
+        same = kind.itemsize == total.dtype.itemsize
+        mean = total.view(kind) if same else np.empty(total.size, kind)
+        step, done = masked.scale(spec, self._privacy) * self.weight, 0
+        base = np.empty(PIECE, kind)
+        for chunk in old:
+            for start in range(0, chunk.size, PIECE):
+                part = chunk[start : start + PIECE]
+                stop = done + part.size
+                unmasker.subtract(total[done:stop])
+                change = ring.dequantise(total[done:stop], step, kind)
+                widen_into(part, base[: part.size], spec)
+                np.add(change, base[: part.size], out=mean[done:stop])
+                done = stop
+        self._means[spec.name] = mean
+
+
+def opener(
+    state: JobState, fold: MaskedFold, old: Callable[[TensorSpec], Iterator[Array]]
+) -> None:
+    """Unmask the sum of exactly the survivors of the open round."""
+    unmasker = secagg.unmasker(
+        context(state),
+        secagg.roster(context(state), said(state, "keys")),
+        said(state, "shares"),
+        survivors(state),
+        said(state, "unmask"),
+    )
+    fold.open(unmasker, old)
+
+
+def metrics(state: JobState, values: tuple[float, ...]) -> Metrics:
+    """Name the unmasked metrics; none when the survivors did not all name the same ones."""
+    accepted = [lease for lease in state.leases.values() if lease.status == "accepted"]
+    names: set[tuple[str, ...]] = {tuple(sorted(lease.metrics)) for lease in accepted}
+    if len(names) != 1:
+        return {}
+    return dict(zip(names.pop(), values, strict=False))
+
+
+def total(updates: tuple[tuple[str, str, str, int], ...]) -> int:
+    """Return the record count that every weight was taken of; UpdateRejected if they differ."""
+    found = {count for _, _, _, count in updates}
+    if len(found) != 1:
+        raise UpdateRejected(f"the sites weighed their updates by different totals: {found}")
+    return found.pop()

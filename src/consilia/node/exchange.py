@@ -1,0 +1,132 @@
+"""The conversation of one masked round: the hub passes words on, this site says its own.
+
+It runs beside the training, so that keys and shares are exchanged by the time the update is
+there, and goes on after the update has been delivered, until the round is over.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+
+from consilia.errors import AuthError, ConsiliaError, Refused, WireError, WorkerError
+from consilia.node.backoff import Backoff
+from consilia.node.link import HubLink
+from consilia.node.masking import Masking, Spoken
+from consilia.node.store import printable
+from consilia.node.work import in_thread
+from consilia.wire.v1 import Lease, Sealed, Word
+
+Pause = Callable[[float], Coroutine[object, object, None]]
+_ORDER = ("", "roster", "inbox", "survivors", "consents")
+_LOG = logging.getLogger("consilia.node.exchange")
+
+
+class Exchange:
+    """One lease's part in its masked round, on the event loop."""
+
+    def __init__(
+        self, lease: Lease, masking: Masking, link: HubLink, pause: Pause, rng: random.Random
+    ) -> None:
+        """`pause(seconds)` waits, but not longer than until the hub is back."""
+        self._lease = lease
+        self._masking = masking
+        self._link = link
+        self._pause = pause
+        self._rng = rng
+        self._words: asyncio.Queue[Word] = asyncio.Queue()
+        self._ready = asyncio.Event()
+        self._over = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failure: ConsiliaError | None = None
+        self.heard = ""
+
+    def start(self, spoken: Spoken | None = None) -> None:
+        """Begin, or go on where a restarted agent was."""
+        if spoken is not None:
+            self._at(spoken)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def take(self, word: Word) -> None:
+        """Take a word of the hub's; those heard before are passed over."""
+        if _ORDER.index(word.step) > _ORDER.index(self.heard):
+            self.heard = word.step
+            self._words.put_nowait(word)
+
+    async def ready(self, seconds: float) -> None:
+        """Return when an update can be masked; raise what has made that impossible."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
+        except TimeoutError:
+            raise WorkerError("the other sites' shares did not arrive in time") from None
+        if self._failure is not None:
+            raise self._failure
+
+    async def ended(self, seconds: float) -> None:
+        """Return when the round is over for this site, at the latest after `seconds`."""
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._over.wait()
+        except TimeoutError:
+            _LOG.warning("lease %s: its masked round was not ended in time", self._name)
+
+    def end(self) -> None:
+        """The round is over."""
+        self._over.set()
+
+    async def close(self, *, forget: bool) -> None:
+        """Stop; `forget` also deletes the round's secrets."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if forget:
+            await in_thread(self._masking.forget, self._lease.id)
+
+    @property
+    def _name(self) -> str:
+        return printable(self._lease.id, 200)
+
+    async def _run(self) -> None:
+        try:
+            spoken = await in_thread(self._masking.begin, self._lease)
+            self._at(spoken)
+            await self._say(spoken.said)
+            while True:
+                word = await self._words.get()
+                before = spoken
+                spoken = await in_thread(self._masking.hear, self._lease, word)
+                self._at(spoken)
+                if spoken.said != before.said:
+                    await self._say(spoken.said)
+        except (Refused, AuthError, WireError) as e:
+            _LOG.warning("lease %s: %s", self._name, printable(str(e), 1000))
+            self._fail(e if isinstance(e, Refused) else Refused(str(e)))
+        except ConsiliaError as e:
+            _LOG.error("lease %s: the masked round cannot go on: %s", self._name, e)
+            self._fail(e)
+
+    def _at(self, spoken: Spoken) -> None:
+        if _ORDER.index(spoken.heard) > _ORDER.index(self.heard):
+            self.heard = spoken.heard
+        if _ORDER.index(spoken.heard) >= _ORDER.index("inbox"):
+            self._ready.set()
+
+    def _fail(self, error: ConsiliaError) -> None:
+        self._failure = error
+        self._ready.set()
+        self._over.set()
+
+    async def _say(self, sealed: Sealed) -> None:
+        """Tell the hub, again and again while it is away."""
+        backoff = Backoff(self._rng)
+        while True:
+            try:
+                verdict = await self._link.report(sealed)
+            except (ConsiliaError, OSError) as e:
+                _LOG.info("lease %s: a word is not delivered yet: %s", self._name, e)
+                await self._pause(backoff.delay())
+                continue
+            if not verdict.accepted:
+                _LOG.info("lease %s: %s", self._name, printable(verdict.reason, 400))
+            return

@@ -1,0 +1,248 @@
+"""This site's part in masked rounds: its secrets, its words, its mask.
+
+    begin -> keys        hear(roster) -> shares        hear(inbox) -> ready to mask
+    mask(update)         hear(survivors) -> consent    hear(consents) -> unmask
+
+What a step has made is stored before a byte of it is sent, so an agent that is killed and
+started again says the very same words, and never both kinds of share of one peer. The secrets
+of a round are deleted when it is over. The keys of the other sites are those that a person at
+this site has pinned with the study (node.peers): who is not pinned takes no part with us.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from consilia.algo.aggregate import accumulator, widen_into
+from consilia.core.weights import DTYPES, TensorSpec
+from consilia.errors import Refused, UpdateRejected
+from consilia.node import peers
+from consilia.node.policy import short
+from consilia.node.store import Store, Transaction
+from consilia.privacy import masked, ring, secagg
+from consilia.wire import frames, seal
+from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Word, decode, encode
+
+Step = Literal["keys", "shares", "consent", "unmask"]
+REPORT = "report"
+FEWEST = 3  # sites of a masked round
+KEPT = 30 * 86400.0  # seconds that the secrets of a round nobody ended are kept
+_ORDER = ("", "roster", "inbox", "survivors", "consents")
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Where this site is in a masked round: the last word heard, and what it said then."""
+
+    heard: str
+    said: Sealed
+
+
+class Masking:
+    """The site's masked rounds. Methods block; any thread may call them, one per lease."""
+
+    def __init__(
+        self,
+        store: Store,
+        site: str,
+        key: Ed25519PrivateKey,
+        now: Callable[[], float],
+        random: Callable[[int], bytes],
+    ) -> None:
+        """`random` gives secret bytes."""
+        self._store = store
+        self._site = site
+        self._key = key
+        self._now = now
+        self._random = random
+
+    def begin(self, lease: Lease) -> Spoken:
+        """Join a round, or go on with it after a restart. Raises Refused."""
+        row = self._row(lease.id)
+        if row is not None:
+            return row[1]
+        task = lease.task
+        if len(task.cohort) < FEWEST or self._site not in task.cohort:
+            raise Refused(
+                f"a masked round of {len(task.cohort)} sites: needed {FEWEST} at least, this "
+                "one among them"
+            )
+        self._pins(lease)
+        context = masked.context(lease.id, task.model or "", task.cohort)
+        member, body = secagg.join(self._site, context, self._key.sign, self._random)
+        said = self._seal(lease, "keys", body)
+        with self._store.write() as tx:
+            tx.execute(
+                "INSERT INTO masked VALUES (?, ?, ?, '', ?, ?)",
+                (lease.id, self._now(), encode(lease), encode(member), encode(said)),
+            )
+            self._line(tx, lease, "mask.join", f"cohort {', '.join(task.cohort)}")
+        return Spoken("", said)
+
+    def hear(self, lease: Lease, word: Word) -> Spoken:
+        """Take what the hub passes on and say what it asks for.
+
+        A word heard before changes nothing. Raises Refused, AuthError or WireError for what
+        must not be answered; nothing is said then, now or later.
+        """
+        row = self._row(lease.id)
+        if row is None:
+            raise Refused(f"lease {lease.id[:200]} takes part in no masked round here")
+        member, spoken = row
+        if _ORDER.index(word.step) <= _ORDER.index(spoken.heard):
+            return spoken
+        if _ORDER.index(word.step) != _ORDER.index(spoken.heard) + 1:
+            raise Refused(f"word {word.step!r} came before the one that leads to it")
+        said, detail = spoken.said, ""
+        match word.step:
+            case "roster":
+                pins = self._pins(lease)
+                member, body = secagg.share(member, word.body, pins, self._random)
+                said = self._seal(lease, "shares", body)
+            case "inbox":
+                member = secagg.receive(member, word.body)
+            case "survivors":
+                member, body = secagg.consent(member, word.body, self._key.sign)
+                said, detail = self._seal(lease, "consent", body), "to the survivors told"
+            case "consents":
+                member, body = secagg.unmask(member, word.body, self._pins(lease))
+                said, detail = self._seal(lease, "unmask", body), "the survivors' sum"
+        with self._store.write() as tx:
+            tx.execute(
+                "UPDATE masked SET heard = ?, member = ?, said = ? WHERE lease = ?",
+                (word.step, encode(member), encode(said), lease.id),
+            )
+            if detail:
+                self._line(
+                    tx,
+                    lease,
+                    f"mask.{'consent' if word.step == 'survivors' else 'open'}",
+                    detail,
+                )
+        return Spoken(word.step, said)
+
+    def mask(  # noqa: PLR0913, PLR0917 - what is masked, with what, where to
+        self, lease: Lease, update: Path, base: Path, out: Path, records: int, metrics: Metrics
+    ) -> frames.Header:
+        """Write the masked form of an update to `out` and return its header.
+
+        `records` of the site weigh it. Raises Refused when the update is not the site's share
+        of the cohort's records, UpdateRejected for a change beyond the range of the ring.
+        """
+        row = self._row(lease.id)
+        if row is None or row[1].heard != "inbox":
+            raise Refused("the round's shares have not arrived: nothing can be masked")
+        task = lease.task
+        if not 0 < records <= task.total:
+            raise Refused(
+                f"{records} records would be weighed against {task.total} of the whole cohort"
+            )
+        masker = self._spend(lease, row[0])
+        weight = records / task.total
+        extra = (np.ones(1), _slots(metrics))
+        with frames.opened(update) as new, frames.opened(base) as old, out.open("wb") as file:
+            header = frames.read_header(new)
+            schema = masked.schema(header.schema, task.privacy.bits)
+            writer = frames.FrameWriter(file.fileno(), schema)
+            for spec, values in zip(masked.EXTRA, extra, strict=True):
+                steps = np.empty(values.size, np.uint64)
+                ring.quantise(values, masked.extra_scale(spec.name), weight, steps)
+                masker.mask(steps)
+                writer.append(frames.raw_bytes(steps))
+            for spec, hidden in zip(header.schema, schema[len(masked.EXTRA) :], strict=True):
+                scale = masked.scale(spec, task.privacy)
+                noise = self._random if hidden.dtype == "uint16" else None
+                for change in _changes(new, old, header, spec):
+                    steps = np.empty(change.size, DTYPES[hidden.dtype])
+                    try:
+                        ring.quantise(change, scale, weight, steps, noise)
+                    except UpdateRejected as e:
+                        raise UpdateRejected(f"tensor {spec.name!r}: {e}") from None
+                    masker.mask(steps)
+                    writer.append(frames.raw_bytes(steps))
+            return writer.finish()
+
+    def _spend(self, lease: Lease, member: secagg.Member) -> secagg.Masker:
+        """Return the masks of a round, noting first that they are used: it is for once only."""
+        masker = secagg.masker(member)
+        with self._store.write() as tx:
+            tx.execute(
+                "UPDATE masked SET member = ? WHERE lease = ?",
+                (encode(secagg.spend(member)), lease.id),
+            )
+        return masker
+
+    def open(self) -> list[tuple[Lease, Spoken]]:
+        """Return the rounds not over yet; forget those too old for anybody to end them."""
+        with self._store.write() as tx:
+            tx.execute("DELETE FROM masked WHERE at < ?", (self._now() - KEPT,))
+        rows = self._store.rows("SELECT body, heard, said FROM masked ORDER BY at")
+        return [(decode(b, Lease), Spoken(h, decode(s, Sealed))) for b, h, s in rows]
+
+    def forget(self, lease: str) -> None:
+        """Delete the secrets of a round that is over."""
+        with self._store.write() as tx:
+            tx.execute("DELETE FROM masked WHERE lease = ?", (lease,))
+
+    def _row(self, lease: str) -> tuple[secagg.Member, Spoken] | None:
+        rows = self._store.rows(
+            "SELECT member, heard, said FROM masked WHERE lease = ?", (lease,)
+        )
+        if not rows:
+            return None
+        member, heard, said = rows[0]
+        return decode(member, secagg.Member), Spoken(str(heard), decode(said, Sealed))
+
+    def _pins(self, lease: Lease) -> dict[str, bytes]:
+        """Return the pinned keys of the cohort; Refused when one is missing."""
+        pins = peers.pins(self._store, lease.task.study)
+        if missing := [s for s in lease.task.cohort if s not in pins]:
+            raise Refused(
+                f"the keys of {', '.join(missing)} are not pinned for study "
+                f"{lease.task.study_name!r}: compare their words with them and run: "
+                f"consilia node pin {lease.task.study_name}"
+            )
+        return {site: pins[site] for site in lease.task.cohort}
+
+    def _seal(self, lease: Lease, step: Step, body: bytes) -> Sealed:
+        return seal.seal(REPORT, self._site, encode(Said(lease.id, step, body)), self._key)
+
+    def _line(self, tx: Transaction, lease: Lease, action: str, detail: str) -> None:
+        t = lease.task
+        about = f"job {t.job}, round {t.round}, study {t.study_name}, digest {short(t.study)}"
+        tx.audit(self._now(), "agent", action, lease.id, "done", f"{detail}; {about}")
+
+
+def _slots(metrics: Metrics) -> NDArray[np.float64]:
+    """Return the metrics in their slots: sorted by name, the rest zero."""
+    slots = np.zeros(masked.EXTRA[1].size)
+    for place, name in enumerate(sorted(metrics)):
+        slots[place] = metrics[name]
+    return slots
+
+
+def _changes(
+    new: int, old: int, header: frames.Header, spec: TensorSpec
+) -> Iterator[NDArray[np.generic]]:
+    """Yield new minus old of one tensor, in pieces, in the accumulator's precision."""
+    base = frames.read_header(old)
+    own = next(e for e in header.entries if e.name == spec.name)
+    before = next(e for e in base.entries if e.name == spec.name)
+    source = (new, header, own)
+    if not own.stored:  # the identical tensor of the base, perhaps under another name
+        source = (old, base, frames.borrowed(header, base)[spec.name])
+    kind = accumulator(spec.dtype)
+    left, right = bytearray(frames.CHUNK), bytearray(frames.CHUNK)
+    ours = frames.chunks(*source, left)
+    theirs = frames.chunks(old, base, before, right)
+    for a, b in zip(ours, theirs, strict=True):
+        change, start = np.empty(a.size, kind), np.empty(a.size, kind)
+        widen_into(a, change, spec)
+        widen_into(b, start, spec)
+        np.subtract(change, start, out=change)
+        yield change

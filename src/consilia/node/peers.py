@@ -1,0 +1,109 @@
+"""The other sites' signing keys: told by the hub, believed only when a person has pinned them.
+
+A certificate of the hub's CA proves nothing to a peer: whoever runs the hub could make sites
+up, and learn the one real site's update from a sum of its own. So each site pins, when it
+accepts a study, the Ed25519 keys of the study's sites, shown as words that two people compare
+by telephone. A key that changes later is refused until somebody pins it again.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from consilia.errors import Conflict, WireError
+from consilia.node.store import Store, Transaction
+
+MAX_PEERS = 10_000
+KEY_BYTES = 32  # of an Ed25519 public key
+_CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aiou"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A site of a study: the key that is pinned, and the one the hub tells now."""
+
+    site: str
+    pinned: bytes | None
+    told: bytes | None
+
+    @property
+    def state(self) -> str:
+        """Return pinned, changed, new or unknown."""
+        if self.pinned is None:
+            return "unknown" if self.told is None else "new"
+        return "pinned" if self.told in (None, self.pinned) else "changed"
+
+
+def words(key: bytes) -> str:
+    """Return a key's fingerprint as six words of five letters: 96 bits of its SHA-256.
+
+    Proquints (Wilkerson 2009, arXiv:0901.4016): 16 bits each, consonant and vowel in turn, so
+    that they can be spoken and heard.
+    """
+    digest = hashlib.sha256(b"consilia signing key\0" + key).digest()
+    numbers = (int.from_bytes(digest[i : i + 2], "big") for i in range(0, 12, 2))
+    return " ".join(
+        _CONSONANTS[n >> 12]
+        + _VOWELS[n >> 10 & 3]
+        + _CONSONANTS[n >> 6 & 15]
+        + _VOWELS[n >> 4 & 3]
+        + _CONSONANTS[n & 15]
+        for n in numbers
+    )
+
+
+def told(store: Store, keys: Mapping[str, bytes], now: float) -> None:
+    """Keep what the hub says the sites' keys are; nothing is believed by it."""
+    if len(keys) > MAX_PEERS or any(len(key) != KEY_BYTES for key in keys.values()):
+        raise WireError(f"the hub's catalogue names more than {MAX_PEERS} keys, or broken ones")
+    known = {str(site): key for site, key in store.rows("SELECT site, key FROM peers")}
+    fresh = {site: key for site, key in keys.items() if known.get(site) != key}
+    if not fresh:
+        return
+    with store.write() as tx:
+        for site, key in fresh.items():
+            tx.execute(
+                "INSERT INTO peers VALUES (?, ?) ON CONFLICT (site) DO UPDATE SET "
+                "key = excluded.key",
+                (site, key),
+            )
+            what = "changed" if site in known else "new"
+            tx.audit(now, "hub", "peer.key", site, what, words(key))
+
+
+def of_study(store: Store, digest: str, sites: tuple[str, ...]) -> list[Peer]:
+    """Return the study's sites with their keys."""
+    pinned = pins(store, digest)
+    known = {str(site): bytes(key) for site, key in store.rows("SELECT site, key FROM peers")}
+    return [Peer(site, pinned.get(site), known.get(site)) for site in sites]
+
+
+def pins(store: Store, digest: str) -> dict[str, bytes]:
+    """Return the keys pinned for a study."""
+    rows = store.rows("SELECT site, key FROM pins WHERE study = ?", (digest,))
+    return {str(site): bytes(key) for site, key in rows}
+
+
+def pin(tx: Transaction, digest: str, sites: tuple[str, ...], actor: str, now: float) -> int:
+    """Pin what the hub tells now of a study's sites, in a person's name; return how many."""
+    known = {str(site): bytes(key) for site, key in tx.rows("SELECT site, key FROM peers")}
+    rows = tx.rows("SELECT site, key FROM pins WHERE study = ?", (digest,))
+    before = {str(site): bytes(key) for site, key in rows}
+    fresh = {s: known[s] for s in sites if s in known and before.get(s) != known[s]}
+    for site, key in sorted(fresh.items()):
+        tx.execute(
+            "INSERT INTO pins VALUES (?, ?, ?) ON CONFLICT (study, site) DO UPDATE SET "
+            "key = excluded.key",
+            (digest, site, key),
+        )
+        tx.audit(now, actor, "peer.pin", site, "pinned", f"{words(key)}; study {digest}")
+    return len(fresh)
+
+
+def pin_again(store: Store, digest: str, sites: tuple[str, ...], actor: str, now: float) -> int:
+    """Pin a study's keys anew; Conflict when nothing is new."""
+    with store.write() as tx:
+        count = pin(tx, digest, sites, actor, now)
+    if not count:
+        raise Conflict("every key that the hub tells of this study's sites is pinned already")
+    return count

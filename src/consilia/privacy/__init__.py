@@ -1,0 +1,1 @@
+"""What makes a sum of private numbers safe to release: masks, noise, and their accounting."""

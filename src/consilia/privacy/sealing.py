@@ -1,0 +1,82 @@
+"""Keys between two sites: X25519, then HKDF-SHA256, then ChaCha20-Poly1305 for parcels.
+
+Every derived key is bound to the session (as HKDF's salt), to its purpose and to the sites it
+is for, in their roles: what A seals to B opens nowhere else. Keys live for one round only.
+
+Sources: RFC 7748 (X25519), RFC 5869 (HKDF), RFC 8439 (ChaCha20-Poly1305).
+"""
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from consilia.errors import AuthError
+from consilia.wire import masks
+
+NONCE = 12
+
+
+def public(private: bytes) -> bytes:
+    """Return the X25519 public key of 32 private bytes."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def pair_seed(private: bytes, peer_key: bytes, session: bytes, me: str, peer: str) -> bytes:
+    """Return the seed of the mask that two sites share; both get the same."""
+    low, high = sorted((me, peer))
+    return _derive(_agree(private, peer_key, peer), session, "mask", low, high)
+
+
+def self_seed(seed: bytes, session: bytes, site: str) -> bytes:
+    """Return the keystream seed of a site's self mask."""
+    return _derive(seed, session, "self", site, "")
+
+
+def box_key(private: bytes, peer_key: bytes, session: bytes, way: tuple[str, str]) -> bytes:
+    """Return the key of the one parcel of this way: from (sender) to (receiver)."""
+    return _derive(_agree(private, peer_key, " or ".join(way)), session, "parcel", *way)
+
+
+def lock(key: bytes, nonce: bytes, plain: bytes, about: bytes) -> bytes:
+    """Seal `plain`, bound to `about`; return nonce, ciphertext and tag."""
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, about)
+
+
+def unlock(key: bytes, box: bytes, about: bytes) -> bytes | None:
+    """Open a sealed box; None when it was not sealed with this key about this."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(box[:NONCE], box[NONCE:], about)
+    except (InvalidTag, ValueError):
+        return None
+
+
+def signed(public_key: bytes, signature: bytes, text: bytes) -> bool:
+    """Say whether an Ed25519 public key has signed exactly `text`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _agree(private: bytes, peer_key: bytes, peer: str) -> bytes:
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(
+            X25519PublicKey.from_public_bytes(peer_key)
+        )
+    except ValueError:  # a point of low order: the secret would be zero, known to everybody
+        raise AuthError(
+            f"the round's key of site {peer!r} is one that hides nothing (a point of low "
+            "order); its node is broken or hostile: ask that site"
+        ) from None
+
+
+def _derive(secret: bytes, session: bytes, purpose: str, one: str, other: str) -> bytes:
+    about = masks.framed(purpose, one.encode(), other.encode())
+    return HKDF(SHA256(), 32, session, about).derive(secret)
