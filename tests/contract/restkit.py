@@ -15,7 +15,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from consilia.core.weights import Weights
-from consilia.hub import app, records
+from consilia.hub import app, atrest, records
 from consilia.hub.app import Addresses, Outside
 from consilia.hub.blobs import DiskBlobs
 from consilia.hub.clock import LoopClock
@@ -92,17 +92,22 @@ def _context(ca: str) -> Any:
 
 
 @contextmanager
-def running_hub(directory: Path, config: HubConfig = CONFIG) -> Iterator[RestHub]:
-    """Make a hub unless it is there, run it in a thread of its own, and end it."""
+def running_hub(
+    directory: Path, config: HubConfig = CONFIG, every: float = 300.0
+) -> Iterator[RestHub]:
+    """Make a hub unless it is there, run it in a thread of its own, and end it.
+
+    `every` is how often it does its housekeeping, in seconds.
+    """
     if not Directory(directory).config.exists():
-        app.init(directory, config)
+        atrest.init(directory, config)
     clock, text = ShiftedClock(), io.StringIO()
     ready, stop = threading.Event(), threading.Event()
     found: list[Addresses] = []
     failed: list[BaseException] = []
 
     async def run() -> None:
-        outside = Outside(make_log(text, "debug"), clock, os.urandom)
+        outside = Outside(make_log(text, "debug"), clock, os.urandom, every=every)
         async with app.running(directory, outside) as addresses:
             found.append(addresses)
             ready.set()
@@ -193,6 +198,6 @@ def put_version(directory: Path, author: str, model: Weights) -> Version:
         records.add_job(db, job)
         records.add_version(db, version)
 
-    with app.at_rest(directory) as (store, _):
+    with atrest.at_rest(directory) as (store, _):
         asyncio.run(store.write(enter))
     return version

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from consilia.errors import ConsiliaError
-from consilia.hub import app
+from consilia.hub import atrest
 from consilia.hub.config import Directory, HubConfig
 from consilia.sdk.client import Client
 from consilia.wire.people import Experiment
@@ -64,7 +64,7 @@ def client(directory: Path) -> Client:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     config = HubConfig(people_listen="127.0.0.1:0", node_listen="127.0.0.1:0")
-    app.init(tmp_path / "hub", config)
+    atrest.init(tmp_path / "hub", config)
     return tmp_path / "hub"
 
 

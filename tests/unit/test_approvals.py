@@ -13,7 +13,8 @@ from consilia.errors import ConfigError, Conflict, DataError, NotFound, PlanErro
 from consilia.node import approvals, audit, datasets, source, studies
 from consilia.node.policy import Interval
 from consilia.node.store import Store
-from consilia.wire.v1 import Plan, Study, plan_digest, study_digest
+from consilia.wire.planform import check_form, entry_file
+from consilia.wire.v1 import MAX_PLAN, Plan, Study, plan_digest, study_digest
 from nodekit import SITE, STUDY, make_plan, write_table
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
@@ -135,17 +136,41 @@ def test_a_prefix_names_one_plan_or_none(store: Store) -> None:
     ("plan", "says"),
     [
         (Plan("p", {}, "plan:PLAN"), "1 to 200 files"),
-        (Plan("p", {"plan.py": ""}, "other:PLAN"), "names no module"),
-        (Plan("p", {"plan.py": ""}, "plan"), "is not MODULE:NAME"),
-        (Plan("p", {"plan.py": ""}, "plan:a.b"), "is not MODULE:NAME"),
+        (Plan("p", {"plan.py": ""}, "other:PLAN"), "names no file of the plan"),
+        (Plan("p", {"plan.py": ""}, "plan"), "is not module:NAME"),
+        (Plan("p", {"plan.py": ""}, "plan:a.b"), "is not module:NAME"),
+        (Plan("p", {"plan.py": ""}, "plan:class"), "is not module:NAME"),
+        (Plan("p" * 101, {"plan.py": ""}, "plan:P"), "1 to 100 printable"),
+        (Plan("p", {"plan.py": "", "a b.py": ""}, "plan:P"), "cannot be imported"),
+        (Plan("p", {"plan.py": "", "class.py": ""}, "plan:P"), "cannot be imported"),
+        (Plan("p", {"plan.py": "", "d/ä.py": ""}, "plan:P"), "cannot be imported"),
+        (Plan("p", {"plan.py": "\ud800"}, "plan:P"), "not valid Unicode"),
+        (Plan("p", {"plan.py": ""}, "plan:P", ("x; python_version < '3'",)), "markers"),
+        (Plan("p", {"plan.py": ""}, "plan:P", ("x",) * 65), "at most 64"),
+        (Plan("p", {"plan.py": ""}, "plan:P", description="x" * 10_001), "10000"),
         (Plan("p\n", {"plan.py": ""}, "plan:P"), "printable"),
-        (Plan("p", {"plan.py": "x" * (1 << 20)}, "plan:P"), "limit"),
-        (Plan("p", {"plan.py": "", "../x": ""}, "plan:P"), "plain relative path"),
+        (Plan("p", {"plan.py": "x" * (1 << 20)}, "plan:P"), "at most 1048576"),
+        (Plan("p", {"plan.py": "", "../x": ""}, "plan:P"), "cannot be imported"),
     ],
 )
 def test_a_plan_has_a_form(plan: Plan, says: str) -> None:
     with pytest.raises(PlanError, match=says):
-        source.check_form(plan)
+        check_form(plan)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("p" * 100, {"plan.py": "x" * (MAX_PLAN - 7)}, "plan:P", ("x",) * 64),
+        Plan("p", {f"m{n}.py": "" for n in range(200)}, "m0:P", description="x" * 10_000),
+        Plan("p", {"a/b/__init__.py": "", "c.py": ""}, "a.b:P", ("torch[cuda]>=2.6,<3",)),
+        Plan("p", {f"{'d/' * 98}x.py": ""}, f"{'d.' * 98}x:P"),
+    ],
+    ids=["name and size", "files", "package", "deep"],
+)
+def test_a_plan_at_its_limits_is_taken(plan: Plan) -> None:
+    check_form(plan)
+    assert entry_file(plan) in plan.files
 
 
 def test_findings_say_where_and_why() -> None:

@@ -38,11 +38,13 @@ def test_every_command_of_the_manual_is_there() -> None:
         hub init|hub serve|hub invite|hub revoke|hub sites|hub token create|hub token list
         |hub token revoke|node join|node serve|node status|node doctor|node plans|node approve
         |node reject|node revoke|node studies|node accept|node decline|node log
+        |node budget show|node budget history|node budget estimate|node budget verify
+        |node budget accept-restore|node budget cap set|node budget cap remove
         |dataset add|dataset list|dataset show|dataset edit|dataset disable|dataset enable
         |dataset remove|plan submit|plan list|plan show|plan diff
         |study create|study submit|study show|study list|study close
         |experiment run|experiment validate|jobs|stop|resume
-        |models list|models get|models download|audit verify|audit list|login"""
+        |models list|models get|models download|audit verify|audit list|audit export|login"""
     assert {" ".join(path) for path in COMMANDS} == {c.strip() for c in needed.split("|")}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from consilia.errors import ConfigError, Conflict
 from consilia.hub import config
-from consilia.hub.config import Directory, HubConfig, Limits
+from consilia.hub.config import Directory, HubConfig, Limits, Retention
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -31,6 +31,12 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, "# nothing set\n")) == HubConfig()
+
+
+@pytest.mark.parametrize(("text", "versions"), [("all", "all"), ("1", 1), ("20", 20)])
+def test_retention_is_all_or_a_number(tmp_path: Path, text: str, versions: str | int) -> None:
+    write(tmp_path, f"retention: {{versions: {text}}}\n")
+    assert config.load(tmp_path).retention.versions == versions
 
 
 def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
@@ -83,6 +89,12 @@ def test_a_missing_hub_tells_how_to_make_one(tmp_path: Path) -> None:
         ("presence_seconds: 0\n", "presence_seconds is 0, must be between 1 and 3600"),
         ("presence_seconds: .nan\n", "presence_seconds is nan"),
         ("limits: {init_frame_bytes: 5}\n", "limits.init_frame_bytes is 5"),
+        ("retention: {versions: some}\n", "line 1: retention.versions"),
+        ("retention: {versions: 0}\n", "retention.versions is 0, must be between 1"),
+        ("retention: {versions: 1.5}\n", "line 1: retention.versions"),
+        ("retention: {version: 3}\n", r"unknown key 'version' in retention; did you mean"),
+        ("retention: {upload_days: 0.5}\n", "retention.upload_days is 0.5"),
+        ("retention: {best_is: high}\n", "retention.best_is: Invalid enum value 'high'"),
         ("database: mysql://x/y\n", "database: mysql is not known"),
         ("database: postgresql://u:pw@db/x\n", "a password must not stand in hub.yaml"),
         ("database_password_file: a\ndatabase_password_env: B\n", "not both"),
@@ -142,6 +154,8 @@ def test_listen_addresses(text: str, parts: tuple[str, int]) -> None:
 
 def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs/reference/hub-config.md").read_text("utf-8")
-    keys = [f.name for f in msgspec.structs.fields(HubConfig) if f.name != "limits"]
-    keys += [f"limits.{f.name}" for f in msgspec.structs.fields(Limits)]
+    groups = {"limits": Limits, "retention": Retention}
+    keys = [f.name for f in msgspec.structs.fields(HubConfig) if f.name not in groups]
+    for name, group in groups.items():
+        keys += [f"{name}.{f.name}" for f in msgspec.structs.fields(group)]
     assert [k for k in keys if f"`{k}`" not in text] == []

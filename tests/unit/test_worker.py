@@ -16,7 +16,7 @@ from consilia.core.weights import Weights
 from consilia.data.registry import to_source
 from consilia.node import worker
 from consilia.node.config import Limits
-from consilia.node.launcher import environment, worker_command
+from consilia.node.launcher import environment, resources, worker_command
 from consilia.wire import frames
 from consilia.wire.v1 import Plan
 from consilia.wire.worker import Broke, Done, FromWorker, Load, Ready, Run, Step, read, write
@@ -69,7 +69,7 @@ def started(tmp_path: Path, work: Plan, with_data: bool = True) -> Iterator[Line
     with (
         (tmp_path / "log").open("wb") as log,
         subprocess.Popen(
-            worker_command(Limits(), cuda=False, fork_limit=False),
+            worker_command(resources(Limits(), cuda=False, fork_limit=False)),
             env=environment(1),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -333,7 +333,7 @@ def train(weights, data, args, context):
 
 def test_the_end_of_stdin_ends_a_worker_before_its_plan(tmp_path: Path) -> None:
     done = subprocess.run(
-        worker_command(Limits(), cuda=False, fork_limit=False),
+        worker_command(resources(Limits(), cuda=False, fork_limit=False)),
         env=environment(1),
         input=b"",
         capture_output=True,

@@ -36,7 +36,7 @@ _EXACT = 1 << 53  # beyond it float64 does not hold every integer
 _RANGES = (
     {f"uint{bits}": (0, (1 << bits) - 1) for bits in (8, 16, 32)}
     | {f"int{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) for bits in (8, 16, 32)}
-    | {"int64": (-_EXACT, _EXACT)}
+    | {"int64": (-_EXACT, _EXACT), "uint64": (0, _EXACT)}
 )
 
 Accumulator = NDArray[np.float32] | NDArray[np.float64]
@@ -167,7 +167,7 @@ def widen_into(part: Array, out: Accumulator, spec: TensorSpec) -> None:
         bits[...] = part.view(np.uint16)
         np.left_shift(bits, np.uint32(16), out=bits)
         return
-    if spec.dtype == "int64" and part.size:
+    if spec.dtype in ("int64", "uint64") and part.size:
         low, high = int(part.min()), int(part.max())
         if max(-low, high) > _EXACT:
             raise UpdateRejected(

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from math import isfinite
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -97,9 +98,27 @@ def strategy(name: str, options: Options) -> tuple[Strategy, dict[str, float]]:
     Raises ConfigError naming the nearest when the name or an option is unknown, and naming
     the range when a value is outside.
     """
-    if name not in STRATEGIES:
-        raise ConfigError(_unknown("strategy", name, STRATEGIES))
-    chosen = STRATEGIES[name]
+    return pick("strategy", name, options, STRATEGIES)
+
+
+class Optioned(Protocol):
+    """What is chosen by name and has options."""
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """The options by name."""
+
+
+T = TypeVar("T", bound=Optioned)
+
+
+def pick(
+    what: str, name: str, options: Options, known: Mapping[str, T]
+) -> tuple[T, dict[str, float]]:
+    """Return the `name`d one of `known` and all its options; see `strategy` for the errors."""
+    if name not in known:
+        raise ConfigError(_unknown(what, name, known))
+    chosen = known[name]
     for key, value in options.items():
         if key not in chosen.options:
             raise ConfigError(_unknown(f"option of {name}", key, chosen.options))
@@ -133,13 +152,14 @@ def table() -> str:
     )
     rows = (
         f"| {s.name} | the mean | yes | {s.sites} | {', '.join(s.slots) or 'none'} "
-        f"| {_shown(s.options)} | {s.source} |"
+        f"| {shown(s.options)} | {s.source} |"
         for s in STRATEGIES.values()
     )
     return "\n".join((*head, *rows, ""))
 
 
-def _shown(options: Mapping[str, Option]) -> str:
+def shown(options: Mapping[str, Option]) -> str:
+    """Return options with their ranges and defaults in one line."""
     each = (f"{k} in {o.range()} ({o.default:g})" for k, o in options.items())
     return "; ".join(each) or "none"
 
@@ -149,8 +169,9 @@ _HEAD = """\
 
 Made by `consilia.algo.strategy.describe()`; a test compares. An experiment names one:
 `strategy: {name: fedadam, options: {server_lr: 0.02}}`. Options are the server's; they are
-checked before the job starts. There is no secure aggregation yet: a column says which
-strategies will work under it, as they need nothing but the mean.
+checked before the job starts. A column says which strategies work under secure aggregation, as
+they need nothing but the mean. What can be taken instead of the mean where a site may be bad:
+[robust.md](robust.md).
 """
 
 

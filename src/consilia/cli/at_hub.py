@@ -73,7 +73,7 @@ def operator(directory: Path) -> Iterator[Desk]:
             else:
                 yield client
                 return
-    from consilia.hub.app import at_rest
+    from consilia.hub.atrest import at_rest
 
     with at_rest(directory) as (store, access):
         yield _AtDatabase(store, access)
@@ -123,6 +123,6 @@ class _AtDatabase:
 
 def _site(record: "SiteRecord") -> SiteView:
     """Show a site of a hub that does not run: nobody is online."""
-    from consilia.hub.views import site_view
+    from consilia.hub.siteviews import site_view
 
     return site_view(record, online=False, last_seen=None)

@@ -1,14 +1,23 @@
 """`consilia audit`: is a trail what was written, line by line?"""
 
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from consilia.cli.options import Json, example, group
 from consilia.cli.output import done, listing, short, when
 from consilia.core import chain
-from consilia.wire.people import AuditCheckView
+from consilia.wire.people import AuditCheckView, AuditView
+
+if TYPE_CHECKING:
+    from consilia.hub.store import Store as HubStore
+    from consilia.node.store import Store as NodeStore
+
+Entry = tuple[chain.Line, str]
 
 app = group("audit", "Hash-chained audit trails, at the hub and at each node.")
 
@@ -71,6 +80,57 @@ def list_(
     )
 
 
+@app.command(
+    epilog=example(
+        "consilia audit export > hub-audit.csv                      # over its REST API",
+        "consilia audit export --format json --hub /srv/hub > hub-audit.jsonl",
+        "consilia audit export --node /srv/consilia > site-audit.csv",
+    )
+)
+def export(
+    format: Annotated[
+        Literal["csv", "json"], typer.Option(help="csv, or json: an object per line.")
+    ] = "csv",
+    hub: Annotated[Path | None, typer.Option(help="A hub's directory.")] = None,
+    node: Annotated[Path | None, typer.Option(help="A node's directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a whole trail with its digests to standard output. --json is --format json."""
+    from consilia.wire import trail
+
+    with _lines(hub, node) as lines:
+        for text in trail.export(lines, "json" if as_json else format):
+            sys.stdout.write(text)
+
+
+@contextmanager
+def _lines(hub: Path | None, node: Path | None) -> Iterator[Iterable[Entry]]:
+    """Yield the (line, digest) pairs of a hub's or a node's trail, or of the hub logged in."""
+    if hub is not None and node is not None:
+        raise typer.BadParameter("give --hub or --node, not both")
+    if node is not None:
+        from consilia.node import audit as at_node
+
+        with _node_store(node.absolute()) as store:
+            yield at_node.every(store)
+    elif hub is not None:
+        from consilia.hub import audit as at_hub
+
+        with _hub_store(hub.absolute()) as store:
+            yield store.read_now(lambda db: [(e.line, e.digest) for e in at_hub.lines(db)])
+    else:
+        from consilia.sdk.client import Client
+
+        with Client() as client:
+            yield ((_line(view), view.digest) for view in client.audit())
+
+
+def _line(view: AuditView) -> chain.Line:
+    return chain.Line(
+        view.seq, view.at, view.actor, view.action, view.subject, view.outcome, view.detail
+    )
+
+
 def _view(outcome: chain.Break | tuple[int, str]) -> AuditCheckView:
     if isinstance(outcome, chain.Break):
         return AuditCheckView(False, outcome.seq - 1, "", outcome.seq, outcome.reason)
@@ -78,25 +138,41 @@ def _view(outcome: chain.Break | tuple[int, str]) -> AuditCheckView:
     return AuditCheckView(True, lines, head)
 
 
-def _node(directory: Path) -> AuditCheckView:
-    from consilia.node import audit, config
+@contextmanager
+def _node_store(directory: Path) -> "Iterator[NodeStore]":
+    from consilia.node import config
     from consilia.node.store import Store
 
     config.load(directory)
     store = Store.open(directory)
     try:
-        return _view(audit.verify(store))
+        yield store
     finally:
         store.close()
 
 
-def _hub(directory: Path) -> AuditCheckView:
-    from consilia.hub import audit, config
+@contextmanager
+def _hub_store(directory: Path) -> "Iterator[HubStore]":
+    from consilia.hub import config
     from consilia.hub.store import Store
 
     settings = config.load(directory)
     store = Store.open(config.database_url(directory, settings), migrate=False, readers=1)
     try:
-        return _view(store.read_now(audit.check))
+        yield store
     finally:
         store.close()
+
+
+def _node(directory: Path) -> AuditCheckView:
+    from consilia.node import audit
+
+    with _node_store(directory) as store:
+        return _view(audit.verify(store))
+
+
+def _hub(directory: Path) -> AuditCheckView:
+    from consilia.hub import audit
+
+    with _hub_store(directory) as store:
+        return _view(store.read_now(audit.check))

@@ -27,9 +27,9 @@ app.add_typer(cap)
 
 @app.command(epilog=example("consilia node budget show", "consilia node budget show --json"))
 def show(directory: NodeDir = None, as_json: Json = False) -> None:
-    """Show each account: epsilon spent, its cap, what is left, tasks not settled yet.
+    """Show each account: epsilon spent, its cap, the part used, tasks not settled yet.
 
-    An epsilon holds at the cap's delta. An account without a cap counts towards its universe.
+    The part used is what decides. An account without a cap counts towards its universe.
     """
     from consilia.node import config, ledger
 
@@ -203,10 +203,10 @@ def _accounts(found: "list[Standing]", as_json: bool) -> None:
         {
             "account": lambda r: r.kind,
             "name": lambda r: r.name,
-            "epsilon": lambda r: r.spent,
+            "epsilon": lambda r: r.epsilon,
+            "delta": lambda r: r.delta,
             "cap": lambda r: r.cap.epsilon if r.cap else "none",
-            "delta": lambda r: r.cap.delta if r.cap else None,
-            "left": lambda r: r.left,
+            "used": lambda r: f"{r.used:.1%}" if r.cap else None,
             "not settled": lambda r: r.open,
         },
         as_json,

@@ -40,7 +40,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a hub: its settings, its certificate authority, its keys, an operator's token."""
-    from consilia.hub.app import init as init_hub
+    from consilia.hub.atrest import init as init_hub
     from consilia.hub.config import Directory, HubConfig
 
     config = HubConfig(

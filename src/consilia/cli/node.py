@@ -78,18 +78,18 @@ def serve(directory: NodeDir = None) -> None:
 @app.command(epilog=example("consilia node status --dir /srv/consilia"))
 def status(directory: NodeDir = None, as_json: Json = False) -> None:
     """Tell whether the agent runs, reaches the hub, and what it works on."""
-    from consilia.node.app import status as node_status
+    from consilia.node.status import status as node_status
 
-    found = node_status(node_dir(directory))
+    found = node_status(node_dir(directory), time.time())
     record(found, _fields(found), as_json)
 
 
 @app.command(epilog=example("consilia node doctor --dir /srv/consilia"))
 def doctor(directory: NodeDir = None, as_json: Json = False) -> None:
     """Check what the node needs (hub, clock, disk, sandbox, data) and say what to do."""
-    from consilia.node.app import doctor as node_doctor
+    from consilia.node.doctor import examine
 
-    findings = node_doctor(node_dir(directory))
+    findings = examine(node_dir(directory), time.time)
     listing(
         findings,
         {

@@ -46,6 +46,7 @@ class Dataset:
     modified: float  # Unix seconds, the file's mtime when its digest was taken
     created: float  # Unix seconds, when it was registered
     description: str = ""
+    patient: str = ""  # column of patient ids, of type str; "" when none is declared
 
 
 def inspect_table(  # noqa: PLR0913  a registration, written with keywords
@@ -58,11 +59,14 @@ def inspect_table(  # noqa: PLR0913  a registration, written with keywords
     missing: tuple[str, ...] = MISSING,
     types: Mapping[str, str] = _NO_TYPES,
     description: str = "",
+    patient: str = "",
     threads: int = 2,
 ) -> Dataset:
     """Read the whole table once and return its record, every value checked against its type.
 
     `format` is told by the file's suffix when None. `types` overrides what would be inferred.
+    `patient` names the column of patient ids: whatever they look like it is read as text, so
+    that no plan takes it for a feature, and no record may lack one.
     Raises ConfigError for a name or tag that is not allowed, DataError for the rest.
     """
     ids.name(name, "dataset")
@@ -72,13 +76,18 @@ def inspect_table(  # noqa: PLR0913  a registration, written with keywords
         raise DataError(f"{file}: no such file; needed a CSV, TSV or Parquet table")
     before = file.stat()
     table = TableFile(file, format or _format(file), missing, threads)
-    columns = _columns(table, types)
+    columns = _columns(table, {**types, patient: "str"} if patient else types)
     records = int(table.query("count(*)")[0])
     if not records:
         raise DataError(f"{file.name}: the table has column names and no records")
+    if patient and (lacking := records - int(table.query(f"count({quoted(patient)})")[0])):
+        raise DataError(
+            f"{file.name}: {lacking} records have no value in {patient!r}, the column of "
+            "patient ids; complete them, or leave these records out"
+        )
     dataset = Dataset(
         name, str(file), table.format, tags, columns, tuple(missing), records,
-        _digest(file), before.st_size, before.st_mtime, now, description,
+        _digest(file), before.st_size, before.st_mtime, now, description, patient,
     )  # fmt: skip
     if _facts(file) != (dataset.bytes, dataset.modified):
         raise DataError(f"{file.name}: the file was written to while it was read; try again")
@@ -108,6 +117,7 @@ def to_source(dataset: Dataset, path: str | None = None) -> TableSource:
         columns=dict(dataset.columns),
         missing=dataset.missing,
         records=dataset.records,
+        patient=dataset.patient,
     )
 
 

@@ -138,6 +138,15 @@ class Access:
         """The hub's Ed25519 public key, 32 bytes."""
         return public_bytes(self.hub_key)
 
+    def renew_server(self, hosts: Sequence[str]) -> bool:
+        """Issue the server certificate anew when a third of its life is left; say whether.
+
+        Whoever serves loads `server_chain` and `server_key` into its contexts then. Blocks.
+        """
+        before = self.server_chain.read_bytes()
+        Secrets.load(self._files.directory, hosts, self._now(), self._random)
+        return self.server_chain.read_bytes() != before
+
     def people_context(self) -> ssl.SSLContext:
         """TLS 1.3 for the people's listener: no client certificates."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,6 +1,5 @@
 """The hub as one process: what it is made of, how it starts, serves and ends.
 
-    init(directory, config)    settings, keys, database, the first operator's token
     serve(directory)           until SIGTERM or SIGINT, then exit within two seconds
     build(...)                 the part that has no transport: `serve` and the simulator use it
 
@@ -23,30 +22,29 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from consilia import __version__
-from consilia.errors import Conflict, StorageError
+from consilia.core.round import JobState
 from consilia.hub import config as settings
-from consilia.hub import records
+from consilia.hub import probes
 from consilia.hub.access import Access
+from consilia.hub.atrest import ANY, alone, certificate_hosts, open_access, url
 from consilia.hub.blobplane import BlobPlane
-from consilia.hub.blobs import RESERVE, Blobs, DiskBlobs
+from consilia.hub.blobs import Blobs, DiskBlobs
 from consilia.hub.clock import Clock, LoopClock
 from consilia.hub.config import Directory, HubConfig
 from consilia.hub.driver import Limits
 from consilia.hub.engine import Engine
 from consilia.hub.federation import Federation
-from consilia.hub.keyfiles import write_secret
-from consilia.hub.listener import Bounds, NodeListener, make_contexts
+from consilia.hub.housekeeping import ServerCertificate, keep_house
+from consilia.hub.listener import Bounds, Contexts, NodeListener, make_contexts
+from consilia.hub.probes import Probe, free_bytes
+from consilia.hub.retention import EVERY, Collector
 from consilia.hub.store import Store
 from consilia.hub.telemetry import ForwardToLog, Log, Metrics, make_log, measure_lag
 
 if TYPE_CHECKING:
     from consilia.hub.rest.server import PeopleServer
-    from consilia.hub.rest.services import Probe
 
-OPERATOR_DAYS = 366  # that the first token is valid
 PATIENCE = 1.0  # seconds that running requests are given when the hub ends
-_LOCAL = ("localhost", "127.0.0.1")
-_ANY = ("", "0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 Random = Callable[[int], bytes]
 
 
@@ -66,6 +64,7 @@ class Outside:
     clock: Clock
     random_bytes: Random = os.urandom
     checkpoint: Callable[[str], None] = lambda _: None  # called wherever a crash may cut
+    every: float = EVERY  # seconds between two rounds of housekeeping
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,65 +103,6 @@ def build(  # noqa: PLR0913 - the parts it connects
     return Hub(store, blobs, engine, federation)
 
 
-# ---- init -----------------------------------------------------------------------------------
-
-
-def init(directory: Path, config: HubConfig) -> None:
-    """Make a hub in `directory`; raise Conflict when there is one. Blocks.
-
-    Leaves DIR/secrets/operator.token (0600), the API token of the first operator.
-    """
-    layout, outside = Directory(directory), Outside(make_log(sys.stderr), LoopClock())
-    settings.write(directory, config)
-    Access.create(
-        layout.secrets,
-        certificate_hosts(config),
-        name=config.name,
-        at=outside.clock.now(),
-        random_bytes=outside.random_bytes,
-    )
-    with at_rest(directory) as (_, access):
-        token = asyncio.run(access.make_token("operator", "operator", OPERATOR_DAYS))
-    write_secret(layout.operator_token, f"{token.secret}\n".encode())
-
-
-@contextmanager
-def at_rest(directory: Path) -> Iterator[tuple[Store, Access]]:
-    """Open store and identities of a hub that does not run; Conflict while it does."""
-    layout, config = Directory(directory), settings.load(directory)
-    outside = Outside(make_log(sys.stderr, config.log_level), LoopClock())
-    with _lock(layout):
-        store = Store.open(settings.database_url(directory, config))
-        try:
-            port = settings.parse_listen(config.node_listen, "node_listen")[1]
-            yield store, _access(layout, config, store, port, outside)
-        finally:
-            store.close()
-
-
-def certificate_hosts(config: HubConfig) -> tuple[str, ...]:
-    """Return the names the hub's certificate is for: those configured, and this machine's."""
-    listen = [
-        settings.parse_listen(text, "listen")[0]
-        for text in (config.people_listen, config.node_listen)
-    ]
-    named = (*config.hosts, *(h for h in listen if h not in _ANY), *_LOCAL)
-    return tuple(dict.fromkeys(named))
-
-
-def _access(
-    layout: Directory, config: HubConfig, store: Store, port: int, outside: Outside
-) -> Access:
-    return Access.load(
-        layout.secrets,
-        store,
-        url=_url(config.hosts[0], port),
-        hosts=certificate_hosts(config),
-        now=outside.clock.now,
-        random_bytes=outside.random_bytes,
-    )
-
-
 # ---- serve ----------------------------------------------------------------------------------
 
 
@@ -193,7 +133,7 @@ async def running(directory: Path, outside: Outside | None = None) -> AsyncItera
         outside = Outside(make_log(sys.stderr, config.log_level), LoopClock())
     log = outside.log
     async with AsyncExitStack() as stack:
-        stack.enter_context(_lock(layout))
+        stack.enter_context(alone(layout))
         stack.enter_context(_library_messages(log))
         serving = await stack.enter_async_context(_serving(layout, config, outside))
         stack.enter_context(_announced(layout, serving))
@@ -216,10 +156,12 @@ async def _serving(
     node_host, node_port = settings.parse_listen(config.node_listen, "node_listen")
     async with AsyncExitStack() as stack:
         metrics, stopping = Metrics(), asyncio.Event()
-        url = settings.database_url(layout.root, config)
-        store = await asyncio.to_thread(Store.open, url, committed=metrics.committed)
+        where = settings.database_url(layout.root, config)
+        store = await asyncio.to_thread(Store.open, where, committed=metrics.committed)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        access = _access(layout, config, store, node_port, outside)
+        access = open_access(
+            layout, config, store, node_port, outside.clock, outside.random_bytes
+        )
         blobs = DiskBlobs(layout.root / config.blobs)
         stack.callback(blobs.close)
         await asyncio.to_thread(_clear_spools, blobs, SPOOL)
@@ -230,11 +172,14 @@ async def _serving(
         stack.push_async_callback(hub.engine.close)
         await hub.engine.recover()
 
-        listener = _listener(config, access, hub, metrics, outside.log)
+        contexts = make_contexts(access.server_chain, access.server_key, access.ca_pem.decode())
+        listener = _listener(config, contexts, access, hub, metrics, outside.log)
         node_port = await listener.start(node_host, node_port)
         if settings.parse_listen(config.node_listen, "node_listen")[1] == 0:
             # Join tokens name the port, which the system has only now chosen.
-            access = _access(layout, config, store, node_port, outside)
+            access = open_access(
+                layout, config, store, node_port, outside.clock, outside.random_bytes
+            )
         services = Services(
             config=config,
             store=store,
@@ -246,20 +191,35 @@ async def _serving(
             now=outside.clock.now,
             random_bytes=outside.random_bytes,
             stopping=stopping,
-            probes=_probes(outside.clock, store, layout.root / config.blobs),
+            probes=_probes(layout, config, store, outside.clock, node_port),
         )
-        people = PeopleServer(
-            make_app(services), access.people_context(), config.limits.people_connections
-        )
+        tls = access.people_context()
+        people = PeopleServer(make_app(services), tls, config.limits.people_connections)
         stack.push_async_callback(_end, stopping, hub, listener, people)
         people_port = await people.start(people_host, people_port)
         _watch(metrics, hub, layout.root / config.blobs)
-        lag = asyncio.create_task(measure_lag(metrics))
-        stack.callback(lag.cancel)
-        local = people_host if people_host not in _ANY else "127.0.0.1"
+        collector = Collector(
+            store,
+            blobs,
+            config.retention,
+            outside.clock.now,
+            live=lambda id: _state(hub, id),
+            lock=services.judging,
+        )
+        server = ServerCertificate(
+            access,
+            certificate_hosts(config),
+            (tls, contexts.enrol, contexts.control, contexts.blob),
+        )
+        for work in (
+            measure_lag(metrics),
+            keep_house(collector, server, outside.log, outside.every),
+        ):
+            stack.callback(asyncio.create_task(work).cancel)
+        local = people_host if people_host not in ANY else "127.0.0.1"
         yield Addresses(
-            people=_url(local, people_port),
-            nodes=_url(config.hosts[0], node_port),
+            people=url(local, people_port),
+            nodes=url(config.hosts[0], node_port),
             pid=os.getpid(),
         )
 
@@ -275,10 +235,14 @@ async def _end(
     )
 
 
-def _listener(
-    config: HubConfig, access: Access, hub: Hub, metrics: Metrics, log: Log
+def _listener(  # noqa: PLR0913, PLR0917 - the parts it connects
+    config: HubConfig,
+    contexts: Contexts,
+    access: Access,
+    hub: Hub,
+    metrics: Metrics,
+    log: Log,
 ) -> NodeListener:
-    contexts = make_contexts(access.server_chain, access.server_key, access.ca_pem.decode())
 
     def moved(site: str, way: str, count: int) -> None:
         metrics.moved(way, count)
@@ -292,43 +256,30 @@ def _listener(
 def _watch(metrics: Metrics, hub: Hub, blobs: Path) -> None:
     presence, counts = hub.engine.presence, hub.store.counts
     metrics.watch("sites_online", "Sites that poll", lambda: len(list(presence.all_online())))
-    metrics.watch("disk_free_bytes", "Free where the blobs lie", lambda: _free(blobs))
+    metrics.watch("disk_free_bytes", "Free where the blobs lie", lambda: free_bytes(blobs))
     metrics.watch("store_writes", "Writes committed since the start", lambda: counts.writes)
     metrics.watch("store_commits", "Commits since the start", lambda: counts.commits)
 
 
-def _probes(clock: Clock, store: Store, blobs: Path) -> "dict[str, Probe]":
-    """Return what readiness asks. Anybody may ask, so each looks at most once a second."""
-
-    async def database() -> str | None:
-        await store.write(lambda db: records.bump(db, "probe"))
-        return None
-
-    async def disk() -> str | None:
-        free = await asyncio.to_thread(_free, blobs)
-        return None if free > 2 * RESERVE else f"{free} bytes are free in {blobs}"
-
-    return {"database": _seldom(clock, database), "disk": _seldom(clock, disk)}
-
-
-def _seldom(clock: Clock, probe: "Probe", every: float = 1.0) -> "Probe":
-    """Return `probe`, answering again what it found when that is at most `every` s old."""
-    lock = asyncio.Lock()
-    last: tuple[float, str | None] | None = None
-
-    async def asked() -> str | None:
-        nonlocal last
-        async with lock:
-            if last is None or clock.now() - last[0] >= every:
-                last = (clock.now(), await probe())
-            return last[1]
-
-    return asked
+def _probes(
+    layout: Directory, config: HubConfig, store: Store, clock: Clock, port: int
+) -> dict[str, Probe]:
+    """Return what readiness asks, by the part's name; `port` is the node listener's."""
+    host = settings.parse_listen(config.node_listen, "node_listen")[0]
+    ca = (layout.secrets / "ca.pem").read_text("ascii")
+    here = "127.0.0.1" if host in ANY else host
+    asked = {
+        "database": probes.database(store),
+        "disk": probes.disk(layout.root / config.blobs),
+        "nodes": probes.node_listener(here, port, config.hosts[0], ca),
+    }
+    return {name: probes.seldom(clock, probe) for name, probe in asked.items()}
 
 
-def _free(path: Path) -> int:
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize
+def _state(hub: Hub, id: str) -> JobState | None:
+    """Return the state of a job in memory."""
+    job = hub.engine.job(id)
+    return None if job is None else job.state
 
 
 def _clear_spools(blobs: Blobs, prefix: str) -> None:
@@ -336,40 +287,6 @@ def _clear_spools(blobs: Blobs, prefix: str) -> None:
     for name in blobs.spools():
         if name.startswith(prefix):
             blobs.discard(name)
-
-
-def _url(host: str, port: int) -> str:
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
-# ---- one process per directory --------------------------------------------------------------
-
-
-@contextmanager
-def _lock(layout: Directory) -> Iterator[None]:
-    """Hold DIR/run/hub.lock; raise Conflict while another process does."""
-    import fcntl  # noqa: PLC0415 - there is none on Windows, where `hub init` still explains
-
-    path = layout.run / "hub.lock"
-    try:
-        layout.run.mkdir(mode=0o750, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as e:
-        raise StorageError(f"{path} cannot be opened: {e.strerror}") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-            raise Conflict(
-                f"a process works on the hub in {layout.root} already (pid {pid}): end that "
-                "one first, or use another directory"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(fd)
 
 
 @contextmanager

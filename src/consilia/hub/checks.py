@@ -1,29 +1,13 @@
 """Does an update fit its round? Pure rules; a returned text says what was found and needed."""
 
-import math
-from collections.abc import Mapping
-
 from consilia.core.weights import mismatch
 from consilia.errors import UpdateRejected
 from consilia.privacy import masked
 from consilia.wire import frames
-from consilia.wire.v1 import MAX_METRIC_NAME, MAX_METRICS, Advertisement, Result, Task
+from consilia.wire.metrics import metrics_misfit
+from consilia.wire.v1 import Advertisement, Result, Task
 
 ROUNDING = 4  # advertised counts are rounded down to a multiple of 5
-
-
-def metrics_misfit(metrics: Mapping[str, float]) -> str | None:
-    """Say why the named numbers of a report cannot be kept, or None."""
-    if len(metrics) > MAX_METRICS:
-        return f"{len(metrics)} metrics, at most {MAX_METRICS} are allowed"
-    for name, value in metrics.items():
-        if not 0 < len(name) <= MAX_METRIC_NAME:
-            return f"a metric's name has {len(name)} characters, needed 1 to {MAX_METRIC_NAME}"
-        if not name.isprintable():  # people read it on their terminals
-            return f"a metric is named {name!r}, needed printable characters"
-        if not math.isfinite(value):
-            return f"metric {name!r} is {value}, needed a finite number"
-    return None
 
 
 def records_limit(advertised: Advertisement | None, tags: tuple[str, ...]) -> int:

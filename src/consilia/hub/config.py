@@ -32,6 +32,16 @@ class Limits(msgspec.Struct, frozen=True):
     people_connections: int = 512  # open at the people listener
 
 
+class Retention(msgspec.Struct, frozen=True):
+    """Which frames stay. A frame that a job started from, or can go on from, always does."""
+
+    versions: Literal["all"] | int = "all"  # the newest of each job, as many as this
+    best: str = "loss"  # and its best by this metric; "" for none
+    best_is: Literal["lowest", "highest"] = "lowest"
+    upload_days: float = 30.0  # that an uploaded base frame stays while no job uses it
+    upload_bytes: int = 20 << 30  # of uploaded base frames of one person
+
+
 class HubConfig(msgspec.Struct, frozen=True):
     """The operator's settings; defaults suit one machine."""
 
@@ -44,6 +54,7 @@ class HubConfig(msgspec.Struct, frozen=True):
     database_password_env: str = ""
     blobs: str = "."  # the directory of the folders blobs/ and spool/, one file system
     limits: Limits = Limits()
+    retention: Retention = Retention()
     presence_seconds: float = 15.0  # without a poll after which a site counts as away
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -123,11 +134,18 @@ def check(config: HubConfig) -> HubConfig:
         ("limits.poll_wait", limits.poll_wait, 1, 300),
         ("limits.people_connections", limits.people_connections, 8, 100_000),
         ("presence_seconds", config.presence_seconds, 1, 3600),
+        ("retention.versions", _count(config.retention.versions), 1, 1_000_000),
+        ("retention.upload_days", config.retention.upload_days, 1, 36_500),
+        ("retention.upload_bytes", config.retention.upload_bytes, 0, 1 << 50),
     ):
         if not low <= value <= high:
             raise ConfigError(f"{name} is {value:g}, must be between {low} and {high}")
     _check_database(config)
     return config
+
+
+def _count(versions: str | int) -> int:
+    return versions if isinstance(versions, int) else 1
 
 
 def parse_listen(text: str, what: str) -> tuple[str, int]:

@@ -157,6 +157,7 @@ class Driver:
             deterministic=book.record.experiment.deterministic,
             privacy=book.record.experiment.privacy or Privacy(),
             cohort=command.cohort,
+            researcher=book.record.author,
             total=sum(self._parts.records(s, book.needs.study.tags) for s in command.cohort),
         )
         limit = limits.init_bytes

@@ -16,6 +16,7 @@ from consilia.core.steps import FEWEST
 from consilia.errors import ConfigError, NotFound
 from consilia.hub import records, watching
 from consilia.hub.blobs import Blobs
+from consilia.privacy import accountant
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
@@ -214,6 +215,11 @@ def _privacy(p: Privacy) -> Iterator[Problem]:
     for field, found, good, needed in rules:
         if not good:
             yield Problem(f"privacy.{field}", f"{found}", needed)
+    if p.dp is not None:
+        try:
+            accountant.check(p.dp)
+        except ConfigError as error:
+            yield Problem("privacy.dp", f"{p.dp.level} level", f"another: {error}")
     if p.aggregation == "ckks":
         yield Problem("privacy.aggregation", "'ckks'", "'secure' or 'plain'")
 

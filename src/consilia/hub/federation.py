@@ -23,7 +23,6 @@ from consilia.hub import audit, masking, records
 from consilia.hub.blobs import Blob, Blobs
 from consilia.hub.checks import (
     masked_misfit,
-    metrics_misfit,
     records_limit,
     result_misfit,
 )
@@ -32,6 +31,7 @@ from consilia.hub.presence import Assignment
 from consilia.hub.store import Store
 from consilia.hub.uploads import Upload
 from consilia.wire.frames import Header
+from consilia.wire.metrics import metrics_misfit
 from consilia.wire.seal import open_sealed
 from consilia.wire.v1 import (
     MAX_MESSAGE,

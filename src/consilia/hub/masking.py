@@ -9,14 +9,14 @@ import base64
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from consilia.algo.aggregate import Accumulator, Read, accumulator, cast, widen_into
 from consilia.core import steps
 from consilia.core.round import JobState, Tell
-from consilia.core.weights import DTYPES, Array, Schema, TensorSpec
+from consilia.core.weights import Array, Schema, TensorSpec
 from consilia.errors import EmptyRound, UpdateRejected
 from consilia.privacy import masked, ring, secagg
+from consilia.privacy.streams import Ring
 from consilia.wire.v1 import Metrics, Privacy, Said, Word
 
 PIECE = 64 << 10  # elements worked on at a time: they stay in the cache
@@ -95,9 +95,7 @@ class MaskedFold:
         self._schema = schema
         self._privacy = privacy
         self._masked = masked.schema(schema, privacy.bits)
-        self._sums = {
-            spec.name: np.empty(spec.size, DTYPES[spec.dtype]) for spec in self._masked
-        }
+        self._sums = {spec.name: masked.empty(spec.dtype, spec.size) for spec in self._masked}
         self._means: dict[str, Accumulator] = {}
         self.weight = 0.0  # of all survivors together, once opened
         self.metrics: tuple[float, ...] = ()
@@ -163,7 +161,7 @@ class MaskedFold:
     def _open_tensor(
         self,
         spec: TensorSpec,
-        total: NDArray[np.generic],
+        total: Ring,
         unmasker: secagg.Unmasker,
         old: Iterator[Array],
     ) -> None:

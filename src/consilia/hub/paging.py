@@ -26,6 +26,14 @@ class Page(Generic[T]):
     next: str | None
 
 
+def within(value: int, what: str, low: int, high: int) -> int:
+    """Return `value` when it lies between `low` and `high`, else raise ConfigError."""
+    if not low <= value <= high:
+        found = f"{value}" if abs(value) < 10**20 else "a number of more than 20 digits"
+        raise ConfigError(f"{what} is {found}, must be between {low} and {high}")
+    return value
+
+
 def everything(page: Callable[[str | None], Page[T]]) -> list[T]:
     """Return the items of all pages; `page` reads the one after a cursor."""
     found: list[T] = []
@@ -68,6 +76,8 @@ class Listing(Generic[T]):
 
     def _parse(self, cursor: str) -> list[Any]:
         try:
+            if not cursor.isprintable():
+                raise ValueError("no key has such a character")
             parts = zip(self.keys, cursor.split(_BETWEEN), strict=True)
             return [key.type.python_type(text) for key, text in parts]
         except ValueError:

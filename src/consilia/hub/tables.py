@@ -7,7 +7,7 @@ records, so a new optional field needs no migration. Every list endpoint has its
 
 import sqlalchemy as sa
 
-HEAD = "r0001"  # the migration that makes exactly these tables
+HEAD = "r0002"  # the migration that makes exactly these tables
 
 metadata = sa.MetaData(
     naming_convention={
@@ -153,8 +153,19 @@ versions = sa.Table(
     sa.Column("bytes_in", sa.BigInteger, nullable=False),
     sa.Column("bytes_out", sa.BigInteger, nullable=False),
     sa.Column("created", sa.Double, nullable=False),
+    sa.Column("deleted", sa.Double),  # when retention gave its frame up
     sa.UniqueConstraint("job", "round"),
     sa.Index("ix_versions_created_id", "created", "id"),
+    sa.Index("ix_versions_study_created_id", "study", "created", "id"),
+)
+
+uploads = sa.Table(  # base frames that people have sent
+    "uploads",
+    metadata,
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("author", sa.String(100), primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
 )
 
 audit = sa.Table(

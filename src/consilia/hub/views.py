@@ -1,18 +1,16 @@
-"""What people see of a job (its state, its closed rounds, what happened when) and of a site."""
+"""What people see of a job: its state, its closed rounds, what happened when."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from sqlalchemy import Connection
 
 from consilia.hub import journal, records
 from consilia.hub.job import TICKS, LiveJob, Progressed
 from consilia.hub.readiness import doing
-from consilia.hub.records import JobRecord, SiteRecord, Version
-from consilia.wire.people import JobView, ModelView, RoundView, SiteView
-from consilia.wire.v1 import Advertisement
+from consilia.hub.records import JobRecord, Version
+from consilia.wire.people import JobView, ModelView, RoundView
 
 MAX_EVENTS = 500  # in one answer
 
@@ -106,6 +104,7 @@ def model_view(version: Version) -> ModelView:
         records=version.records,
         metrics=version.metrics,
         parent=version.parent,
+        deleted=version.deleted,
     )
 
 
@@ -133,31 +132,3 @@ def feed(entries: Sequence[journal.Entry], progress: Iterable[Progressed], after
 def _progress(p: Progressed) -> Item:
     body = {"lease": p.lease, "fraction": p.fraction, "metrics": p.metrics}
     return Item(p.seq, p.at, "Progress", body)
-
-
-# ---- sites ----------------------------------------------------------------------------------
-
-Said = dict[str, Advertisement]  # by site, of the sites in force
-
-
-def advertised(sites: Iterable[SiteRecord]) -> Said:
-    """Return what the enrolled sites last said of themselves."""
-    return {
-        s.name: msgspec.msgpack.decode(s.advertisement, type=Advertisement)
-        for s in sites
-        if s.advertisement is not None and s.state == "enrolled"
-    }
-
-
-def site_view(record: SiteRecord, online: bool, last_seen: float | None) -> SiteView:
-    """Show a site."""
-    said = advertised([record]).get(record.name)
-    return SiteView(
-        name=record.name,
-        state=record.state,
-        online=online,
-        last_seen=max(filter(None, (last_seen, record.last_seen)), default=None),
-        certificate_expires=record.certificate_expires,
-        version=said.version if said else "",
-        datasets=tuple(d.name for d in said.datasets) if said else (),
-    )

@@ -25,6 +25,7 @@ from pathlib import Path
 from consilia.core import ids
 from consilia.errors import (
     ConfigError,
+    Conflict,
     ConsiliaError,
     Refused,
     StorageError,
@@ -42,6 +43,7 @@ from consilia.node.masking import Spoken
 from consilia.node.policy import short
 from consilia.node.release import Answer, Release
 from consilia.node.runner import Runs
+from consilia.node.spending import Spending
 from consilia.node.standing import Grant, Standing
 from consilia.node.status import AgentStatus
 from consilia.node.store import Store, printable
@@ -99,6 +101,7 @@ class Agent:
         self._standing = Standing(store, config, now)
         self._threads = ThreadPoolExecutor(TRANSFERS, "consilia-transfer")
         self._delivery = Delivery(link, release, self._threads, self._rng)
+        self._spending = Spending(store, config.privacy, now)
         self._works: dict[str, Work] = {}
         self._jobs: dict[str, Job] = {}
         self._slots = asyncio.Semaphore(config.limits.tasks)
@@ -385,12 +388,26 @@ class Agent:
             work.phase = "preparing"
             grant = self._judge(lease)  # time has passed: ask again
             self._refused = 0
+            await self._reserve(lease, grant)
             try:
                 return await self._run(work, job, grant)
             except Refused as e:
                 raise NotAllowed((str(e),), "release.refuse") from None
             finally:
+                await self._give_back(lease)
                 job.used = asyncio.get_running_loop().time()
+
+    async def _reserve(self, lease: Lease, grant: Grant) -> None:
+        """Reserve what the task costs of the site's privacy budget, or raise NotAllowed."""
+        name = grant.dataset.name if grant.dataset else None
+        try:
+            await in_thread(self._spending.reserve, lease, name)
+        except (Refused, Conflict, ConfigError) as e:
+            raise NotAllowed((str(e),), "task.refuse") from None
+
+    async def _give_back(self, lease: Lease) -> None:
+        if lease.task.privacy.dp is not None:
+            await in_thread(self._spending.give_back, lease, "it never began")
 
     def _judge(self, lease: Lease) -> Grant:
         """Return what the lease may use, or raise NotAllowed."""
@@ -419,8 +436,15 @@ class Agent:
                 self._cache.newest(task.job, task.model)
             await in_thread(self._enter, lease, job, grant)
             run = Run(
-                task.kind, task.round, task.arguments, None, task.seed, task.deterministic
+                task.kind,
+                task.round,
+                task.arguments,
+                None,
+                task.seed,
+                task.deterministic,
+                dp=task.privacy.dp if task.kind == "train" else None,
             )
+            await in_thread(self._spending.begin, lease)
             work.phase, work.told = "training", loop.time()
             output = await self._runner.run(
                 task.job,

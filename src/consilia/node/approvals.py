@@ -23,6 +23,7 @@ from consilia.errors import ConfigError, Conflict, NotFound, WireError
 from consilia.node import source
 from consilia.node.policy import Allowed, Interval, OneOf, PlanGrant, describe, short
 from consilia.node.store import Row, Store, Transaction, printable
+from consilia.wire.planform import check_form
 from consilia.wire.v1 import Plan, Scalar, encode, plan_digest
 
 State = Literal["pending", "approved", "rejected", "revoked", "expired"]
@@ -69,7 +70,7 @@ def offer(  # noqa: PLR0913 - by keyword
                 f"the hub sent other bytes under this digest: found {found}",
             )  # fmt: skip
         raise WireError(f"the hub sent plan {found} under the digest {digest[:80]}; ignored")
-    source.check_form(plan)
+    check_form(plan)
     with store.write() as tx:
         if tx.rows("SELECT 1 FROM plans WHERE digest = ?", (digest,)):
             _offered(tx, digest, study)

@@ -5,15 +5,11 @@ Here they are read, checked and exported. The head travels to the hub inside the
 advertisement, so the node cannot rewrite its history unseen.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Literal
 
 from consilia.core import chain
 from consilia.node.store import Row, Store
+from consilia.wire import trail
 
 _COLUMNS = "seq, at, actor, action, subject, outcome, detail, digest"
 _PAGE = 1000
@@ -53,24 +49,9 @@ def verify(store: Store) -> chain.Break | tuple[int, str]:
     return chain.verify(every(store))
 
 
-def export(store: Store, format: Literal["csv", "json"]) -> Iterator[str]:
+def export(store: Store, format: trail.Format) -> Iterator[str]:
     """Yield the trail as CSV with a header, or as one JSON object per line."""
-    for index, (line, digest) in enumerate(every(store)):
-        fields = {**asdict(line), "digest": digest}
-        if format == "json":
-            yield json.dumps(fields, ensure_ascii=False) + "\n"
-            continue
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(fields))
-        if index == 0:
-            writer.writeheader()
-        # A cell that starts with = + - @ is a formula to a spreadsheet: keep it text.
-        writer.writerow({k: _as_text(v) for k, v in fields.items()})
-        yield out.getvalue()
-
-
-def _as_text(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value
+    return trail.export(every(store), format)
 
 
 def _pair(row: Row) -> tuple[chain.Line, str]:

@@ -7,14 +7,16 @@ Source: McMahan et al. 2018 (DP-FedAvg), per-update clipping.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consilia.core.weights import BFLOAT16, Array, narrow, widen
+from consilia.privacy.noise import Stream, client_noise, local_grid
 from consilia.wire import frames
+from consilia.wire.v1 import Dp
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -42,6 +44,42 @@ def scaled(new: int, old: int, factor: float, out: Path) -> frames.Header:
             start = _wide(b)
             moved = start + (_wide(a) - start) * factor
             writer.append(frames.raw_bytes(_as(moved, a)))
+        return writer.finish()
+
+
+def private(
+    new: int, old: int, dp: Dp, random: Callable[[int], bytes], out: Path
+) -> frames.Header:
+    """Write old + clipped (new - old) + noise as a frame to `out`: client-level privacy.
+
+    The norm is that of the whole update (McMahan et al. 2018, algorithm 1). Integers, which
+    carry no noise, stay as they were.
+    """
+    head, base = frames.read_header(new), frames.read_header(old)
+    size = sum(spec.size for spec in head.schema if spec.dtype in _FLOATS)
+    grid, stream = local_grid(dp, size), Stream(random)
+    factor = grid.factor(norm(new, old))
+    left, right = bytearray(frames.CHUNK), bytearray(frames.CHUNK)
+    before = {e.name: e for e in base.entries}
+    moved = {e.name: e for e in head.entries if e.stored}
+    borrowed = frames.borrowed(head, base)
+    with out.open("wb") as file:
+        writer = frames.FrameWriter(file.fileno(), head.schema)
+        for spec in head.schema:
+            source = (
+                (new, head, moved[spec.name])
+                if spec.name in moved
+                else (old, base, borrowed[spec.name])
+            )
+            ours = frames.chunks(*source, left)
+            theirs = frames.chunks(old, base, before[spec.name], right)
+            for a, b in zip(ours, theirs, strict=True):
+                if spec.dtype not in _FLOATS:
+                    writer.append(frames.raw_bytes(b))
+                    continue
+                start = _wide(b)
+                change = client_noise(_wide(a) - start, factor, grid, stream)
+                writer.append(frames.raw_bytes(_as(start + change, a)))
         return writer.finish()
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def poke(directory: Path, do: str = "changed", **fields: str) -> dict[str, objec
         return None  # it was just ending
     found: dict[str, object] = json.loads(answer)
     return found
+
+
+def running_pid(directory: Path) -> int | None:
+    """Return the process id of the agent that runs in `directory`, None when none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line, _short(directory) as path:
+        line.settimeout(TIMEOUT)
+        try:
+            line.connect(path)
+        except OSError:
+            return None
+        peer = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _, _ = struct.unpack("3i", peer)
+    return int(pid)
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ from consilia.errors import ConsiliaError, DataError
 from consilia.node import audit, config, control, datasets, identity, runner
 from consilia.node.config import NodeConfig
 from consilia.node.identity import Identity
+from consilia.node.layers import layers
 from consilia.node.line import Credentials, client_context, line_error, parse_proxy
 from consilia.node.store import Store
 from consilia.wire import hello
@@ -55,7 +56,7 @@ def examine(directory: Path, now: Callable[[], float]) -> list[Finding]:
         found += _certificate(me, now())
         found += _network(settings, me, now)
     found.append(_disk(directory))
-    found.append(_sandbox(settings))
+    found += _sandbox(settings, directory)
     if settings.cuda:
         found.append(_gpu())
     found += _store(directory)
@@ -135,15 +136,22 @@ def _disk(directory: Path) -> Finding:
     return Finding("disk", ok, f"{free / 2**30:.1f} GiB free in {directory}", advice)
 
 
-def _sandbox(settings: NodeConfig) -> Finding:
+def _sandbox(settings: NodeConfig, directory: Path) -> Iterator[Finding]:
+    """The sandbox as a whole, then what stands behind it."""
     if settings.sandbox == "off":
         advice = "set sandbox: required in node.yaml; plans can read what this user can"
-        return Finding("sandbox", False, "switched off in node.yaml", advice)
+        yield Finding("sandbox", False, "switched off in node.yaml", advice)
+        return
     try:
         launcher = runner.choose_launcher(settings.sandbox)
     except ConsiliaError as e:
-        return Finding("sandbox", False, str(e), "apt-get install bubblewrap, or see the above")
-    return Finding("sandbox", True, f"{launcher.name} works")
+        yield Finding("sandbox", False, str(e), "see docs/how-to/sandbox.md")
+    else:
+        found = f"{launcher.name} works"
+        advice = f"every run says: {launcher.warning}" if launcher.warning else ""
+        yield Finding("sandbox", True, found, advice)
+    for layer in layers(control.running_pid(directory)):
+        yield Finding(layer.name, layer.present, layer.found, layer.remedy)
 
 
 def _gpu() -> Finding:

@@ -1,40 +1,54 @@
-"""Start a worker process: in a bubblewrap sandbox, or plainly when the site's owner says so.
+"""Start a worker process: in a bubblewrap sandbox, alone in a hardened container, or plainly.
 
-A sandboxed worker sees a read-only system, its Python, this package, one dataset file and
+In bubblewrap a worker sees a read-only system, its Python, this package, one dataset file and
 the folder of its job's models; a private /tmp and /dev/shm of bounded size; no network, no
 other process, no capability, no environment but ours. It cannot make further namespaces.
-What it can still do is compute, and write to its pipes: what those bytes may be is decided
-by node.runner and node.release.
+A filter of system calls (node.seccomp), Landlock and resource limits (node.confine) and, where
+it may be made, a control group (node.cgroup) stand behind that.
 
-The worker speaks wire.worker over its stdin and stdout; its stderr is text for the site.
+Where namespaces are denied, as in most containers, `Container` relies on those alone; it
+takes away more, because less holds. `PlainProcess` takes away nothing but limits.
+
+What a worker can still do is compute, and write to its pipes: what those bytes may be is
+decided by node.runner and node.release. It speaks wire.worker over its stdin and stdout; its
+stderr is text for the site.
 """
 
-import asyncio
 import contextlib
-import fcntl
+import itertools
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import consilia
-from consilia.errors import WorkerError
+from consilia.node import cgroup, landlock, seccomp
+from consilia.node.cgroup import Group
 from consilia.node.config import Limits
+from consilia.node.confine import (
+    ALONE_NEEDS,
+    CONFIGURATION,
+    DATA,
+    MODELS,
+    SYSTEM,
+    Confinement,
+    python_paths,
+)
+from consilia.node.layers import why_no_namespaces
+from consilia.node.processes import Place, start
 
-PIPE_BYTES = 1 << 20
 SCRATCH_BYTES = 1 << 30  # of a worker's /tmp; its /dev/shm has as much again
 OPEN_FILES = 1024
 RESERVED_BYTES = 1 << 30  # stacks and arenas that are reserved and never touched
-_MODELS, _DATA = "/models", "/data"
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_CONFIGURATION = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+_PRIVATE = ("/tmp", "/dev/shm")  # noqa: S108  the sandbox's own
 _CUDA = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 _FORK_LIMIT_COUNTS_NAMESPACE = (5, 14)  # first kernel whose RLIMIT_NPROC is per namespace
+_OWN_PROCESSES = 2  # bubblewrap's
+_TRIAL = 20.0  # seconds a trial sandbox may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +78,15 @@ class WorkerProcess(Protocol):
     def running(self) -> bool:
         """False once the process that was started is known to have ended. Costs nothing."""
 
+    @property
+    def starved(self) -> bool:
+        """True when the kernel has killed one of its processes at its limit of memory."""
+
     def pids(self) -> tuple[int, ...]:
         """Return every process of the worker, as seen from outside."""
+
+    def unmapped(self) -> int:
+        """Return the bytes of memory it holds that its processes need not have mapped."""
 
     def kill(self) -> None:
         """Kill the whole process tree. Never fails; does not wait."""
@@ -81,10 +102,14 @@ class Launcher(Protocol):
     """Starts workers."""
 
     name: str
-    sandboxed: bool
+    sandboxed: bool  # whether the worker sees only what was put there for it
+    warning: str  # said of every run; "" for nothing
 
     def available(self) -> str | None:
         """Say why this launcher cannot work here, or None. Really tries."""
+
+    def lacks(self) -> tuple[str, ...]:
+        """Say which of the layers a worker runs without on this machine."""
 
     async def launch(self, spec: WorkerSpec) -> WorkerProcess:
         """Start a worker; raise WorkerError when that fails."""
@@ -95,35 +120,88 @@ class Bubblewrap:
 
     name = "bubblewrap"
     sandboxed = True
+    warning = ""
 
-    def __init__(self, command: str = "bwrap", scratch_bytes: int = SCRATCH_BYTES) -> None:
+    def __init__(
+        self,
+        command: str = "bwrap",
+        scratch_bytes: int = SCRATCH_BYTES,
+        *,
+        filtered: bool = True,
+        landlocked: bool = True,
+    ) -> None:
+        """`filtered` and `landlocked` are False in tests that look at one layer only."""
         self._command = shutil.which(command) or command
         self._scratch = scratch_bytes
+        machine = os.uname().machine
+        self._no_filter = seccomp.missing(machine) if filtered else "switched off"
+        self._filters = {
+            cuda: b"" if self._no_filter else seccomp.program(machine, cuda=cuda)
+            for cuda in (False, True)
+        }
+        self._landlock = landlock.version() if landlocked else -1
+        self._base: Path | None = None
+        self._no_group = ""
+        self._count = itertools.count()
 
     def available(self) -> str | None:
         """Run `true` in an empty sandbox and say why that fails, or None."""
-        arguments = [self._command, *_isolation(), *_system(), "/usr/bin/true"]
-        try:
-            done = subprocess.run(  # noqa: S603  fixed arguments
-                arguments, capture_output=True, timeout=10, check=False, env={}
-            )
-        except FileNotFoundError:
-            return "bubblewrap is not installed: apt-get install bubblewrap"
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"bubblewrap does not start: {error}"
+        with _written(self._filters[False]) as program:
+            arguments = [self._command, *_isolation(), *self._filtered(program, cuda=False)]
+            try:
+                done = subprocess.run(  # noqa: S603  fixed arguments
+                    [*arguments, *_system(), "/usr/bin/true"],
+                    capture_output=True,
+                    timeout=_TRIAL,
+                    check=False,
+                    env={},
+                    pass_fds=(program,),
+                )
+            except FileNotFoundError:
+                return "bubblewrap is not installed: apt-get install bubblewrap"
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return f"bubblewrap does not start: {error}"
         if done.returncode == 0:
             return None
         said = done.stderr.decode(errors="replace").strip()[:300]
         return (
-            f"bubblewrap cannot make a sandbox here: {said or f'exit {done.returncode}'}. "
-            "User namespaces may be switched off: see docs/how-to/install-a-hospital.md"
+            f"bubblewrap cannot make a sandbox here: {said or f'exit {done.returncode}'}; "
+            f"{why_no_namespaces()}"
         )
+
+    def lacks(self) -> tuple[str, ...]:
+        """Say which second layers this machine does not offer."""
+        found = []
+        if self._no_filter:
+            found.append(f"a filter of system calls: {self._no_filter}")
+        if self._landlock <= 0:
+            found.append("Landlock: not offered by this kernel, or switched off")
+        elif gaps := landlock.gaps(self._landlock):
+            found.append(f"Landlock's rules on {gaps}")
+        if why := self._no_group or cgroup.missing():
+            found.append(f"a control group: {why}")
+        return tuple(found)
 
     async def launch(self, spec: WorkerSpec) -> WorkerProcess:
         """Start a worker in a new sandbox."""
-        limits = spec.limits
+        limits = resources(spec.limits, cuda=spec.cuda, fork_limit=_fork_limit_per_namespace())
+        wanted = replace(limits, landlock=self._landlock)
+        group = self._group(spec)
+        # not on the command line, where the worker could read the site's paths in /proc/1
+        with (
+            _written(self._filters[spec.cuda]) as program,
+            _written("\0".join(self._arguments(spec, program)).encode()) as options,
+        ):
+            return await start(
+                [self._command, "--args", str(options), "--", *worker_command(wanted)],
+                {},
+                Place(lambda path: _inside(spec, path), _PRIVATE, group),
+                inherited=(options, program),
+            )
+
+    def _arguments(self, spec: WorkerSpec, program: int) -> list[str]:
         size = str(self._scratch)
-        arguments = _isolation()
+        arguments = [*_isolation(), *self._filtered(program, spec.cuda)]
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm"]  # noqa: S108
         if spec.cuda:
             arguments += _cuda_devices()
@@ -131,17 +209,87 @@ class Bubblewrap:
         arguments += _system()
         for path in python_paths():
             arguments += ["--ro-bind", path, path]
-        arguments += ["--ro-bind", str(spec.models), _MODELS]
+        arguments += ["--ro-bind", str(spec.models), MODELS]
         if spec.dataset is not None:
-            arguments += ["--ro-bind", str(spec.dataset), f"{_DATA}/{spec.dataset.name}"]
+            arguments += ["--ro-bind", str(spec.dataset), f"{DATA}/{spec.dataset.name}"]
         for name, value in environment(spec.threads).items():
             arguments += ["--setenv", name, value]
-        arguments += ["--chdir", "/tmp", "--remount-ro", "/"]  # noqa: S108
-        command = worker_command(limits, spec.cuda, fork_limit=_fork_limit_per_namespace())
-        # not on the command line, where the worker could read the site's paths in /proc/1
-        with _written("\0".join(arguments).encode()) as options:
-            whole = [self._command, "--args", str(options), "--", *command]
-            return await _start(whole, {}, spec, inherited=(options,))
+        return [*arguments, "--chdir", "/tmp", "--remount-ro", "/"]  # noqa: S108
+
+    def _filtered(self, program: int, cuda: bool) -> list[str]:
+        return ["--seccomp", str(program)] if self._filters[cuda] else []
+
+    def _divide(self) -> None:
+        """Find out, once, below which control group workers get theirs, or why below none."""
+        if self._base is None and not self._no_group:
+            try:
+                base = cgroup.find()
+                cgroup.prepare(base)
+                self._base = base
+            except cgroup.Unavailable as error:
+                self._no_group = str(error)
+
+    def _group(self, spec: WorkerSpec) -> Group | None:
+        self._divide()
+        if self._base is None:
+            return None
+        name = f"{os.getpid()}-{next(self._count)}"
+        limits = spec.limits
+        return cgroup.make(
+            self._base, name, limits.memory_bytes, limits.processes + _OWN_PROCESSES
+        )
+
+
+class Container:
+    """Runs the worker beside the agent, where namespaces are denied and Landlock is offered.
+
+    The worker is one process that can start no other, opens only what it must read, writes
+    nowhere, and has no socket and no signal for anybody else. It shares the agent's user,
+    kernel and container: fewer walls than bubblewrap's, which every run says.
+    """
+
+    name = "container"
+    sandboxed = True
+    warning = "in a container without namespaces: Landlock and a system call filter only"
+
+    def available(self) -> str | None:
+        """Confine a trial worker, have it try to get out, and say what is missing, or None."""
+        machine = os.uname().machine
+        if why := seccomp.missing(machine):
+            return f"the container sandbox needs a filter of system calls: {why}"
+        if (found := landlock.version()) < ALONE_NEEDS:
+            return (
+                f"the container sandbox needs Landlock {ALONE_NEEDS} (Linux 6.12): "
+                f"{landlock.gaps(found)}; this kernel, or the container's filter, has {found}"
+            )
+        command = worker_command(Confinement(landlock=ALONE_NEEDS, alone=True))
+        command.insert(command.index("consilia.node.confine") + 1, "--probe")
+        try:
+            done = subprocess.run(  # noqa: S603  fixed arguments
+                command,
+                capture_output=True,
+                timeout=_TRIAL,
+                check=False,
+                env=environment(1),
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"a trial worker does not start: {error}"
+        if done.returncode == 0:
+            return None
+        said = done.stderr.decode(errors="replace").strip()[-300:]
+        return f"the container sandbox does not hold here: {said or done.returncode}"
+
+    def lacks(self) -> tuple[str, ...]:
+        """Say what bubblewrap would have given."""
+        return ("namespaces: the container launcher has Landlock and a call filter only",)
+
+    async def launch(self, spec: WorkerSpec) -> WorkerProcess:
+        """Start a worker beside the agent."""
+        shown = (spec.models,) if spec.dataset is None else (spec.models, spec.dataset)
+        limits = resources(spec.limits, cuda=spec.cuda, fork_limit=False)
+        show = tuple(map(str, shown))
+        wanted = replace(limits, landlock=ALONE_NEEDS, alone=True, show=show)
+        return await start(worker_command(wanted), environment(spec.threads), Place(str))
 
 
 class PlainProcess:
@@ -149,15 +297,20 @@ class PlainProcess:
 
     name = "none"
     sandboxed = False
+    warning = "WITHOUT a sandbox"
 
     def available(self) -> str | None:
         """Return None: a process can always be started."""
         return None
 
+    def lacks(self) -> tuple[str, ...]:
+        """Say that there is none."""
+        return ("a sandbox: it is switched off in node.yaml",)
+
     async def launch(self, spec: WorkerSpec) -> WorkerProcess:
         """Start a worker as an ordinary child. Whoever runs it warns (node.runner)."""
-        command = worker_command(spec.limits, spec.cuda, fork_limit=False)
-        return await _start(command, environment(spec.threads), spec)
+        command = worker_command(resources(spec.limits, cuda=spec.cuda, fork_limit=False))
+        return await start(command, environment(spec.threads), Place(str))
 
 
 def _isolation() -> list[str]:
@@ -171,12 +324,12 @@ def _isolation() -> list[str]:
 def _system() -> list[str]:
     """Return the arguments that show the operating system's programs and libraries."""
     arguments: list[str] = []
-    for path in map(Path, _SYSTEM):
+    for path in map(Path, SYSTEM):
         if path.is_symlink():
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             arguments += ["--ro-bind", str(path), str(path)]
-    for name in _CONFIGURATION:
+    for name in CONFIGURATION:
         arguments += ["--ro-bind-try", name, name]
     return arguments
 
@@ -191,28 +344,10 @@ def _cuda_devices() -> list[str]:
     return arguments
 
 
-def python_paths() -> tuple[str, ...]:
-    """Return the folders that this Python, its packages and Consilia live in, outermost only.
-
-    Only these are shown to a worker, so a virtual environment inside a home directory shows
-    nothing else of that home.
-    """
-    found = [Path(p) for p in (sys.base_prefix, sys.prefix, sys.exec_prefix)]
-    found.append(Path(consilia.__file__).parent)
-    found += [Path(sys.executable).resolve().parent.parent]
-    wanted: list[Path] = []
-    for path in sorted({p.absolute() for p in found} | {p.resolve() for p in found}):
-        if path == Path("/") or path.is_relative_to("/usr"):
-            continue
-        if not any(path.is_relative_to(w) for w in wanted):
-            wanted.append(path)
-    return tuple(map(str, wanted))
-
-
 def shown_within(path: Path) -> str | None:
     """Return the folder, shown to every sandboxed worker, that `path` lies in, or None."""
     where = path.resolve()
-    shown = (*_SYSTEM, *python_paths())
+    shown = (*SYSTEM, *python_paths())
     return next((s for s in shown if where.is_relative_to(Path(s).resolve())), None)
 
 
@@ -235,26 +370,30 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def worker_command(limits: Limits, cuda: bool, fork_limit: bool) -> list[str]:
-    """Return the command line of a worker; it sets these limits on itself before it listens."""
-    options: Mapping[str, int] = {
-        # a second layer: resident memory, of all processes together, is watched by the runner
-        "--data": 0 if cuda else limits.memory_bytes + RESERVED_BYTES,
-        "--file": SCRATCH_BYTES,
-        "--files": OPEN_FILES,
-        "--processes": limits.processes if fork_limit else 0,
-    }
-    flags = [text for name, value in options.items() for text in (name, str(value))]
-    return [
-        sys.executable,
-        "-P",
-        "-s",
-        "-X",
-        "faulthandler",
-        "-m",
-        "consilia.node.worker",
-        *flags,
-    ]
+def worker_command(wanted: Confinement) -> list[str]:
+    """Return the command line of a worker that confines itself before it listens."""
+    flags = ["-P", "-s", "-X", "faulthandler", "-m", "consilia.node.confine"]
+    return [sys.executable, *flags, *wanted.flags()]
+
+
+def resources(limits: Limits, *, cuda: bool, fork_limit: bool) -> Confinement:
+    """Return the resource limits of a worker.
+
+    A second layer: the memory of all its processes together is watched by the runner.
+    """
+    return Confinement(
+        data=0 if cuda else limits.memory_bytes + RESERVED_BYTES,
+        file=SCRATCH_BYTES,
+        files=OPEN_FILES,
+        processes=limits.processes if fork_limit else 0,
+        cuda=cuda,
+    )
+
+
+def _inside(spec: WorkerSpec, path: Path) -> str:
+    if path == spec.dataset:
+        return f"{DATA}/{path.name}"
+    return f"{MODELS}/{path.relative_to(spec.models)}"
 
 
 def _fork_limit_per_namespace() -> bool:
@@ -266,122 +405,10 @@ def _fork_limit_per_namespace() -> bool:
 @contextlib.contextmanager
 def _written(data: bytes) -> Iterator[int]:
     """A descriptor from which a child reads `data`."""
-    fd = os.memfd_create("options")
+    fd = os.memfd_create("options", os.MFD_CLOEXEC)
     try:
         os.write(fd, data)
         os.lseek(fd, 0, os.SEEK_SET)
         yield fd
     finally:
         os.close(fd)
-
-
-async def _start(
-    command: list[str],
-    env: Mapping[str, str],
-    spec: WorkerSpec,
-    inherited: tuple[int, ...] = (),
-) -> "_Process":
-    """Start `command` with three pipes of PIPE_BYTES; `inherited` are a sandbox's options."""
-    ends = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-    (in_read, in_write), (out_read, out_write), (err_read, err_write) = ends
-    try:
-        for _, write_end in ends:
-            with contextlib.suppress(OSError):  # over the user's pipe budget: slower, not wrong
-                fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        child = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=in_read,
-            stdout=out_write,
-            stderr=err_write,
-            env=dict(env),
-            pass_fds=inherited,
-            start_new_session=True,
-        )
-    except OSError as error:
-        for fd in (in_write, out_read, err_read):
-            os.close(fd)
-        raise WorkerError(
-            f"the worker does not start: {command[0]}: {error}", "crashed"
-        ) from None
-    finally:
-        for fd in (in_read, out_write, err_write):
-            os.close(fd)
-    return _Process(child, (in_write, out_read, err_read), spec, sandboxed=bool(inherited))
-
-
-class _Process:
-    """A worker started by either launcher."""
-
-    def __init__(
-        self,
-        child: asyncio.subprocess.Process,
-        pipes: tuple[int, int, int],
-        spec: WorkerSpec,
-        sandboxed: bool,
-    ) -> None:
-        self._child = child
-        self._spec = spec
-        self._sandboxed = sandboxed
-        self._open = True
-        self.pid = child.pid
-        self.stdin, self.stdout, self.stderr = pipes
-
-    def inside(self, path: Path) -> str:
-        """Return the path at which the worker sees a model or the dataset."""
-        if not self._sandboxed:
-            return str(path)
-        if path == self._spec.dataset:
-            return f"{_DATA}/{path.name}"
-        return f"{_MODELS}/{path.relative_to(self._spec.models)}"
-
-    @property
-    def running(self) -> bool:
-        """See WorkerProcess."""
-        return self._child.returncode is None
-
-    def pids(self) -> tuple[int, ...]:
-        """Return the started process and all its descendants, parents first."""
-        if not self.running:
-            return ()
-        found = [self.pid]
-        for pid in found:
-            found += _children(pid)
-        return tuple(found)
-
-    def kill(self) -> None:
-        """Kill every process of the worker.
-
-        Inside a sandbox it is enough to kill bwrap: the first process of the namespace dies
-        with it, and the kernel then kills all others. Without one, the tree is walked.
-        """
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        if not self._sandboxed:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-    async def wait(self) -> int:
-        """Wait for the end."""
-        return await self._child.wait()
-
-    def close(self) -> None:
-        """Kill it and close the pipes."""
-        if self._child.returncode is None:
-            self.kill()
-        if self._open:
-            self._open = False
-            for fd in (self.stdin, self.stdout, self.stderr):
-                os.close(fd)
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  text is what we want
-        for thread in threads:
-            with Path(f"/proc/{pid}/task/{thread}/children").open() as stream:
-                found += map(int, stream.read().split())
-    except OSError:  # it has just ended
-        return found
-    return found

@@ -15,6 +15,7 @@ Each appends to a chain of entries that is never changed, and to the audit trail
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,22 +68,19 @@ class Spend:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One account: what was spent and what may be. `spent` is an epsilon at the cap's delta.
+    """One account: what was spent, with what is reserved and not settled by `open` leases.
 
-    It includes what is reserved and not settled, by `open` leases. `cap` is None where this
-    account has none; `spent` is then stated as the site's default cap would state it.
+    `epsilon` is at `delta`, the cap's. `used` is the part of the cap that is used up; it is
+    None, as `cap` is, where this account has no cap of its own.
     """
 
     kind: Scope
     name: str
-    spent: float
+    epsilon: float
+    delta: float
+    used: float | None
     open: int
     cap: Cap | None
-
-    @property
-    def left(self) -> float | None:
-        """Epsilon up to the cap; more rounds fit into it than a quotient tells."""
-        return None if self.cap is None else max(0.0, self.cap.epsilon - self.spent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +299,15 @@ def _objections(
         after = rules.add(before, change)
         if not rules.admits(held, after):
             found.append(
-                f"{kind} {name!r} has spent epsilon {rules.epsilon(held, before):.4g} of "
-                f"{cap.epsilon:g} (delta {cap.delta:g}); this would make it "
-                f"{rules.epsilon(held, after):.4g}"
+                f"{kind} {name!r} has used {_percent(rules.used(held, before))} of its cap "
+                f"(epsilon {cap.epsilon:g} at delta {cap.delta:g}); this would make it "
+                f"{_percent(rules.used(held, after))}"
             )
     return found
+
+
+def _percent(part: float) -> str:
+    return "more than all" if math.isinf(part) else f"{100 * part:.4g} %"
 
 
 def _reserve(  # noqa: PLR0913, PLR0917 - what `reserve` knows
@@ -316,7 +318,7 @@ def _reserve(  # noqa: PLR0913, PLR0917 - what `reserve` knows
     now: float,
     orders: tuple[float, ...],
 ) -> Spend:
-    alone = rules.alone(change, charge.delta, orders)
+    alone = rules.epsilon(change, charge.delta, orders)
     entry = Entry(
         0,
         now,
@@ -471,6 +473,8 @@ def _books(tx: Transaction, budgets: Budgets) -> _Books:
 
 def _standing(books: _Books, kind: Scope, name: str, more: Vector = ()) -> Standing:
     cap = _cap(books.tx, books.budgets, kind, name)
-    held = rules.make_filter(cap or books.budgets.universe, books.orders)
     total = rules.add(_total(books.tx, kind, name), more)
-    return Standing(kind, name, rules.epsilon(held, total), books.open[kind, name], cap)
+    delta = (cap or books.budgets.universe).delta
+    epsilon = rules.epsilon(total, delta, books.orders)
+    used = None if cap is None else rules.used(rules.make_filter(cap, books.orders), total)
+    return Standing(kind, name, epsilon, delta, used, books.open[kind, name], cap)

@@ -18,8 +18,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from consilia.algo.aggregate import accumulator, widen_into
-from consilia.core.weights import DTYPES, TensorSpec
+from consilia.algo.aggregate import Accumulator, accumulator, widen_into
+from consilia.core.weights import TensorSpec
 from consilia.errors import Refused, UpdateRejected
 from consilia.node import peers
 from consilia.node.policy import short
@@ -150,7 +150,7 @@ class Masking:
             schema = masked.schema(header.schema, task.privacy.bits)
             writer = frames.FrameWriter(file.fileno(), schema)
             for spec, values in zip(masked.EXTRA, extra, strict=True):
-                steps = np.empty(values.size, np.uint64)
+                steps = masked.empty(spec.dtype, values.size)
                 ring.quantise(values, masked.extra_scale(spec.name), weight, steps)
                 masker.mask(steps)
                 writer.append(frames.raw_bytes(steps))
@@ -158,7 +158,7 @@ class Masking:
                 scale = masked.scale(spec, task.privacy)
                 noise = self._random if hidden.dtype == "uint16" else None
                 for change in _changes(new, old, header, spec):
-                    steps = np.empty(change.size, DTYPES[hidden.dtype])
+                    steps = masked.empty(hidden.dtype, change.size)
                     try:
                         ring.quantise(change, scale, weight, steps, noise)
                     except UpdateRejected as e:
@@ -228,7 +228,7 @@ def _slots(metrics: Metrics) -> NDArray[np.float64]:
 
 def _changes(
     new: int, old: int, header: frames.Header, spec: TensorSpec
-) -> Iterator[NDArray[np.generic]]:
+) -> Iterator[Accumulator]:
     """Yield new minus old of one tensor, in pieces, in the accumulator's precision."""
     base = frames.read_header(old)
     own = next(e for e in header.entries if e.name == spec.name)

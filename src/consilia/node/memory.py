@@ -1,47 +1,57 @@
-"""How much memory processes use, read from /proc. Sizes in bytes."""
+"""How much memory a worker uses, read from /proc. Sizes in bytes.
 
-import os
+Resident memory is not all: page tables grow with what is mapped, and files in memory (tmpfs)
+and full sockets belong to no process. The launcher counts those (`WorkerProcess.unmapped`).
+Memory that no number here would show is refused by the filter of system calls (node.seccomp):
+memfd_create, System V shared memory, shared anonymous mappings, huge pages, vmsplice.
+"""
+
 from collections.abc import Iterable
 from pathlib import Path
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
-
-def resident(pids: Iterable[int], limit: int) -> int:
-    """Return the resident memory of `pids` together.
+def used(pids: Iterable[int], limit: int, unmapped: int = 0) -> int:
+    """Return the memory of `pids` together, with `unmapped` bytes that they hold otherwise.
 
     Pages that forked processes share count for each of them, which is cheap to find out and
     too much. Only when the sum is above `limit` are they counted once (proportional set size).
+    Shared memory that is mapped is part of `unmapped`, where that is known.
     """
     pids = tuple(pids)
-    total = sum(_statm(pid) for pid in pids)
+    found = [_fields(Path(f"/proc/{pid}/status")) for pid in pids]
+    tables = sum(f.get("VmPTE:", 0) for f in found)
+    total = _together(found, "VmRSS:", "RssShmem:", unmapped) + tables
     if total <= limit or len(pids) == 1:
         return total
-    return min(total, sum(_proportional(pid) for pid in pids))
+    exact = [_fields(Path(f"/proc/{pid}/smaps_rollup")) for pid in pids]
+    # what cannot be read exactly, of a process that has hidden it, counts in full
+    chosen = [
+        e if "Pss:" in e else {"Pss:": f.get("VmRSS:", 0), "Pss_Shmem:": f.get("RssShmem:", 0)}
+        for e, f in zip(exact, found, strict=True)
+    ]
+    return min(total, _together(chosen, "Pss:", "Pss_Shmem:", unmapped) + tables)
 
 
 def peak(pids: Iterable[int]) -> int:
     """Return the sum of the most resident memory that each process ever had."""
-    return sum(_field(Path(f"/proc/{pid}/status"), "VmHWM:") for pid in pids)
+    return sum(_fields(Path(f"/proc/{pid}/status")).get("VmHWM:", 0) for pid in pids)
 
 
-def _statm(pid: int) -> int:
+def _together(
+    processes: Iterable[dict[str, int]], all_of_it: str, shared: str, unmapped: int
+) -> int:
+    total = files = 0
+    for fields in processes:
+        files += fields.get(shared, 0)
+        total += fields.get(all_of_it, 0) - fields.get(shared, 0)
+    return total + max(files, unmapped)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the values that the kernel writes as `name:  <number> kB`."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    except (OSError, IndexError):  # it has just ended
-        return 0
-
-
-def _proportional(pid: int) -> int:
-    return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
-
-
-def _field(path: Path, name: str) -> int:
-    """Return a value that the kernel writes as `name  <number> kB`."""
-    try:
-        for line in path.read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) << 10
+        lines = path.read_text().splitlines()
     except OSError:  # it has just ended
-        pass
-    return 0
+        return {}
+    rows = (line.split() for line in lines if line.endswith(" kB"))
+    return {row[0]: int(row[1]) << 10 for row in rows}

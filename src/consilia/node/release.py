@@ -40,7 +40,7 @@ from consilia.errors import (
     WireError,
     WorkerError,
 )
-from consilia.node import audit, clip
+from consilia.node import audit, clip, ledger
 from consilia.node.config import NodeConfig
 from consilia.node.masking import Masking
 from consilia.node.numbers import Numbers, Told
@@ -52,6 +52,7 @@ from consilia.wire.v1 import (
     MAX_METRICS,
     Advertisement,
     Declined,
+    Dp,
     Failed,
     FailureCause,
     Lease,
@@ -100,6 +101,7 @@ class Release:
         self._key = key
         self._now = now
         self.masking = Masking(store, config.site, key, now, random)
+        self._random = random
         self._numbers = Numbers(store, config.disclosure)
         self._lock = threading.Lock()
         self._acknowledged: dict[str, Path | None] = {}  # settled, not yet noted on disk
@@ -139,6 +141,8 @@ class Release:
             done = msgspec.structs.replace(done, metrics=told.metrics)
             bound = _tightest(self._config.clip_norm, lease.task.privacy.clip)
             header = self._receive(done, tensors, base, path, bound)
+            if (dp := lease.task.privacy.dp) is not None and dp.level == "client":
+                header = self._noise(dp, base, path)
             if lease.task.cohort:
                 header = self._mask(lease, done, base, path)
             return self._keep_result(lease, done, header, path, seconds, told)
@@ -359,6 +363,21 @@ class Release:
                 "disk",
             )
 
+    def _noise(self, dp: Dp, base: Path | None, path: Path) -> frames.Header:
+        """Put the clipped and noised update in place of the plain one (client level)."""
+        if base is None:
+            raise Refused("an update with noise needs a model that it changes")
+        draft = path.with_suffix(".noised")
+        try:
+            with frames.opened(path) as new, frames.opened(base) as old:
+                header = clip.private(new, old, dp, self._random, draft)
+            draft.replace(path)
+            return header
+        except OSError as e:
+            raise WorkerError(f"the update could not be noised: {e}", "disk") from None
+        finally:
+            discard(draft)
+
     def _mask(self, lease: Lease, done: Done, base: Path | None, path: Path) -> frames.Header:
         """Put the masked update in place of the plain one, which never leaves."""
         if base is None:
@@ -420,6 +439,8 @@ class Release:
         with self._committing() as (tx, _):
             self._keep(tx, lease, report, path.name)
             self._numbers.count(tx, told)
+            if lease.task.privacy.dp is not None and lease.task.kind != "init":
+                ledger.settle_in(tx, lease.id, now=self._now())
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
         self._numbers.ended(lease.id)
         return Answer(lease, report, path)

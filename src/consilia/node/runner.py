@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -29,9 +29,10 @@ from consilia.core import ids
 from consilia.data.registry import Dataset, to_source
 from consilia.errors import ConfigError, ConsiliaError, WireError, WorkerError
 from consilia.node import memory
-from consilia.node.config import Limits
+from consilia.node.config import Limits, Sandbox
 from consilia.node.launcher import (
     Bubblewrap,
+    Container,
     Launcher,
     PlainProcess,
     WorkerProcess,
@@ -104,17 +105,20 @@ class Runs(Protocol):
         """Kill every worker."""
 
 
-def choose_launcher(
-    sandbox: Literal["required", "off"], launcher: Launcher | None = None
-) -> Launcher:
-    """Return the launcher a site's configuration asks for; ConfigError when it cannot work."""
+def choose_launcher(sandbox: Sandbox, launcher: Launcher | None = None) -> Launcher:
+    """Return the launcher a site's configuration asks for; ConfigError when it cannot work.
+
+    None stands in for another: which walls a site relies on is its own decision.
+    """
     if sandbox == "off":
         return PlainProcess()
-    launcher = launcher or Bubblewrap()
+    launcher = launcher or (Container() if sandbox == "container" else Bubblewrap())
     if reason := launcher.available():
+        other = "" if sandbox == "container" else "`sandbox: container` if this is one, or "
         raise ConfigError(
             f"researcher code may only run in a sandbox, and there is none: {reason}. "
-            "To run without one, set `sandbox: off` in node.yaml; every run will say so"
+            f"What else there is: {other}`sandbox: off`, without any, in node.yaml; "
+            "every run will say so (docs/how-to/sandbox.md)"
         )
     return launcher
 
@@ -169,8 +173,8 @@ class Runner:
         timeout: float,
     ) -> TaskOutput:
         """Run one task (see `Runs`)."""
-        if not self._launcher.sandboxed:
-            _LOG.warning("running researcher code WITHOUT a sandbox", job=job, plan=plan.name)
+        if said := self._launcher.warning:
+            _LOG.warning(f"running researcher code {said}", job=job, plan=plan.name)
         loop = asyncio.get_running_loop()
         begun = loop.time()
         deadline = begun + timeout
@@ -257,6 +261,8 @@ class Runner:
         spec = WorkerSpec(job, models, path, self._limits, self._threads, self._cuda)
         process = await self._launcher.launch(spec)
         log = LogPipe(process.stderr, self._logs / f"{safe}.log")
+        for lacking in self._launcher.lacks():
+            log.note(f"this worker runs without {lacking}")
         worker = _Worker(process, log, key, models, self._limits)
         self._workers[job] = worker
         worker.begin(deadline)
@@ -369,7 +375,10 @@ class _Worker:
             except TimeoutError:
                 raise self.fail("crashed", "the worker closed its pipe") from None
             said = f"; it said last:\n{self.log.tail}" if self.log.tail else ""
-            self.fail("crashed", f"the worker ended with exit code {code}{said}")
+            if self.process.starved:
+                self.fail("memory", "the kernel ended the worker at its limit of memory")
+            else:
+                self.fail("crashed", f"the worker ended with exit code {code}{said}")
         raise self.failure or WorkerError("the worker ended")
 
     def fail(self, cause: FailureCause, message: str) -> WorkerError:
@@ -406,7 +415,7 @@ class _Worker:
         pids = self.process.pids()
         if not pids:
             return
-        used = memory.resident(pids, self._limits.memory_bytes)
+        used = memory.used(pids, self._limits.memory_bytes, self.process.unmapped())
         self.peak = max(self.peak, used)
         left = self._deadline - self._loop.time()
         if used > self._limits.memory_bytes:

@@ -7,17 +7,11 @@ anything from a reader. What holds is the sandbox, and the reviewer's own readin
 import ast
 import difflib
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from consilia.errors import PlanError
-from consilia.wire.v1 import MAX_ARGUMENTS, MAX_PLAN, Plan, Scalar
-
-MAX_FILES = 200
-MAX_NAME = 200  # characters of a plan's name
-_PATH = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_ENTRY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+from consilia.wire.planform import entry_file
+from consilia.wire.v1 import MAX_ARGUMENTS, Plan, Scalar
 
 _CALLS: Mapping[str, str] = {
     "open": "opens a file",
@@ -79,34 +73,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.what}"
-
-
-def check_form(plan: Plan) -> None:
-    """Raise PlanError when a plan's names, paths or sizes are not ones a node accepts."""
-    if not plan.name or len(plan.name) > MAX_NAME or not plan.name.isprintable():
-        raise PlanError(
-            f"plan name {plan.name[:80]!r} needs 1 to {MAX_NAME} printable characters"
-        )
-    if not 1 <= len(plan.files) <= MAX_FILES:
-        raise PlanError(f"a plan has 1 to {MAX_FILES} files, found {len(plan.files)}")
-    for path in plan.files:
-        if len(path) > 200 or not _PATH.fullmatch(path):
-            raise PlanError(
-                f"plan file {path[:80]!r} is no plain relative path of letters, digits, . _ -"
-            )
-    size = sum(len(p) + len(text.encode(errors="replace")) for p, text in plan.files.items())
-    if size > MAX_PLAN:
-        raise PlanError(f"the plan's files have {size} bytes, limit {MAX_PLAN}")
-    if not _ENTRY.fullmatch(plan.entry):
-        raise PlanError(f"entry {plan.entry[:80]!r} is not MODULE:NAME")
-    if entry_file(plan) is None:
-        raise PlanError(f"entry {plan.entry!r} names no module among the plan's files")
-
-
-def entry_file(plan: Plan) -> str | None:
-    """Return the file that holds the entry point, or None when the plan lacks it."""
-    base = plan.entry.partition(":")[0].replace(".", "/")
-    return next((f for f in (f"{base}.py", f"{base}/__init__.py") if f in plan.files), None)
 
 
 def findings(plan: Plan) -> tuple[Finding, ...]:

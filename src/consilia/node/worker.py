@@ -1,4 +1,4 @@
-"""The process that runs researcher code: `python -m consilia.node.worker`.
+"""What the process that runs researcher code does; node.confine is how it begins.
 
 The runner starts it. It takes wire.worker messages on stdin and answers on what was stdout at
 the start; from then on everything printed goes to stderr, the site's log of the job. One
@@ -8,13 +8,10 @@ reported and the worker goes on; only the kernel, the runner or the end of stdin
 `Tasks` is the same without pipes, for the simulator and for tests.
 """
 
-import ctypes
 import errno
 import gc
 import io
 import os
-import resource
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,8 +43,6 @@ from consilia.wire.worker import (
 _STEP_SECONDS = 0.1  # between two progress messages
 _DETAIL = 64 << 10  # characters of a traceback
 _WRITE = 1 << 20
-_KEYCTL = {"x86_64": 250, "aarch64": 219}  # keyctl(2), which libc does not wrap
-_JOIN_SESSION_KEYRING = 1
 
 _CAUSES: tuple[tuple[type[BaseException], FailureCause], ...] = (
     (PlanError, "plan-contract"),
@@ -86,7 +81,8 @@ class Tasks:
     def ready(self) -> Ready:
         """What was loaded."""
         records = self._table.records if self._table else 0
-        return Ready(self._plan.framework, records, dict(self._plan.arguments))
+        plan = self._plan
+        return Ready(plan.framework, records, dict(plan.arguments), plan.private)
 
     def run(self, task: Run, report: Report) -> Outcome:
         """Run one task. The arrays of the outcome are valid until the next."""
@@ -98,6 +94,8 @@ class Tasks:
             cuda=self._load.cuda,
             threads=self._load.threads,
             report=report,
+            dp=task.dp,
+            patient=self._load.dataset.patient if self._load.dataset else "",
         )
         weights = None if task.model is None else self._read(Path(task.model))
         if (task.kind == "init") is not (weights is None):
@@ -215,45 +213,6 @@ def serve(channel: _Channel) -> None:
         channel.tensors(tuple(outcome.weights.values()))
 
 
-def confine(options: dict[str, int]) -> None:
-    """Set resource limits on this process and all it will start, for good."""
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: options["--files"],
-        resource.RLIMIT_FSIZE: options["--file"],
-        resource.RLIMIT_DATA: options["--data"] or resource.RLIM_INFINITY,
-        resource.RLIMIT_NPROC: options["--processes"] or resource.RLIM_INFINITY,
-    }
-    for kind, value in limits.items():
-        _, hard = resource.getrlimit(kind)
-        if hard != resource.RLIM_INFINITY:
-            value = hard if value == resource.RLIM_INFINITY else min(value, hard)  # noqa: PLW2901
-        resource.setrlimit(kind, (value, value))
-    _leave_keyring()
-    # when memory runs out the kernel shall take this process, not the agent
-    Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _leave_keyring() -> None:
-    """Take a new, empty session keyring: the agent's, which processes inherit through any
-    namespace, may hold a login's Kerberos tickets or a network drive's password.
-    """
-    number = _KEYCTL.get(os.uname().machine)
-    if number is None:
-        return
-    kernel = ctypes.CDLL(None, use_errno=True)
-    if kernel.syscall(number, _JOIN_SESSION_KEYRING, None) < 0:
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EPERM):  # no keyrings here, for anybody
-            raise OSError(code, f"a keyring of its own: {os.strerror(code)}")
-
-
 def main() -> None:
-    """Run a worker; options come in pairs of name and number (node.launcher)."""
-    pairs = sys.argv[1:]
-    confine(dict(zip(pairs[::2], map(int, pairs[1::2]), strict=True)))
+    """Run a worker in this process, which node.confine has confined."""
     serve(_Channel())
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ A plan object serves one task at a time: adapters keep their model in it between
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +22,13 @@ from consilia.core.weights import Array, Weights, mismatch, schema_of
 from consilia.data.contract import Selection
 from consilia.data.table import Table
 from consilia.errors import PlanError, UpdateRejected
+from consilia.privacy.accountant import public_count
+from consilia.wire.metrics import name_misfit
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
-    MAX_METRIC_NAME,
     MAX_METRICS,
     Arguments,
+    Dp,
     Metrics,
     Scalar,
 )
@@ -53,6 +56,9 @@ class Context:
     cuda: bool = False  # the site allows it; the adapter looks whether it is there
     threads: int = 1
     report: Callable[[float, Metrics], None] = lambda _fraction, _metrics: None
+    dp: Dp | None = None  # differential privacy of the round
+    patient: str = ""  # the dataset's column of patient ids
+    random: Callable[[int], bytes] = os.urandom  # keys of noise; never the task's seed
     proximal_term: Callable[[Any], Any] | None = None  # set by the adapter when mu > 0
     proximal_used: bool = field(default=False, init=False)
 
@@ -60,6 +66,9 @@ class Context:
         """Tell how far the task is (0 to 1), with numbers to follow live. Cheap."""
         if not 0.0 <= fraction <= 1.0:
             raise PlanError(f"progress({fraction!r}): needed a fraction from 0 to 1")
+        if self.dp is not None:  # no number leaves that is not charged; tenths tell no count
+            self.report(math.floor(fraction * 10) / 10, {})
+            return
         self.report(float(fraction), numbers(metrics, "progress"))
 
     def proximal(self, model: Any) -> Any:
@@ -88,6 +97,7 @@ class TrainingPlan:
     train: Callable[[Weights, Table | None, Arguments, Context], Outcome]
     arguments: Mapping[str, Scalar] = field(default_factory=dict)  # names and defaults
     selection: Selection | None = None  # the columns it asks for; None: it takes the table
+    private: bool = False  # trains by itself with privacy at record and patient level
 
 
 def run_task(
@@ -100,13 +110,20 @@ def run_task(
     """Run one task of `plan`: init when `weights` is None, else train. Checks both ends.
 
     Raises PlanError when arguments, weights, records or metrics break the contract; whatever
-    the plan itself raises passes through.
+    the plan itself raises passes through. Of a round with differential privacy come back the
+    weights and the public record count, no metric.
     """
     arguments = check_arguments(plan.arguments, given)
     if weights is None:
         made = plan.init(arguments, context.seed)
         check_weights(made, "init")
         return Outcome(made, 0, {})
+    if context.dp is not None and context.dp.level != "client" and not plan.private:
+        raise PlanError(
+            f"the round asks for privacy at {context.dp.level} level, which Consilia's own "
+            f"loop gives; this {plan.framework} plan trains with its own. Make it with "
+            "torch_plan(dp=DpParts(loss=...)), or with loss= and optimizer= instead of train="
+        )
     before = schema_of(weights)
     outcome = plan.train(weights, table, arguments, context)
     if not isinstance(outcome, Outcome):
@@ -122,6 +139,8 @@ def run_task(
     limit = table.records if table is not None else 0
     if not isinstance(outcome.records, int) or not 0 <= outcome.records <= limit:
         raise PlanError(f"train claims {outcome.records!r} records; the dataset has {limit}")
+    if context.dp is not None:
+        return Outcome(outcome.weights, public_count(outcome.records), {})
     return Outcome(outcome.weights, outcome.records, numbers(outcome.metrics, "train"))
 
 
@@ -204,8 +223,8 @@ def numbers(metrics: object, who: str) -> Metrics:
         raise PlanError(f"{who} gave {len(metrics)} metrics; at most {MAX_METRICS} can travel")
     out: Metrics = {}
     for name, value in metrics.items():
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
-            raise PlanError(f"{who}: metric name {str(name)[:80]!r}; needed 1 to 64 characters")
+        if problem := name_misfit(name):
+            raise PlanError(f"{who}: {problem}")
         try:
             number = float(value)
         except (TypeError, ValueError, RuntimeError):

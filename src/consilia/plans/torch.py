@@ -15,6 +15,9 @@
     PLAN = torch_plan(model, train, features="*", target="diagnosis",
                       arguments={"lr": 0.05, "epochs": 1, "batch_size": 32})
 
+A plan may also say what a round with differential privacy needs, `dp=DpParts(loss=...)`: then
+Consilia runs its own loop, plans.dp. A plan with loss and optimizer has said it already.
+
 All of the model's `state_dict` travels, buffers too. On the CPU its tensors share their
 memory with the arrays that the worker reads models into, so a model is in memory once.
 Importing this module imports torch; nothing else in Consilia does.
@@ -22,7 +25,7 @@ Importing this module imports torch; nothing else in Consilia does.
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,7 @@ from consilia.core.weights import BFLOAT16, Array, Weights, mismatch, schema_of
 from consilia.data.contract import Selection
 from consilia.data.table import Table, batch_stop
 from consilia.errors import PlanError
+from consilia.plans import dp as private
 from consilia.plans.contract import (
     PROXIMAL_MU,
     Context,
@@ -42,7 +46,10 @@ from consilia.plans.contract import (
     contiguous,
     select,
 )
+from consilia.plans.dp import DpParts
 from consilia.wire.v1 import Arguments, Scalar
+
+__all__ = ["DpParts", "TorchData", "array_of", "tensor_of", "torch_plan"]
 
 _GATHER_BYTES = 4 << 20  # of a shuffled pass, gathered at once and cut into batches
 
@@ -106,6 +113,7 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
     evaluate: Evaluate | None = None,
     loss: Loss | None = None,
     optimizer: Optimizer | None = None,
+    dp: DpParts | None = None,
 ) -> TrainingPlan:
     """Make a training plan of a PyTorch model.
 
@@ -116,6 +124,8 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
 
     `target_type` is the dtype of y: float32, or int64 for class indices; `classes` lists the
     texts of a text target. A missing feature becomes `fill`; without one it is an error.
+
+    `dp` is what rounds with privacy at record or patient level run instead of `train`.
     """
     declared = dict(arguments or {})
     if train is not None and (loss is not None or optimizer is not None):
@@ -125,6 +135,7 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
             raise PlanError("torch_plan needs train=, or both loss= and optimizer=")
         declared = {**_LOOP_ARGUMENTS, **declared}
         train = _loop(loss, optimizer)
+    parts = _parts(dp, loss, optimizer, declared)
     selection = select(features, target, target_type, classes, fill)
     held = _Held(model)
 
@@ -143,19 +154,48 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
         module = held.module(args, device)
         held.load(module, weights)
         data = held.data(table, selection, device, context.seed)
+        if mu := args.get(PROXIMAL_MU):
+            context.proximal_term = _pull(module, float(mu))
+        if context.dp is not None:
+            private.check_layers(module)
+        if context.dp is not None and context.dp.level != "client" and parts is not None:
+            module.train()
+            whose = private.units(context.dp, table, context.patient)
+            private.train(module, data.x, data.y, whose, parts, context.dp, args, context)
+            return Outcome(held.weights(module, weights), table.records, {})
         metrics: dict[str, object] = {}
         if evaluate is not None:
             module.eval()
             with torch.no_grad():
                 found = evaluate(module, data, args)
             metrics |= {f"received_{name}": value for name, value in found.items()}
-        if mu := args.get(PROXIMAL_MU):
-            context.proximal_term = _pull(module, float(mu))
         module.train()
         metrics |= train(module, data, args, context) or {}
         return Outcome(held.weights(module, weights), table.records, metrics)  # type: ignore[arg-type]
 
-    return TrainingPlan("torch", init, run, check_declared(declared), selection)
+    arguments = check_declared(declared)
+    return TrainingPlan("torch", init, run, arguments, selection, parts is not None)
+
+
+def _parts(
+    dp: DpParts | None,
+    loss: Loss | None,
+    optimizer: Optimizer | None,
+    declared: Mapping[str, Scalar],
+) -> DpParts | None:
+    """Return what private rounds need: as given, or from loss and optimizer; else None."""
+    if dp is None:
+        if loss is None:
+            return None
+        plain = loss
+        return DpParts(lambda model, x, y: plain(model(x), y), optimizer)
+    if dp.patient_records < 1:
+        raise PlanError(f"patient_records={dp.patient_records}; needed at least 1")
+    if dp.optimizer is not None or optimizer is not None:
+        return replace(dp, optimizer=dp.optimizer or optimizer)
+    if not isinstance(declared.get("lr"), float):
+        raise PlanError("dp=DpParts(...) without an optimizer needs the argument lr, a number")
+    return dp
 
 
 class _Held:

@@ -30,6 +30,8 @@ def check_keys(body: bytes, site: str, context: bytes, public_key: bytes) -> Non
     text = masks.keys_text(keys.round, site, keys.sealing, keys.masking)
     if not sealing.signed(public_key, keys.signature, text):
         raise WireError(f"the round's keys of site {site!r} are not signed with its key")
+    if any(map(sealing.hides_nothing, (keys.sealing, keys.masking))):
+        raise WireError(f"site {site!r} sent a key that hides nothing (a point of low order)")
     if keys.sealing == keys.masking:
         raise WireError(f"site {site!r} sent one key for two purposes")
 

@@ -44,7 +44,7 @@ class Audit:
 def audit(groups: Sequence[Group], k: int) -> Audit:
     """Examine answers about `groups`. `isolates` is True where it cannot be told.
 
-    Costs about groups^2 times the kinds of record that the groups tell apart: 6 s of a core
+    Costs about groups^2 times the kinds of record that the groups tell apart: 2 s of a core
     for 256 groups that tell all of 100,000 records apart.
     """
     kinds, sizes = _kinds(groups)

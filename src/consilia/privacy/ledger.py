@@ -24,8 +24,9 @@ reserved, the order of entries never matters, and any implementation finds the s
 import hashlib
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -163,11 +164,8 @@ def units(cost: Sequence[float], given: Sequence[float], orders: Sequence[float]
         raise ValueError(f"a spend has one number for each of {len(given)} orders")
     if not all(value >= 0 for value in cost):  # False for NaN
         raise ValueError("a spend has a negative number, or one that is none")
-    known = list(zip(given, cost, strict=True))
-    return tuple(
-        _units(next((value for at, value in known if at >= order), math.inf))
-        for order in orders
-    )
+    places = (bisect_left(given, order) for order in orders)
+    return tuple(_units(cost[at] if at < len(cost) else math.inf) for at in places)
 
 
 def _units(value: float) -> int:
@@ -191,23 +189,27 @@ def admits(held: Filter, total: Vector) -> bool:
     return any(t <= room for t, room in zip(_whole(held, total), held.room, strict=True))
 
 
-def epsilon(held: Filter, total: Vector) -> float:
-    """Return the least epsilon, at the cap's delta, that a sum of spends keeps.
+def used(held: Filter, total: Vector) -> float:
+    """Return which part of a cap a sum of spends uses up: at most 1 while it is admitted.
 
-    By the cap's own shares of delta, so it is at most the cap's exactly while the cap admits
-    the sum. A hair above what an accountant says who knows the whole history beforehand.
+    It grows in step with what is spent, as an epsilon does not. Infinite where the cap has
+    room for nothing.
     """
     if not any(total):
         return 0.0
-    pairs = zip(total, held.conversions, strict=True)
-    return max(0.0, min(t / UNIT + c for t, c in pairs))
+    pairs = zip(total, held.room, strict=True)
+    return min((t / room for t, room in pairs if room > 0), default=math.inf)
 
 
-def alone(change: Vector, delta: float, orders: Sequence[float]) -> float:
-    """Return the epsilon of one spend by itself, all of `delta` at its best order."""
-    if not any(change):
+def epsilon(total: Vector, delta: float, orders: Sequence[float]) -> float:
+    """Return the epsilon of a sum of spends at `delta`, as an accountant states it.
+
+    For people to read, for spends that were planned beforehand. The filter decides by a part
+    of delta for each order, so a cap is used up a little before this reaches its epsilon.
+    """
+    if not any(total):
         return 0.0
-    pairs = zip(change, orders, strict=True)
+    pairs = zip(total, orders, strict=True)
     return max(0.0, min(v / UNIT + conversion(a, delta) for v, a in pairs))
 
 
@@ -226,7 +228,8 @@ def _whole(held: Filter, total: Vector) -> Vector:
 
 def body(entry: Entry) -> str:
     """Return an entry as the one line of JSON that is kept and hashed."""
-    return json.dumps(asdict(entry), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    fields = {name: getattr(entry, name) for name in Entry.__slots__}
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def read(text: str) -> Entry:

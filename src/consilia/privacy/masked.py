@@ -16,10 +16,12 @@ number; the mean is the sum of the changes over it. Nobody learns a site's n.
 """
 
 import msgspec
+import numpy as np
 
 from consilia.core.weights import Schema, TensorSpec
 from consilia.errors import WireError
 from consilia.privacy import ring
+from consilia.privacy.streams import Ring
 from consilia.wire.v1 import MAX_METRICS, Privacy
 
 WEIGHT, METRICS = "consilia.weight", "consilia.metrics"
@@ -50,6 +52,13 @@ def scale(spec: TensorSpec, privacy: Privacy) -> float:
 def extra_scale(name: str) -> float:
     """Return how many steps of the ring 1.0 takes in WEIGHT or METRICS."""
     return _WEIGHT_SCALE if name == WEIGHT else _COUNT_SCALE
+
+
+def empty(dtype: str, size: int) -> Ring:
+    """Return `size` numbers of a masked tensor's ring, not set yet."""
+    if dtype == "uint16":
+        return np.empty(size, np.uint16)
+    return np.empty(size, np.uint32) if dtype == "uint32" else np.empty(size, np.uint64)
 
 
 def context(lease: str, model: str, cohort: tuple[str, ...]) -> bytes:

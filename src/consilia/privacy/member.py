@@ -138,6 +138,11 @@ def _check_keys(keys: masks.Keys, pins: Mapping[str, bytes]) -> None:
             f"the roster names site {keys.site!r}, whose key was not accepted here; a hub can "
             "invent sites, so a new one must be accepted with the study"
         )
+    if any(map(sealing.hides_nothing, (keys.sealing, keys.masking))):
+        raise AuthError(
+            f"a key of site {keys.site!r} is one that hides nothing (a point of low order); its "
+            "node is broken or hostile: ask that site"
+        )
     text = masks.keys_text(keys.round, keys.site, keys.sealing, keys.masking)
     if not sealing.signed(pin, keys.signature, text):
         raise AuthError(

@@ -21,10 +21,31 @@ from consilia.wire import masks
 
 NONCE = 12
 
+# The points of low order, as numbers: with one of them every secret is zero. The last two are
+# 0 and 1 again in another writing. Source: Langley et al., RFC 7748, section 6.1; the list of
+# https://cr.yp.to/ecdh.html.
+_P = (1 << 255) - 19
+_LOW = frozenset(
+    (
+        0,
+        1,
+        0xB8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+        0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+        _P - 1,
+        _P,
+        _P + 1,
+    )
+)
+
 
 def public(private: bytes) -> bytes:
     """Return the X25519 public key of 32 private bytes."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def hides_nothing(public_key: bytes) -> bool:
+    """Say whether an X25519 public key is a point of low order: all know what it agrees on."""
+    return int.from_bytes(public_key, "little") & ((1 << 255) - 1) in _LOW
 
 
 def pair_seed(private: bytes, peer_key: bytes, session: bytes, me: str, peer: str) -> bytes:
@@ -70,7 +91,7 @@ def _agree(private: bytes, peer_key: bytes, peer: str) -> bytes:
         return X25519PrivateKey.from_private_bytes(private).exchange(
             X25519PublicKey.from_public_bytes(peer_key)
         )
-    except ValueError:  # a point of low order: the secret would be zero, known to everybody
+    except ValueError:  # a point of low order; rosters with one are refused before
         raise AuthError(
             f"the round's key of site {peer!r} is one that hides nothing (a point of low "
             "order); its node is broken or hostile: ask that site"

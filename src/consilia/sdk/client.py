@@ -12,7 +12,7 @@ it is a GET and the line or the hub was down for a moment.
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -205,6 +205,19 @@ class Client:
     def validate(self, experiment: people.Experiment) -> people.ValidationView:
         """Tell what would keep the experiment from starting, without starting it."""
         return self._post("/experiments/validate", people.ValidationView, experiment)
+
+    def estimate_privacy(
+        self, experiment: people.Experiment, sites: Sequence[str] | None = None
+    ) -> people.PrivacyEstimateView:
+        """Tell the epsilon that the experiment would add at each site of its study.
+
+        With `sites` the hub is not asked: it computes here, for a study not submitted yet.
+        """
+        if sites is None:
+            return self._post("/experiments/privacy", people.PrivacyEstimateView, experiment)
+        from consilia.privacy.estimate import estimate  # noqa: PLC0415  # numpy takes time
+
+        return estimate(experiment, sites)
 
     def start(self, experiment: people.Experiment) -> people.JobView:
         """Run an experiment: make a job."""

@@ -122,6 +122,7 @@ class Task(Record, frozen=True):
     deterministic: bool = False
     privacy: Privacy = Privacy()
     cohort: tuple[str, ...] = ()  # sites of a masked round, sorted; empty when not masked
+    researcher: str = ""  # who started the job, as the hub says
     total: int = 0  # records the cohort advertises: a masked update weighs its share of them
 
 

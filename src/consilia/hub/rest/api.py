@@ -13,7 +13,7 @@ from litestar.datastructures import MutableScopeHeaders
 from litestar.di import Provide
 from litestar.types import Message, Scope
 
-from consilia.hub.rest import governance, jobs, models, people, system, trail
+from consilia.hub.rest import governance, jobs, models, people, privacy, system, trail
 from consilia.hub.rest.body import JsonRequest, StrictBody
 from consilia.hub.rest.guard import Caller, caller, make_guard
 from consilia.hub.rest.openapi import document
@@ -47,6 +47,7 @@ ROUTES: tuple[Any, ...] = (
     governance.submit_plan,
     governance.get_plan,
     jobs.validate,
+    privacy.estimate,
     jobs.list_jobs,
     jobs.start_job,
     jobs.get_job,
@@ -59,6 +60,7 @@ ROUTES: tuple[Any, ...] = (
     models.get_frame,
     models.put_frame,
     trail.list_lines,
+    trail.export,
     trail.verify,
     system.openapi,
 )

@@ -29,6 +29,7 @@ from consilia.wire.v1 import Study, plan_digest
 MAX_TEXT = 4000  # characters of purpose and the like
 MAX_SITES = 1000
 MAX_TAGS = 64
+MAX_RECORDS = 10**12
 READERS = allow("operator", "researcher", "auditor")
 WRITERS = allow("operator", "researcher")
 
@@ -59,8 +60,7 @@ async def list_studies(
 
     def read(db: Connection) -> Page[StudyView]:
         # chosen by the database: a page of others' studies would name the last in its cursor
-        author = who.name if who.role == "researcher" else None
-        page = records.list_studies(db, limit=limit, cursor=cursor, author=author)
+        page = records.list_studies(db, limit=limit, cursor=cursor, author=who.only)
         said = said_by_all(db)
         return Page(items=tuple(study_view(s, said) for s in page.items), next=page.next)
 
@@ -172,8 +172,8 @@ def checked_study(study: Study, now: float) -> Study:
             raise ConfigError(f"study {study.name!r} needs 1 to {most} {what}s")
         for name in names:
             ids.name(name, what)
-    if study.min_records < 0:
-        raise ConfigError(f"min_records is {study.min_records}, must not be negative")
+    if not 0 <= study.min_records <= MAX_RECORDS:
+        raise ConfigError(f"min_records is {study.min_records}, must be 0 to {MAX_RECORDS}")
     if study.until:
         _check_until(study.until, now)
     return msgspec.structs.replace(
@@ -208,9 +208,9 @@ async def list_plans(
     def read(db: Connection) -> Page[PlanView]:
         if study is not None:
             seen_study(db, who, study)
-        page = records.list_plans(db, study=study, limit=limit, cursor=cursor)
-        seen, said = visible_studies(db, who), said_by_all(db)
-        views = (plan_view(p, said, source=False) for p in page.items if seen(p.study))
+        page = records.list_plans(db, study=study, limit=limit, cursor=cursor, author=who.only)
+        said = said_by_all(db)
+        views = (plan_view(p, said, source=False) for p in page.items)
         return Page(items=tuple(views), next=page.next)
 
     return await hub.store.read(read)

@@ -14,7 +14,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import SkipValidation
 from litestar.types import Scope
 
-from consilia.errors import AuthError, Refused
+from consilia.errors import AuthError, ConfigError, Refused
 
 Role = Literal["operator", "researcher", "auditor"]
 ROLES: tuple[Role, ...] = ("operator", "researcher", "auditor")
@@ -38,6 +38,11 @@ class Caller:
     def owns(self, author: str) -> bool:
         """Return whether the caller may change what `author` made."""
         return self.role == "operator" or (self.role == "researcher" and self.name == author)
+
+    @property
+    def only(self) -> str | None:
+        """Whose studies their lists are limited to; None: all are theirs to see."""
+        return self.name if self.role == "researcher" else None
 
     def sees(self, author: str) -> bool:
         """Return whether the caller may read what `author` made."""
@@ -64,6 +69,8 @@ def make_guard(role_of: Callable[[str], tuple[str, str]]) -> Callable[..., None]
         roles = handler.opt.get("roles", frozenset())
         if roles == OPEN:
             return
+        if "\0" in connection.url.path or "%00" in connection.url.query:
+            raise ConfigError("the address holds a NUL character, which no name has")
         scheme, _, secret = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise AuthError(

@@ -1,7 +1,7 @@
 """Routes of experiments and jobs."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -12,6 +12,9 @@ from sqlalchemy import Connection
 from consilia.core import ids
 from consilia.errors import NotFound, Refused
 from consilia.hub import records, tables
+from consilia.hub.experiments import MAX_ROUNDS
+from consilia.hub.job import TICKS
+from consilia.hub.paging import within
 from consilia.hub.readiness import Needs, lack
 from consilia.hub.records import PlanRecord, StudyRecord
 from consilia.hub.rest.governance import READERS, WRITERS, own_study, seen_study
@@ -29,6 +32,7 @@ from consilia.wire.people import (
 )
 
 T = TypeVar("T")
+MAX_CURSOR = (2**31 - 1) * TICKS  # of events: a journal's number is a 32 bit integer
 
 
 async def own_job(hub: Services, who: Caller, id: str) -> None:
@@ -57,16 +61,15 @@ async def seen_job(hub: Services, who: Caller, id: str) -> None:
 def may_start_from(db: Connection, who: Caller, base: str) -> None:
     """Raise NotFound unless `base` is a model the caller may see, or a frame they uploaded.
 
+    Conflict when its frame was deleted.
     A digest names a frame; it does not entitle anybody to it.
     """
-    if who.role == "operator":
+    records.check_base(db, base)
+    if who.role == "operator" or records.has_uploaded(db, who.name, base):
         return
-    v, a, seen = tables.versions.c, tables.audit.c, visible_studies(db, who)
+    v, seen = tables.versions.c, visible_studies(db, who)
     rows = db.execute(sa.select(v.study).where((v.id == base) | (v.digest == base)))
-    if any(seen(study) for study in rows.scalars()):
-        return
-    mine = (a.action == "frame.upload") & (a.subject == base) & (a.actor == who.actor)
-    if not db.execute(sa.select(a.seq).where(mine).limit(1)).first():
+    if not any(seen(study) for study in rows.scalars()):
         raise NotFound(f"there is no model version or uploaded frame {base[:80]!r} of yours")
 
 
@@ -120,16 +123,10 @@ async def list_jobs(
 ) -> Page[JobView]:
     """List jobs, newest first, without their rounds."""
 
-    def read(db: Connection) -> Callable[[str], bool]:
-        if study is not None:
-            seen_study(db, who, study)
-        return visible_studies(db, who)
-
-    seen = await hub.store.read(read)
-    page = await hub.engine.list(limit=limit, cursor=cursor, study=study)
-    return Page(
-        items=tuple(job for job in page.items if seen(job.experiment.study)), next=page.next
-    )
+    if study is not None:
+        await hub.store.read(lambda db: seen_study(db, who, study))
+    page = await hub.engine.list(limit=limit, cursor=cursor, study=study, author=who.only)
+    return Page(items=page.items, next=page.next)
 
 
 @get("/jobs/{id:str}", opt=READERS)
@@ -153,6 +150,8 @@ async def resume_job(
 ) -> JobView:
     """Go on with a stopped or failed job in the same round, perhaps with more rounds."""
     await own_job(hub, who, id)
+    if data.rounds is not None:
+        within(data.rounds, "rounds", 1, MAX_ROUNDS)
     await hub.engine.resume(id, data.rounds, who.name)
     return await hub.engine.view(id)
 
@@ -180,8 +179,9 @@ async def job_events(
     `next` is the cursor to go on from, always.
     """
     await seen_job(hub, who, id)
+    within(after, "after", 0, MAX_CURSOR)
     longest = min(max(0.0, wait), hub.config.limits.poll_wait)  # in this order NaN gives 0
-    feed = await _unless(hub.stopping, hub.engine.events(id, max(after, 0), longest))
+    feed = await _unless(hub.stopping, hub.engine.events(id, after, longest))
     if feed is None:
         return Page(items=(), next=str(after))
     items = (EventView(seq=e.seq, at=e.at, type=e.type, body=dict(e.body)) for e in feed.items)

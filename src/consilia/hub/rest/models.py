@@ -3,7 +3,8 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from litestar import Request, get, put
@@ -12,7 +13,7 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from sqlalchemy import Connection
 
-from consilia.errors import ConfigError, NotFound, WireError
+from consilia.errors import ConfigError, NotFound, Refused, TransferError, WireError
 from consilia.hub import audit, records
 from consilia.hub.blobs import Blob
 from consilia.hub.records import Version
@@ -27,6 +28,7 @@ from consilia.wire.people import FrameView, ModelView, Page
 
 SPOOL = "frame-"  # of base frames on their way in; see `app`, which clears what a crash left
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
+STALL = 60.0  # seconds without a byte after which an upload is given up
 _BATCH = 1 << 20  # bytes handed to a thread at once
 
 
@@ -49,11 +51,8 @@ async def list_models(
     """List model versions, newest first."""
 
     def read(db: Connection) -> Page[ModelView]:
-        page = records.list_versions(db, job=job, limit=limit, cursor=cursor)
-        seen = visible_studies(db, who)
-        return Page(
-            items=tuple(model_view(v) for v in page.items if seen(v.study)), next=page.next
-        )
+        page = records.list_versions(db, job=job, limit=limit, cursor=cursor, author=who.only)
+        return Page(items=tuple(map(model_view, page.items)), next=page.next)
 
     return await hub.store.read(read)
 
@@ -70,6 +69,11 @@ async def get_frame(
 ) -> Stream:
     """Return the tensor frame of a model version, or the asked range of its bytes."""
     version = await hub.store.read(lambda db: seen_version(db, who, id))
+    if version.deleted is not None:
+        raise NotFound(
+            f"the frame of model version {id} was deleted by the hub's retention rule; what "
+            "it was made of is still on record"
+        )
     asked = request.headers.get("range", "")
     start, stop = _span(asked, version.bytes)
     part, at = f"bytes {start}-{stop - 1}/{version.bytes}", hub.now()
@@ -128,33 +132,65 @@ async def put_frame(hub: Hub, who: Who, request: Request[Any, Any, Any]) -> Fram
     if length and (not length.isascii() or not length.isdigit() or int(length) > limit):
         raise ConfigError(f"the frame has {length[:20]} bytes, at most {limit} are admitted")
     name = f"{SPOOL}{hub.random_bytes(10).hex()}"
-    upload = await asyncio.to_thread(hub.engine.uploads.open, name, limit)
-    try:
-        header = await _receive(request, upload)
-        if not header.whole:
-            raise WireError("a base frame must hold all its tensors; this one leaves some out")
-        at = hub.now()
-        await asyncio.to_thread(hub.blobs.adopt, name, header.digest)
-        await hub.store.write(
-            lambda db: audit.append(
-                db,
-                at,
-                who.actor,
-                "frame.upload",
-                header.digest,
-                detail=str(header.total_bytes),
-            )
-        )
-    finally:
-        upload.close()
-        await asyncio.to_thread(hub.engine.uploads.forget, name)
+    with await _room(hub, who, int(length) if length else limit):
+        upload = await asyncio.to_thread(hub.engine.uploads.open, name, limit)
+        try:
+            header = await _receive(request, upload)
+            if not header.whole:
+                raise WireError(
+                    "a base frame must hold all its tensors; this one leaves some out"
+                )
+            await _keep(hub, who, name, header)
+        finally:
+            upload.close()
+            await asyncio.to_thread(hub.engine.uploads.forget, name)
     return FrameView(digest=header.digest, bytes=header.total_bytes)
+
+
+async def _room(hub: Services, who: Caller, size: int) -> AbstractContextManager[None]:
+    """Return the hold on `size` bytes of the caller's allowance; Refused when it is spent."""
+    most = hub.config.retention.upload_bytes
+    stored = await hub.store.read(lambda db: records.uploaded_bytes(db, who.name))
+    arriving = hub.arriving.get(who.name, 0)
+    if stored + arriving + size > most:
+        raise Refused(
+            f"{who.name} has {stored} bytes of uploaded frames at the hub and {arriving} on "
+            f"their way; {size} more would pass the {most} allowed. What no job uses is "
+            f"deleted {hub.config.retention.upload_days:g} days after its upload"
+        )
+    # No await since the sum was made: two uploads cannot both count on the same room.
+    hub.arriving[who.name] += size
+    return _held(hub, who.name, size)
+
+
+@contextmanager
+def _held(hub: Services, name: str, size: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hub.arriving[name] -= size
+        if not hub.arriving[name]:
+            del hub.arriving[name]
+
+
+async def _keep(hub: Services, who: Caller, name: str, header: Header) -> None:
+    """Make the spool a blob and record whose it is."""
+    at, digest, size = hub.now(), header.digest, header.total_bytes
+
+    def write(db: Connection) -> None:
+        records.add_upload(db, digest, who.name, size, at)
+        audit.append(db, at, who.actor, "frame.upload", digest, detail=str(size))
+
+    async with hub.judging:  # between the two steps nothing refers to the file
+        await asyncio.to_thread(hub.blobs.adopt, name, digest)
+        await hub.store.write(write)
 
 
 async def _receive(request: Request[Any, Any, Any], upload: Upload) -> Header:
     """Spool and verify the body in batches, off the event loop."""
     batch = bytearray()
-    async for piece in request.stream():
+    pieces = request.stream()
+    while piece := await _next(pieces):
         batch += piece
         if len(batch) >= _BATCH:
             await asyncio.to_thread(upload.write, memoryview(bytes(batch)))
@@ -162,3 +198,12 @@ async def _receive(request: Request[Any, Any, Any], upload: Upload) -> Header:
     if batch:
         await asyncio.to_thread(upload.write, memoryview(bytes(batch)))
     return await asyncio.to_thread(upload.finish)
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return the body's next bytes, b"" at its end; TransferError when none come for long."""
+    try:
+        async with asyncio.timeout(STALL):
+            return await anext(pieces, b"")
+    except TimeoutError:
+        raise TransferError(f"no byte of the frame came for {STALL:g} s") from None

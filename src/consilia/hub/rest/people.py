@@ -10,7 +10,7 @@ from consilia.hub import credentials, records
 from consilia.hub.records import SiteRecord
 from consilia.hub.rest.guard import ROLES, Who, allow
 from consilia.hub.rest.services import Hub, Services
-from consilia.hub.views import site_view
+from consilia.hub.siteviews import site_view
 from consilia.wire.people import (
     Invite,
     JoinTokenView,

@@ -7,7 +7,6 @@ naming TCP gets no TCP_NODELAY from asyncio, which costs 40 ms an answer).
 
 import asyncio
 import contextlib
-import math
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from consilia.errors import StorageError
 KEEP_ALIVE = 60  # seconds an idle connection is kept
 HANDSHAKE = 10.0  # seconds a TLS handshake may take
 HEAD = 15.0  # seconds from a connection, or a request's first byte, to the end of its head
+TICK = 0.01  # seconds between two looks at what still runs when the hub ends
 GOODBYE = 1.0  # seconds to wait for the other side's end of TLS
 
 
@@ -37,7 +37,7 @@ class PeopleServer:
         self._tls = tls
         self._connections = connections
         self._sockets: list[socket.socket] = []
-        self._server: uvicorn.Server | None = None
+        self._server: _Uvicorn | None = None
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -67,11 +67,10 @@ class PeopleServer:
         if self._server is None or self._ticking is None:
             return
         self._server.should_exit = True
-        self._server.config.timeout_graceful_shutdown = math.ceil(patience)
         self._ticking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
-        await self._server.shutdown(sockets=self._sockets)
+        await self._server.end(self._sockets, patience)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -102,6 +101,36 @@ class _Uvicorn(uvicorn.Server):
             for sock in sockets or []
         ]
         self.started = True
+
+    async def end(self, sockets: list[socket.socket], patience: float) -> None:
+        """Stop accepting, let what runs end for `patience` seconds, then cut every line.
+
+        uvicorn's own way out waits for each client to say goodbye, which one that keeps its
+        connection for later does not, and calls that an error.
+        """
+        for server in self.servers:
+            server.close()
+        for sock in sockets:
+            sock.close()
+        state, loop = self.server_state, asyncio.get_running_loop()
+        lines = [line for line in state.connections if isinstance(line, H11Protocol)]
+        for line in lines:
+            line.shutdown()
+        until = loop.time() + patience
+        while loop.time() < until and (state.tasks or any(map(_sending, lines))):
+            await asyncio.sleep(TICK)
+        for line in lines:
+            line.transport.abort()
+        if state.tasks:  # each learns that its line is gone, and ends by itself
+            await asyncio.wait(state.tasks, timeout=GOODBYE)
+        for task in state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
+def _sending(line: H11Protocol) -> bool:
+    """Whether bytes of an answer still wait to go out."""
+    return line.transport.get_write_buffer_size() > 0
 
 
 class _Prompt(H11Protocol):

@@ -1,7 +1,8 @@
 """What the routes work with, as one record that the application hands to each of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from litestar.di import NamedDependency
@@ -11,11 +12,9 @@ from consilia.hub.access import Access
 from consilia.hub.blobs import Blobs
 from consilia.hub.config import HubConfig
 from consilia.hub.engine import Engine
+from consilia.hub.probes import Probe
 from consilia.hub.store import Store
 from consilia.hub.telemetry import Log, Metrics
-
-# Asks one part whether it can work: None, or what is wrong.
-Probe = Callable[[], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,8 @@ class Services:
     probes: Mapping[str, Probe]  # of readiness
     # Python 3.11's parser counts its depth once for all threads: one plan at a time.
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    judging: asyncio.Lock = field(default_factory=asyncio.Lock)  # of files: see hub.retention
+    arriving: Counter[str] = field(default_factory=Counter)  # bytes on their way, by person
 
 
 Hub = NamedDependency[SkipValidation[Services]]  # how a route asks for it

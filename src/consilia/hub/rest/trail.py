@@ -1,19 +1,25 @@
 """Routes of the audit trail: for operators and auditors."""
 
+from collections.abc import AsyncIterator
+from functools import partial
+
 from litestar import get
 from litestar.params import FromQuery
+from litestar.response import Stream
 from sqlalchemy import Connection
 
-from consilia.core.chain import Break
-from consilia.errors import ConfigError
+from consilia.core.chain import Break, Line
 from consilia.hub import audit
-from consilia.hub.paging import MAX_PAGE
-from consilia.hub.rest.guard import allow
-from consilia.hub.rest.services import Hub
+from consilia.hub.paging import MAX_PAGE, within
+from consilia.hub.rest.guard import Who, allow
+from consilia.hub.rest.services import Hub, Services
 from consilia.hub.rest.views import audit_view
+from consilia.wire import trail
 from consilia.wire.people import AuditCheckView, AuditView, Page
 
 TRUSTED = allow("operator", "auditor")
+MAX_LINE = (1 << 63) - 1  # the highest number that a line can have
+PIECE = 1000  # lines of an export that are read at once
 
 
 @get("/audit", opt=TRUSTED)
@@ -21,14 +27,46 @@ async def list_lines(
     hub: Hub, after: FromQuery[int] = 0, limit: FromQuery[int] = 100
 ) -> Page[AuditView]:
     """List audit lines after number `after`, oldest first. `next`: give it back as `after`."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise ConfigError(f"limit {limit} is out of range: a page holds 1 to {MAX_PAGE}")
+    within(limit, "limit", 1, MAX_PAGE)
+    within(after, "after", 0, MAX_LINE)
 
     def read(db: Connection) -> tuple[AuditView, ...]:
-        return tuple(audit_view(entry) for entry in audit.lines(db, max(after, 0), limit))
+        return tuple(audit_view(entry) for entry in audit.lines(db, after, limit))
 
     items = await hub.store.read(read)
     return Page(items=items, next=str(items[-1].seq) if len(items) == limit else None)
+
+
+@get("/audit/export", opt=TRUSTED)
+async def export(hub: Hub, who: Who, format: FromQuery[trail.Format] = "csv") -> Stream:
+    """Return the whole trail as one file: CSV, or a JSON object per line."""
+    at = hub.now()
+    last = await hub.store.write(
+        lambda db: audit.append(db, at, who.actor, "audit.export", "hub", detail=format)
+    )
+    name = f"attachment; filename={hub.config.name}-audit.{format}"
+    return Stream(
+        _texts(hub, last.line.seq, format),
+        media_type="text/csv" if format == "csv" else "application/x-ndjson",
+        headers={"Content-Disposition": name},
+    )
+
+
+async def _texts(hub: Services, last: int, format: trail.Format) -> AsyncIterator[str]:
+    """Yield the lines up to number `last`, a page at a time: the trail may be long."""
+    after = 0
+    while after < last:
+        count = min(PIECE, last - after)
+        page = await hub.store.read(partial(_page, after=after, count=count))
+        texts = trail.export(page, format)
+        if after and format == "csv":
+            next(texts)  # one header is enough
+        yield "".join(texts)
+        after += count
+
+
+def _page(db: Connection, after: int, count: int) -> list[tuple[Line, str]]:
+    return [(entry.line, entry.digest) for entry in audit.lines(db, after, count)]
 
 
 @get("/audit/verify", opt=TRUSTED)

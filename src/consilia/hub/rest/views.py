@@ -9,7 +9,7 @@ from consilia.hub import records, tables
 from consilia.hub.audit import Entry
 from consilia.hub.records import PlanRecord, StudyRecord
 from consilia.hub.rest.guard import Caller
-from consilia.hub.views import Said, advertised
+from consilia.hub.siteviews import Said, advertised
 from consilia.wire.people import (
     AuditView,
     PlanView,

@@ -1,0 +1,367 @@
+"""Smaller updates: a model's step in 8 or 16 bits, or its largest values only, or both.
+
+    p = step + memory          error feedback: what earlier rounds left out is tried again
+    c = clip(p, C)             |c| <= C: from here on a bound travels with the values
+    q = code(c)                quantise in blocks, keep the largest of each group
+    memory' = c - restore(q)   stays at the site; explicit state, an array like the model
+
+Quantising rounds at random so that it is right on average: with scale s = max|x| / L of each
+block of BLOCK values, L = 127 or 32767, q = floor(x / s + u) with u uniform in [0, 1), so that
+E[q s] = x and |q s - x| < s. Keeping takes the ceil(keep m) largest of each group of m = GROUP
+values.
+
+| stage | L2 norm of what leaves it, at most | why |
+|---|---|---|
+| clip | C | scaled by min(1, C / |p|) |
+| keep | C | a part of the values is no longer than all |
+| quantise | C (1 + sqrt(BLOCK) / L) | a block's error is below sqrt(BLOCK) max|x| / L |
+| grid of step g | C + g sqrt(d) | each of d values moves by less than g |
+| noise | the same: noise is added to, not part of, what is bounded | |
+
+That bound is the sensitivity to leaving the whole site out (client level). **Noise for
+differential privacy goes on a grid, not on blocks**: the scales of blocks are themselves values
+of patients and would leave unprotected. So `Bounded` can become `Coded` (no noise fits it) or
+`Grid` (integers of a step that everybody knows), and only a `Grid` can be noised. At record
+level noise is in the training; whatever is compressed after it is post-processing and needs
+none of this, but memory then holds what was noised, never a raw step.
+
+Frame form (`compressed`): a float tensor t becomes t (int8, int16 or float32), t/scale (one
+float32 for each block) if quantised, t/at (uint16, where in its group each value was) if only
+some are kept. Integer and bool tensors travel as they are. All is done by pieces of GROUP.
+
+Sources: Alistarh et al., QSGD, NeurIPS 2017 (random rounding). Stich, Cordonnier, Jaggi,
+Sparsified SGD with Memory, NeurIPS 2018; Karimireddy et al., Error Feedback Fixes SignSGD, ICML
+2019 (memory). Kairouz, Liu, Steinke, The Distributed Discrete Gaussian Mechanism, ICML 2021
+(grid, then noise). McMahan et al., Learning Differentially Private Recurrent Language Models,
+ICLR 2018 (clip).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import ceil, inf, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilia.algo.aggregate import Read, accumulator, cast, widen_into
+from consilia.algo.strategy import steps
+from consilia.core.weights import Array, Schema, TensorSpec
+from consilia.errors import ConfigError, UpdateRejected
+
+BLOCK = 1024  # values that share one scale
+GROUP = 1 << 16  # values among which the largest are kept: positions fit in 16 bits
+_LEVELS = {8: 127, 16: 32767}
+_INTEGERS = {8: np.int8, 16: np.int16}
+_LEAST = float(np.finfo(np.float32).tiny)  # of a scale
+_ROUNDING = 1.0 + 1e-6  # float32 rounding of scales and values, in the stated bounds
+
+Single = NDArray[np.float32]
+Double = NDArray[np.float64]
+Draw = Callable[[int], Single]  # so many independent numbers, uniform in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How an update is made smaller."""
+
+    bits: int = 8  # 8 or 16; 32 leaves values as float32
+    keep: float = 1.0  # share of the values that is sent; 1 sends all
+
+
+def check(codec: Codec) -> None:
+    """Raise ConfigError unless the codec can be used and makes anything smaller."""
+    if codec.bits not in (8, 16, 32):
+        raise ConfigError(f"compression bits is {codec.bits}, needs 8, 16 or 32")
+    if not 0 < codec.keep <= 1:
+        raise ConfigError(f"compression keep is {codec.keep}, needs to be above 0, at most 1")
+    if codec.bits == 32 and codec.keep > 0.6:
+        raise ConfigError(
+            f"compression with 32 bits and keep {codec.keep:g} saves next to nothing: each "
+            "kept value takes 6 bytes instead of 4; keep 0.6 or less, or use 8 or 16 bits"
+        )
+
+
+# ---- one group of values ---------------------------------------------------------------------
+
+
+def quantise(values: Single, bits: int, uniform: Single) -> tuple[Array, Single]:
+    """Return integers, and a scale for each BLOCK of values, so that their product is near.
+
+    `values` are finite; `uniform` has one number for each. Error: below the block's scale.
+    """
+    level = _LEVELS[bits]
+    scales = _scales(values, level)
+    wide = values.astype(np.float64) / np.repeat(scales, BLOCK)[: values.size]
+    found = np.clip(np.floor(wide + uniform), -level, level)
+    return found.astype(_INTEGERS[bits]), scales
+
+
+def dequantise(integers: Array, scales: Single) -> Single:
+    """Return what `quantise` has made of the values."""
+    wide = integers.astype(np.float64) * np.repeat(scales, BLOCK)[: integers.size]
+    with np.errstate(over="ignore"):  # a bad site's scale: restore() refuses infinity
+        return wide.astype(np.float32)
+
+
+def _scales(values: Single, level: int) -> Single:
+    if not values.size:
+        return np.empty(0, np.float32)
+    highest = np.maximum.reduceat(np.abs(values), np.arange(0, values.size, BLOCK))
+    # Rounded up, so that no value is beyond the last level, and never a zero to divide by.
+    scales = np.nextafter((highest / np.float32(level)).astype(np.float32), np.float32(inf))
+    found: Single = np.maximum(scales, np.float32(_LEAST))
+    return found
+
+
+def largest(values: Single, keep: float) -> NDArray[np.uint16]:
+    """Return the positions of a group's largest values, ascending; of equals the first."""
+    count = kept(values.size, keep)
+    order = np.argsort(-np.abs(values), kind="stable")[:count]
+    return np.sort(order).astype(np.uint16)
+
+
+def kept(size: int, keep: float) -> int:
+    """Return how many of a group's `size` values are sent."""
+    return min(size, ceil(size * keep - 1e-9))
+
+
+# ---- clip, code, noise: the bound travels with the values ------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Values whose L2 norm is at most `bound`: made by `clipped`."""
+
+    values: Single
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What is left of values after coding, at most `bound` long. Carries no noise."""
+
+    values: Single
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Integers of a public `step`, in all at most `bound` long; `noise` is its multiplier."""
+
+    integers: NDArray[np.int64]
+    step: float
+    bound: float
+    noise: float = 0.0  # standard deviation over bound
+
+
+def clipped(step: Single, memory: Single, clip: float) -> Bounded:
+    """Return step + memory, made no longer than `clip`; UpdateRejected when it is not finite.
+
+    Memory comes before the clip: after it, what earlier rounds left out would go unbounded.
+    """
+    total = step.astype(np.float64) + memory
+    norm = sqrt(float(np.einsum("i,i->", total, total)))
+    if not norm < inf:
+        raise UpdateRejected("the step to compress holds NaN or infinity; training diverged")
+    factor = 1.0 if norm <= clip else clip / norm
+    return Bounded((total * factor).astype(np.float32), clip * _ROUNDING)
+
+
+def coded(given: Bounded, codec: Codec, draw: Draw) -> Coded:
+    """Return what the receiver will restore, and the bound of that."""
+    parts = list(_groups([given.values]))
+    values = np.concatenate([_code(part, codec, draw).restored for part in parts] or parts)
+    return Coded(values.astype(np.float32), given.bound * expansion(codec))
+
+
+def remembered(given: Bounded, sent: Coded) -> Single:
+    """Return the memory for the next round: what was not sent of what was meant."""
+    return given.values - sent.values
+
+
+def expansion(codec: Codec) -> float:
+    """Return by which factor coding can make values longer."""
+    if codec.bits == 32:
+        return 1.0
+    return (1.0 + sqrt(BLOCK) / _LEVELS[codec.bits]) * _ROUNDING
+
+
+def gridded(given: Bounded, step: float, uniform: Single) -> Grid:
+    """Round to multiples of `step`, at random but right on average."""
+    wide = given.values.astype(np.float64) / step
+    integers = np.floor(wide + uniform).astype(np.int64)
+    bound = given.bound + step * sqrt(given.values.size)
+    return Grid(integers, step, bound)
+
+
+def noised(given: Grid, noise: NDArray[np.int64], deviation: float) -> Grid:
+    """Add integer noise of a standard deviation (in grid steps), drawn by a safe sampler."""
+    multiplier = deviation * given.step / given.bound
+    return Grid(given.integers + noise, given.step, given.bound, multiplier)
+
+
+# ---- a tensor, piece by piece ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """One coded group: what travels, and what the receiver makes of it."""
+
+    values: Array
+    scales: Single
+    at: NDArray[np.uint16]
+    restored: Single
+
+
+def _code(part: Single, codec: Codec, draw: Draw) -> _Code:
+    at = largest(part, codec.keep) if codec.keep < 1 else np.empty(0, np.uint16)
+    chosen = part[at] if codec.keep < 1 else part
+    values: Array = chosen
+    scales, back = np.empty(0, np.float32), chosen
+    if codec.bits < 32:
+        values, scales = quantise(chosen, codec.bits, draw(chosen.size))
+        back = dequantise(values, scales)
+    if codec.keep < 1:
+        restored = np.zeros(part.size, np.float32)
+        restored[at] = back
+        back = restored
+    return _Code(values, scales, at, back)
+
+
+def compressed(schema: Schema, codec: Codec) -> Schema:
+    """Return the tensors that a compressed update of `schema` has, in their order.
+
+    Raises ConfigError when a tensor's name is taken by a part of another.
+    """
+    check(codec)
+    found = tuple(part for spec in schema for part in _parts(spec, codec))
+    names = [spec.name for spec in found]
+    if twice := sorted({name for name in names if names.count(name) > 1})[:3]:
+        raise ConfigError(f"tensors {twice} cannot be compressed: a part would have their name")
+    return found
+
+
+def ratio(schema: Schema, codec: Codec) -> float:
+    """Return the bytes of a compressed update's tensors over the model's."""
+    whole = sum(spec.nbytes for spec in schema)
+    return sum(spec.nbytes for spec in compressed(schema, codec)) / max(1, whole)
+
+
+def _parts(spec: TensorSpec, codec: Codec) -> tuple[TensorSpec, ...]:
+    if not steps(spec):
+        return (spec,)
+    sizes = [min(GROUP, spec.size - start) for start in range(0, spec.size, GROUP)]
+    counts = [kept(size, codec.keep) for size in sizes]
+    kind = "float32" if codec.bits == 32 else f"int{codec.bits}"
+    shape = spec.shape if codec.keep == 1 else (sum(counts),)
+    parts = [TensorSpec(spec.name, kind, shape)]
+    if codec.bits < 32:
+        scales = sum(-(-count // BLOCK) for count in counts)
+        parts.append(TensorSpec(f"{spec.name}/scale", "float32", (scales,)))
+    if codec.keep < 1:
+        parts.append(TensorSpec(f"{spec.name}/at", "uint16", (sum(counts),)))
+    return tuple(parts)
+
+
+def encode(
+    codec: Codec, pieces: Iterable[tuple[Single, Single]], draw: Draw
+) -> Iterator[Array]:
+    """Yield the bytes of a float tensor's parts, in frame order, as arrays to append.
+
+    `pieces` are (step, memory) of GROUP elements each, the last one shorter; the step is
+    clipped (`clipped` over the whole model) with memory inside. Each memory is overwritten
+    with what was not sent: it belongs to the next round once the update was delivered.
+    """
+    scales, places = [], []
+    for step, memory in pieces:
+        code = _code(step, codec, draw)
+        np.subtract(step, code.restored, out=memory)
+        scales.append(code.scales)
+        places.append(code.at)
+        yield code.values
+    if codec.bits < 32:
+        yield from scales
+    if codec.keep < 1:
+        yield from places
+
+
+def restored(codec: Codec, read: Read, old: Read) -> Read:
+    """Return how to read a compressed update as if it were a whole one.
+
+    `read` yields the parts that `compressed` lists, `old` the base model's tensors; both as
+    flat pieces of any length in buffers of their own or a common one. What is yielded has the
+    dtype of the tensor asked for. UpdateRejected when a part is not what `encode` makes.
+    """
+
+    def tensor(spec: TensorSpec) -> Iterator[Array]:
+        if not steps(spec):
+            yield from read(spec)
+            return
+        parts = _parts(spec, codec)
+        values = _Stream(read(parts[0]), spec.name)
+        scales = _Stream(read(parts[1]), spec.name) if codec.bits < 32 else None
+        places = _Stream(read(parts[-1]), spec.name) if codec.keep < 1 else None
+        base = _Stream(old(spec), spec.name)
+        for start in range(0, spec.size, GROUP):
+            size = min(GROUP, spec.size - start)
+            count = kept(size, codec.keep)
+            step = values.take(count)
+            if scales is not None:
+                step = dequantise(step, scales.take(-(-count // BLOCK)).astype(np.float32))
+            if places is not None:
+                step = _spread(step, places.take(count), size, spec)
+            yield _moved(base.take(size), step, spec)
+
+    return tensor
+
+
+def _spread(values: Array, at: Array, size: int, spec: TensorSpec) -> Array:
+    where = at.astype(np.int64)
+    if where.size and (int(where[-1]) >= size or (np.diff(where) <= 0).any()):
+        raise UpdateRejected(
+            f"tensor {spec.name!r} has positions that are not ascending or beyond the {size} "
+            "values of a group"
+        )
+    found = np.zeros(size, np.float32)
+    found[where] = values
+    return found
+
+
+def _moved(old: Array, step: Array, spec: TensorSpec) -> Array:
+    """Return old + step in the tensor's dtype; refuse what is not finite."""
+    new = np.empty(old.size, accumulator(spec.dtype))
+    widen_into(old, new, spec)
+    with np.errstate(over="ignore", invalid="ignore"):
+        new += step
+    if not np.isfinite(new).all():
+        raise UpdateRejected(f"tensor {spec.name!r} is not finite when its step is added")
+    return cast(new, spec.dtype)
+
+
+def _groups(pieces: Iterable[Single]) -> Iterator[Single]:
+    for piece in pieces:
+        for start in range(0, piece.size, GROUP):
+            yield piece[start : start + GROUP]
+
+
+class _Stream:
+    """Pieces of any length, taken in other lengths."""
+
+    def __init__(self, pieces: Iterator[Array], name: str) -> None:
+        self._pieces = pieces
+        self._name = name
+        self._left: Array | None = None
+
+    def take(self, count: int) -> Array:
+        """Return the next `count` elements, copied; UpdateRejected when there are fewer."""
+        found: list[Array] = []
+        while count:
+            if self._left is None or not self._left.size:
+                self._left = next(self._pieces, None)
+                if self._left is None:
+                    raise UpdateRejected(f"tensor {self._name!r} is {count} elements short")
+                self._left = self._left.copy()  # its buffer may be used for another part
+            taken, self._left = self._left[:count], self._left[count:]
+            count -= taken.size
+            found.append(taken)
+        return np.concatenate(found) if found else np.empty(0, np.float32)

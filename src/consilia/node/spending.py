@@ -1,0 +1,54 @@
+"""What a task with differential privacy costs this site's patients, at each step of its way.
+
+reserve before anything is prepared, begin before the worker starts, settle with the result (in
+node.release, in the transaction that lets it leave). What never began is given back; what began
+is spent, whatever came of it.
+"""
+
+from collections.abc import Callable
+
+from consilia.errors import Conflict
+from consilia.node import ledger
+from consilia.node.config import Budgets
+from consilia.node.store import Store
+from consilia.wire.v1 import Lease
+
+
+class Spending:
+    """The ledger's steps for the agent. Methods block; tasks without privacy cost nothing."""
+
+    def __init__(self, store: Store, budgets: Budgets, now: Callable[[], float]) -> None:
+        """`budgets` are the site's caps."""
+        self._store = store
+        self._budgets = budgets
+        self._now = now
+
+    def reserve(self, lease: Lease, dataset: str | None) -> None:
+        """Count the task's cost; raise Refused when a cap would be exceeded."""
+        task = lease.task
+        if task.privacy.dp is None or dataset is None:
+            return
+        charge = ledger.charge_for(
+            task.privacy.dp,
+            lease=lease.id,
+            job=task.job,
+            universe=ledger.universe_of(self._budgets, dataset),
+            dataset=dataset,
+            study=task.study_name,
+            researcher=task.researcher or "unknown",
+        )
+        ledger.reserve(self._store, charge, self._budgets, now=self._now())
+
+    def begin(self, lease: Lease) -> None:
+        """Note that the worker is about to see the data."""
+        if lease.task.privacy.dp is not None and lease.task.kind != "init":
+            ledger.begin(self._store, lease.id, now=self._now())
+
+    def give_back(self, lease: Lease, reason: str) -> None:
+        """Refund a task that never began; what has begun, or was never charged, stays."""
+        found = ledger.find(self._store, lease.id)
+        if found is not None and found.state == "reserved":
+            try:
+                ledger.refund(self._store, lease.id, reason=reason, now=self._now())
+            except Conflict:
+                return  # it began in the meantime

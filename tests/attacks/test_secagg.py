@@ -1,0 +1,724 @@
+"""Attacks on the masked sum: by a hub that looks, a hub that lies, and sites that lie.
+
+Each test plays the attacker as far as the protocol lets it, and then looks at what it has.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from tests.maskkit import Dice, Play, key_of, names, pins, signer, total, vectors
+
+from consilia.errors import AuthError, EmptyRound, Refused, UpdateRejected, WireError
+from consilia.privacy import graph, sealing, secagg, shamir
+from consilia.privacy.streams import Streams
+from consilia.wire import masks, v1
+
+U32 = NDArray[np.uint32]
+LOW_ORDER = bytes(32)
+
+
+def masked(play: Play, data: Mapping[str, U32]) -> dict[str, U32]:
+    return {site: play.masked(site, [values])[0] for site, values in data.items()}
+
+
+def member_of(play: Play, number: int) -> secagg.Member:
+    return play.members[play.sites[number]]
+
+
+def ask_share(play: Play, number: int, roster: bytes) -> None:
+    secagg.share(member_of(play, number), roster, play.pins, Dice("victim"))
+
+
+# ---- a hub that keeps to the rules and looks -------------------------------------------------
+
+
+def chi_square(values: U32) -> float:
+    """Return how far the bytes are from uniform: about 255 +- 23 when they are."""
+    counts = np.bincount(values.view(np.uint8), minlength=256)
+    mean = values.nbytes / 256
+    return float(((counts - mean) ** 2 / mean).sum())
+
+
+def transcript(update: U32, seed: str) -> tuple[Play, dict[str, U32]]:
+    """Play a round of five in which site 0 sends `update`; site 4 drops out after masking."""
+    play = Play(names(5), seed=seed).ready()
+    data = vectors(play.sites, update.size)
+    data[play.sites[0]] = update
+    sent = masked(play, data)
+    play.finish(play.sites[:4])
+    return play, sent
+
+
+def test_what_the_hub_gets_but_the_update_itself_does_not_depend_on_the_update() -> None:
+    """By construction: with the same randomness all messages are the same, byte for byte,
+    and the masked update differs by exactly the difference of the updates."""
+    zeros, other = np.zeros(64, np.uint32), np.full(64, 0xDEADBEEF, np.uint32)
+    one, sent_one = transcript(zeros, "same")
+    two, sent_two = transcript(other, "same")
+    for name in ("keys", "roster", "shares", "survivors", "consents", "unmasks"):
+        assert getattr(one, name) == getattr(two, name)
+    site = one.sites[0]
+    assert (sent_two[site] - sent_one[site] == other).all()
+    assert all((sent_one[s] == sent_two[s]).all() for s in one.sites[1:])
+
+
+def peeled(play: Play, site: str, sent: U32) -> U32:
+    """Take everything off a site's masked update that the hub knows after the round."""
+    session = masks.session_of(play.roster)
+    keys = {k.site: k for k in masks.read_roster(play.roster).keys}
+    answers = {s: v1.decode(b, masks.Unmask) for s, b in play.unmasks.items()}
+    points = {s: i for i, s in enumerate(sorted(keys), 1)}
+
+    def solve(dealer: str, kind: str) -> bytes:
+        found = {
+            points[s]: (a.seeds if kind == "seed" else a.keys)[dealer]
+            for s, a in answers.items()
+        }
+        return shamir.combine(shamir.weights(tuple(found)), list(found.values()))
+
+    out = sent.copy()
+    Streams([], [sealing.self_seed(solve(site, "seed"), session, site)]).add(out)
+    for gone in set(play.sites) - set(play.survivors):
+        private = solve(gone, "key")
+        pair = sealing.pair_seed(private, keys[site].masking, session, gone, site)
+        (Streams([], [pair]) if site < gone else Streams([pair], [])).add(out)
+    return out
+
+
+@pytest.mark.parametrize("word", [0, 1, 0xFFFFFFFF])
+def test_what_is_left_of_one_update_is_noise(word: int) -> None:
+    """Statistically: with all opened masks taken off, no byte value is more frequent, two
+    different updates look the same, and what is left is not correlated with the update."""
+    update = np.full(60_000, word, np.uint32)
+    update[::2] = 0
+    play, sent = transcript(update, "noise")
+    site = play.sites[0]
+    for view in (sent[site], peeled(play, site, sent[site])):
+        assert 160 < chi_square(view) < 360
+        assert not (view == update).mean() > 1e-3
+        high, low = view[1::2] / 2.0**32, view[::2] / 2.0**32
+        spread = (1 / 12 * 2 / 30_000) ** 0.5
+        assert abs(high.mean() - low.mean()) < 4 * spread
+    together = total({s: sent[s] for s in play.survivors})
+    play.unmasker().subtract(together)
+    others = vectors(play.sites, update.size)
+    rest = total({s: others[s] for s in play.survivors[1:]})
+    assert (together - rest == update).all(), "what was attacked is the right update"
+
+
+def test_two_updates_with_one_sum_fit_the_same_view() -> None:
+    """By construction: shift d from one honest update to another and their pair mask by d;
+    the hub then sees the very same numbers, so these cannot tell the two worlds apart."""
+    play = Play(names(4)).ready()
+    data = vectors(play.sites, 16)
+    a, b = play.sites[:2]
+    shift = np.arange(16, dtype=np.uint32) * 7919
+    sent = masked(play, data)
+    play.finish(play.sites)
+    other = {**data, a: data[a] + shift, b: data[b] - shift}
+    # In the other world a's and b's pair mask, which is never opened, is smaller by `shift`.
+    mask = {s: sent[s] - data[s] for s in (a, b)}
+    assert (other[a] + (mask[a] - shift) == sent[a]).all()
+    assert (other[b] + (mask[b] + shift) == sent[b]).all()
+    assert (total(other) == total(data)).all()
+    answers = [v1.decode(body, masks.Unmask) for body in play.unmasks.values()]
+    assert not any(answer.keys for answer in answers), "no mask key of a survivor came out"
+
+
+# ---- a hub that swaps keys or invents sites --------------------------------------------------
+
+
+def changed(play: Play, number: int, **change: object) -> bytes:
+    """Return the roster with one site's keys changed."""
+    roster = masks.read_roster(play.roster)
+    keys = list(roster.keys)
+    keys[number] = replace(keys[number], **change)
+    return v1.encode(replace(roster, keys=tuple(keys)))
+
+
+@pytest.mark.parametrize("name", ["sealing", "masking"])
+def test_a_swapped_key_is_noticed(name: str) -> None:
+    play = Play(names(4))
+    play.join()
+    mine = sealing.public(b"the hub's own key, which it owns")
+    with pytest.raises(AuthError, match=r"'site-002' are not signed with the key accepted"):
+        ask_share(play, 0, changed(play, 2, **{name: mine}))
+    with pytest.raises(AuthError, match=r"does not hold the keys that site 'site-000' sent"):
+        ask_share(play, 0, changed(play, 0, **{name: mine}))
+
+
+def test_keys_signed_with_another_key_than_the_pinned_one_are_refused() -> None:
+    """The hub's certificate authority can certify any key; it cannot make a pin."""
+    play = Play(names(4))
+    play.join()
+    forger = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    _, body = secagg.join(play.sites[2], play.context, forger.sign, Dice("forger"))
+    roster = secagg.roster(play.context, {**play.keys, play.sites[2]: body})
+    with pytest.raises(AuthError, match="compare and accept its new key"):
+        ask_share(play, 0, roster)
+    with pytest.raises(WireError, match="not signed with its key"):
+        secagg.check_keys(body, play.sites[2], play.context, play.pins[play.sites[2]])
+
+
+def test_keys_of_one_site_under_another_name() -> None:
+    play = Play(names(4))
+    play.join()
+    stolen = v1.decode(play.keys[play.sites[1]], masks.Keys)
+    body = v1.encode(replace(stolen, site=play.sites[2]))
+    roster = secagg.roster(play.context, {**play.keys, play.sites[2]: body})
+    with pytest.raises(AuthError):
+        ask_share(play, 0, roster)
+
+
+def test_phantom_sites_are_refused() -> None:
+    """A hub that mints sites of its own to outnumber one hospital gets no answer from it."""
+    play = Play(("hospital", "phantom-1", "phantom-2", "phantom-3"))
+    play.pins = pins(["hospital"])
+    for site in play.sites:
+        play.members[site], play.keys[site] = secagg.join(
+            site, play.context, signer(site), Dice(site)
+        )
+    roster = secagg.roster(play.context, play.keys)
+    with pytest.raises(AuthError, match="'phantom-1', whose key was not accepted here"):
+        ask_share(play, 0, roster)
+
+
+def test_one_key_for_two_sites_is_refused() -> None:
+    """Two sites of one owner, or one site's key signed by another: each key is used once."""
+    play = Play(names(4))
+    play.join()
+    copied = v1.decode(play.keys[play.sites[1]], masks.Keys)
+    text = masks.keys_text(copied.round, play.sites[2], copied.sealing, copied.masking)
+    body = v1.encode(
+        replace(copied, site=play.sites[2], signature=key_of(play.sites[2]).sign(text))
+    )
+    roster = secagg.roster(play.context, {**play.keys, play.sites[2]: body})
+    with pytest.raises(AuthError, match="'site-001' and 'site-002' bring the same key"):
+        ask_share(play, 0, roster)
+
+
+@pytest.mark.parametrize("name", ["sealing", "masking"])
+def test_a_key_that_hides_nothing_stops_the_site_before_its_update_leaves(name: str) -> None:
+    play = Play(names(3))
+    play.join()
+    honest = v1.decode(play.keys[play.sites[2]], masks.Keys)
+    weak = replace(honest, **{name: LOW_ORDER})
+    text = masks.keys_text(weak.round, weak.site, weak.sealing, weak.masking)
+    weak = replace(weak, signature=key_of(weak.site).sign(text))
+    play.keys[weak.site] = v1.encode(weak)
+    play.roster = secagg.roster(play.context, play.keys)
+    with pytest.raises(AuthError, match="key of site 'site-002' is one that hides nothing"):
+        ask_share(play, 0, play.roster)
+    with pytest.raises(WireError, match="a key that hides nothing"):
+        secagg.check_keys(play.keys[weak.site], weak.site, play.context, play.pins[weak.site])
+
+
+# ---- a cohort of one, or of two --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_small_cohorts_are_refused(count: int) -> None:
+    play = Play(names(3))
+    play.join()
+    few = secagg.roster(play.context, dict(list(play.keys.items())[:count]))
+    with pytest.raises(Refused, match=f"the round has {count} sites.*takes part from 3 up"):
+        ask_share(play, 0, few)
+
+
+def test_a_site_may_ask_for_more() -> None:
+    play = Play(names(4))
+    play.join()
+    member, dice = member_of(play, 0), Dice("d")
+    assert secagg.share(member, play.roster, play.pins, dice, 4)
+    with pytest.raises(Refused, match="takes part from 5 up"):
+        secagg.share(member, play.roster, play.pins, dice, 5)
+    with pytest.raises(Refused, match="takes part from 3 up"):
+        secagg.share(member, secagg.roster(play.context, {}), play.pins, dice, 0)
+
+
+@pytest.mark.parametrize("alone", [(0,), (0, 1), (1, 2, 3), (0, 1, 2, 9), (2, 1, 0), (0, 0, 1)])
+def test_survivors_that_would_give_somebody_away_are_refused(alone: tuple[int, ...]) -> None:
+    """Too few, without this site, with a stranger, not sorted, one counted twice."""
+    play = Play(names(4)).ready()
+    sites = (*play.sites, *names(10)[4:])
+    body = v1.encode(
+        masks.Survivors(masks.round_of(play.context), tuple(sites[i] for i in alone))
+    )
+    with pytest.raises((Refused, WireError)):
+        secagg.consent(member_of(play, 0), body, signer(play.sites[0]))
+
+
+# ---- split views -----------------------------------------------------------------------------
+
+
+def test_another_roster_for_everybody_opens_nothing() -> None:
+    """A site that plots with the hub signs two keys; each honest site sees another roster."""
+    play = Play(names(4))
+    play.join()
+    plotter = play.sites[3]
+    _, second = secagg.join(plotter, play.context, signer(plotter), Dice("second"))
+    rosters = {
+        site: secagg.roster(
+            play.context, {**play.keys, plotter: play.keys[plotter] if i % 2 else second}
+        )
+        for i, site in enumerate(play.sites)
+    }
+    for site in play.sites:
+        play.members[site], play.shares[site] = secagg.share(
+            play.members[site], rosters[site], play.pins, play.dice(site, "share")
+        )
+    by_view: dict[bytes, dict[str, bytes]] = {}
+    for site, body in play.shares.items():
+        by_view.setdefault(rosters[site], {})[site] = body
+    for shares in by_view.values():
+        for site, inbox in secagg.inboxes(shares).items():
+            with pytest.raises(Refused, match="dealt shares, needs 3"):
+                secagg.receive(play.members[site], inbox)
+    inboxes = secagg.inboxes(play.shares)
+    refused = 0
+    for site in play.sites:
+        try:
+            secagg.receive(play.members[site], inboxes[site])
+        except WireError:
+            refused += 1
+    assert refused == 2, "half of the sites are in another session than the inboxes say"
+
+
+def test_another_inbox_for_everybody_opens_nothing() -> None:
+    """Sites that believe in different sharers never gather the consents to unmask."""
+    play = Play(names(7))
+    play.join()
+    play.share()
+    for site in play.sites:
+        left_out = play.sites[6] if site < play.sites[3] else play.sites[5]
+        shown = {s: b for s, b in play.shares.items() if s != left_out}
+        if site in shown:
+            play.members[site] = secagg.receive(play.members[site], secagg.inboxes(shown)[site])
+    alive = play.sites[:5]
+    told = secagg.survivors(play.context, alive)
+    for site in alive:
+        play.members[site], play.consents[site] = secagg.consent(
+            play.members[site], told, signer(site)
+        )
+    for site in alive:
+        with pytest.raises(Refused, match=r"[23] sites signed the same survivors, needs 5"):
+            secagg.unmask(play.members[site], secagg.consents(play.consents), play.pins)
+
+
+@pytest.mark.parametrize("count", [4, 5, 6])
+def test_at_most_one_of_two_survivor_sets_opens(count: int) -> None:
+    """However the hub divides the sites between two sets, at most one set is unmasked."""
+    start = Play(names(count)).ready()
+    needed = graph.threshold(count)
+    both = (start.sites[:needed], start.sites[count - needed :])
+    for side in itertools.product((0, 1), repeat=count):
+        members, consents = {}, ({}, {})
+        for site, which in zip(start.sites, side, strict=True):
+            if site in both[which]:
+                told = secagg.survivors(start.context, both[which])
+                members[site], body = secagg.consent(start.members[site], told, signer(site))
+                consents[which][site] = body
+        opened = set()
+        for site, which in zip(start.sites, side, strict=True):
+            if site in members:
+                try:
+                    told = secagg.consents(consents[which])
+                    secagg.unmask(members[site], told, start.pins)
+                    opened.add(which)
+                except Refused:
+                    pass
+        assert len(opened) < 2
+        assert (len(opened) == 1) == (max(map(len, consents)) >= needed)
+
+
+def test_consents_cannot_be_made_up_moved_or_replayed() -> None:
+    play = Play(names(4)).ready()
+    play.consent(play.sites)
+    member = member_of(play, 0)
+    session = masks.session_of(play.roster)
+    real = {s: v1.decode(b, masks.Consent).signature for s, b in play.consents.items()}
+    forger = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    view = masks.view_of(session, play.sites, play.sites)
+    forged = {s: forger.sign(masks.consent_text(view, s)) for s in play.sites}
+    moved = dict(zip(play.sites, (*list(real.values())[1:], real[play.sites[0]]), strict=True))
+    earlier = Play(names(4), b"an earlier round", seed="earlier").ready()
+    earlier.consent(earlier.sites)
+    old = {s: v1.decode(b, masks.Consent).signature for s, b in earlier.consents.items()}
+    for signatures in (forged, moved, old, {}, dict(list(real.items())[:2])):
+        body = v1.encode(masks.Consents(session, signatures))
+        with pytest.raises(Refused, match="signed the same survivors, needs 3"):
+            secagg.unmask(member, body, play.pins)
+    with pytest.raises(WireError, match="another session"):
+        secagg.unmask(member, secagg.consents(earlier.consents), play.pins)
+    with pytest.raises(Refused, match="signed the same survivors"):
+        secagg.unmask(member, secagg.consents(play.consents), {})
+    assert secagg.unmask(member, secagg.consents(play.consents), play.pins)
+
+
+# ---- both kinds of share for one site --------------------------------------------------------
+
+
+def test_a_site_is_a_survivor_or_gone_and_stays_so_after_a_restart() -> None:
+    """The hub has everybody's update, opens it with site 4 gone, then asks for 4 alive."""
+    play = Play(names(6)).ready()
+    target = play.sites[5]
+    play.finish(play.sites[:5])
+    again = secagg.survivors(play.context, play.sites)
+    for site in play.sites[:5]:
+        stored = v1.decode(v1.encode(play.members[site]), secagg.Member)
+        with pytest.raises(Refused, match="agreed to another set of survivors"):
+            secagg.consent(stored, again, signer(site))
+        answer = v1.decode(play.unmasks[site], masks.Unmask)
+        assert not answer.seeds.keys() & answer.keys.keys()
+        assert target in answer.keys and target not in answer.seeds
+    with pytest.raises(EmptyRound, match=r"0 good shares of the seed of site 'site-005'"):
+        secagg.unmasker(play.context, play.roster, play.shares, play.sites, play.unmasks)
+
+
+def test_a_late_update_stays_hidden_though_its_mask_key_was_opened() -> None:
+    play = Play(names(6)).ready()
+    late = play.sites[5]
+    update = np.zeros(60_000, np.uint32)
+    sent = play.masked(late, [update])[0]
+    play.finish(play.sites[:5])
+    session = masks.session_of(play.roster)
+    keys = {k.site: k for k in masks.read_roster(play.roster).keys}
+    private = member_of(play, 5).masking  # what the hub can reconstruct
+    for peer in play.sites[:5]:
+        pair = sealing.pair_seed(private, keys[peer].masking, session, late, peer)
+        (Streams([], [pair]) if late < peer else Streams([pair], [])).add(sent)
+    assert 160 < chi_square(sent) < 360, "the self mask is still on"
+
+
+def test_no_second_update_under_the_same_masks() -> None:
+    play = Play(names(3)).ready()
+    play.masked(play.sites[0], [np.zeros(4, np.uint32)])
+    stored = v1.decode(v1.encode(member_of(play, 0)), secagg.Member)
+    with pytest.raises(Refused, match="would give away their difference"):
+        secagg.masker(stored)
+
+
+# ---- replay ----------------------------------------------------------------------------------
+
+
+def test_nothing_of_an_earlier_round_is_taken() -> None:
+    old = Play(names(4), b"job-1.1.0", seed="old").ready()
+    old.finish(old.sites)
+    new = Play(names(4), b"job-1.2.0", seed="new")
+    new.join()
+    member = member_of(new, 0)
+    with pytest.raises(WireError, match="roster of another round"):
+        ask_share(new, 0, old.roster)
+    mixed = {**new.keys, new.sites[2]: old.keys[new.sites[2]]}
+    with pytest.raises(WireError, match="replays old keys"):
+        ask_share(new, 0, secagg.roster(new.context, mixed))
+    relabelled = v1.encode(
+        masks.Roster(
+            masks.round_of(new.context),
+            tuple(
+                replace(k, round=masks.round_of(new.context))
+                for k in masks.read_roster(old.roster).keys
+            ),
+        )
+    )
+    with pytest.raises(AuthError):
+        ask_share(new, 0, relabelled)
+    new.share()
+    site = new.sites[0]
+    with pytest.raises(WireError, match="shares of another session"):
+        secagg.receive(new.members[site], secagg.inboxes(old.shares)[site])
+    new.receive()
+    with pytest.raises(WireError, match="survivors of another round"):
+        old_told = secagg.survivors(old.context, old.sites)
+        secagg.consent(new.members[site], old_told, signer(site))
+    assert member.keys.masking != member_of(old, 0).keys.masking
+
+
+def test_a_second_roster_or_inbox_in_one_round_is_refused() -> None:
+    play = Play(names(5))
+    play.join()
+    play.share()
+    site = play.sites[0]
+    smaller = secagg.roster(play.context, dict(list(play.keys.items())[:4]))
+    with pytest.raises(Refused, match="a second view is never answered"):
+        ask_share(play, 0, smaller)
+    play.receive()
+    shown = {s: play.shares[s] for s in play.sites[:4]}
+    with pytest.raises(Refused, match="a second view is never answered"):
+        secagg.receive(play.members[site], secagg.inboxes(shown)[site])
+
+
+def test_secrets_opened_in_one_round_open_nothing_of_another() -> None:
+    """The same sites, the same long-term keys: what round 2 opens is no use in round 1."""
+    first = Play(names(4), b"job-1.1.0", seed="first").ready()
+    data = vectors(first.sites, 50_000)
+    sent = masked(first, data)
+    second = Play(names(4), b"job-1.2.0", seed="second").ready()
+    second.finish(second.sites[:3])
+    late = first.sites[3]
+    one, two = first.members[late], second.members[late]
+    secrets = [
+        (m.sealing, m.masking, m.seed) for p in (first, second) for m in p.members.values()
+    ]
+    assert len({s for row in secrets for s in row}) == 3 * 8
+    keys = {k.site: k for k in masks.read_roster(first.roster).keys}
+    session = masks.session_of(first.roster)
+    tried = sent[late].copy()
+    for peer in first.sites[:3]:
+        pair = sealing.pair_seed(two.masking, keys[peer].masking, session, late, peer)
+        (Streams([], [pair]) if late < peer else Streams([pair], [])).add(tried)
+    Streams([], [sealing.self_seed(two.seed, session, late)]).add(tried)
+    assert not (tried == data[late]).any() or (tried == data[late]).mean() < 1e-3
+    assert 160 < chi_square(tried) < 360
+    for site in first.sites[:3]:  # nor do parcels of round 1 open with keys of round 2
+        parcel = v1.decode(first.shares[site], masks.Shares).parcels[late]
+        key = sealing.box_key(two.sealing, keys[site].sealing, session, (site, late))
+        about = parcel.seed_check + parcel.key_check
+        assert sealing.unlock(key, parcel.box, about) is None
+        right = sealing.box_key(one.sealing, keys[site].sealing, session, (site, late))
+        assert sealing.unlock(right, parcel.box, about) is not None
+
+
+# ---- sites that lie --------------------------------------------------------------------------
+
+
+def lie(body: bytes, kind: str, about: Iterable[str]) -> bytes:
+    """Return an `Unmask` whose shares about some sites are wrong."""
+    answer = v1.decode(body, masks.Unmask)
+    wrong = {s: bytes(31) + b"\1\2" for s in about if s in getattr(answer, kind)}
+    return v1.encode(replace(answer, **{kind: {**getattr(answer, kind), **wrong}}))
+
+
+@pytest.mark.parametrize("kind", ["seeds", "keys"])
+def test_a_wrong_share_is_found_and_the_sum_is_right(kind: str) -> None:
+    play = Play(names(7)).ready()
+    data = vectors(play.sites[:6])
+    sent = masked(play, data)
+    play.finish(play.sites[:6])
+    liar = play.sites[2]
+    play.unmasks[liar] = lie(play.unmasks[liar], kind, play.sites)
+    unmasker = play.unmasker()
+    assert unmasker.liars == (liar,)
+    out = total(sent)
+    unmasker.subtract(out)
+    assert (out == total(data)).all()
+
+
+@pytest.mark.parametrize("kind", ["seeds", "keys"])
+def test_one_liar_too_many_and_nothing_opens(kind: str) -> None:
+    play = Play(names(7)).ready()
+    play.finish(play.sites[:6])
+    for site in play.sites[:2]:
+        play.unmasks[site] = lie(play.unmasks[site], kind, play.sites)
+    with pytest.raises(EmptyRound, match=r"needs 5 \(site-000, site-001 sent wrong ones\)"):
+        play.unmasker()
+
+
+def cheated(play: Play, dealer: str, to: Iterable[str]) -> None:
+    """Let a dealer deal shares of something else to some sites, and commit to them."""
+    member = play.members[dealer]
+    roster = masks.read_roster(play.roster)
+    keys, session = {k.site: k for k in roster.keys}, masks.session_of(play.roster)
+    shares = v1.decode(play.shares[dealer], masks.Shares)
+    parcels = dict(shares.parcels)
+    for holder in to:
+        pair = (bytes(31) + b"\1\7", bytes(31) + b"\1\x08")
+        who = (session, dealer.encode(), holder.encode())
+        checks = [
+            masks.digest(f"{kind} share", *who, share)
+            for kind, share in zip(("seed", "key"), pair, strict=True)
+        ]
+        key = sealing.box_key(member.sealing, keys[holder].sealing, session, (dealer, holder))
+        box = sealing.lock(key, bytes(12), b"".join(pair), b"".join(checks))
+        parcels[holder] = masks.Parcel(box, checks[0], checks[1])
+    play.shares[dealer] = v1.encode(replace(shares, parcels=parcels))
+    secagg.check_shares(play.shares[dealer], dealer, play.roster)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_dealer_who_contradicts_itself_is_named(alive: bool) -> None:
+    play = Play(names(7))
+    play.join()
+    play.share()
+    dealer = play.sites[6]
+    cheated(play, dealer, play.sites[:3])
+    play.receive()
+    play.finish(play.sites if alive else play.sites[:6])
+    with pytest.raises(UpdateRejected, match=r"site 'site-006' dealt .* contradict each other"):
+        play.unmasker()
+
+
+def test_one_bad_share_of_a_dealer_is_got_round() -> None:
+    play = Play(names(7))
+    play.join()
+    play.share()
+    cheated(play, play.sites[6], play.sites[:1])
+    play.receive()
+    data = vectors(play.sites)
+    out = total(masked(play, data))
+    play.finish(play.sites)
+    play.unmasker().subtract(out)
+    assert (out == total(data)).all()
+
+
+def bend(play: Play, dealer: str, holders: Iterable[str]) -> None:
+    """Change one bit of the parcels that a dealer sent to some sites."""
+    shares = v1.decode(play.shares[dealer], masks.Shares)
+    parcels = dict(shares.parcels)
+    for holder in holders:
+        box = parcels[holder].box
+        parcels[holder] = replace(parcels[holder], box=box[:-1] + bytes([box[-1] ^ 1]))
+    play.shares[dealer] = v1.encode(replace(shares, parcels=parcels))
+
+
+@pytest.mark.parametrize(("count", "opens"), [(0, True), (2, True), (3, False)])
+def test_parcels_that_do_not_open_are_noted(count: int, opens: bool) -> None:
+    """The shares of the others stand in, as long as they are enough; else the round closes."""
+    play = Play(names(7))
+    play.join()
+    play.share()
+    dealer, victims = play.sites[6], play.sites[:count]
+    bend(play, dealer, victims)
+    play.receive()
+    data = vectors(play.sites)
+    out = total(masked(play, data))
+    for site in play.sites:
+        assert play.members[site].unreadable == ((dealer,) if site in victims else ())
+    play.finish(play.sites)
+    if opens:
+        play.unmasker().subtract(out)
+        assert (out == total(data)).all()
+    else:
+        with pytest.raises(EmptyRound, match="4 good shares of the seed of site 'site-006'"):
+            play.unmasker()
+
+
+def test_a_parcel_for_one_site_opens_at_no_other() -> None:
+    play = Play(names(5))
+    play.join()
+    play.share()
+    dealer, (a, b) = play.sites[4], play.sites[:2]
+    shares = v1.decode(play.shares[dealer], masks.Shares)
+    crossed = {**shares.parcels, a: shares.parcels[b], b: shares.parcels[a]}
+    play.shares[dealer] = v1.encode(replace(shares, parcels=crossed))
+    play.receive()
+    assert play.members[a].unreadable == play.members[b].unreadable == (dealer,)
+    assert not play.members[play.sites[2]].unreadable
+
+
+def test_a_hub_that_holds_parcels_back_is_noticed() -> None:
+    play = Play(names(4))
+    play.join()
+    play.share()
+    site = play.sites[0]
+    inbox = v1.decode(secagg.inboxes(play.shares)[site], masks.Inbox)
+    few = {s: p for s, p in inbox.parcels.items() if s != play.sites[2]}
+    many = {**inbox.parcels, site: inbox.parcels[play.sites[2]]}
+    for parcels in (few, many, {}):
+        with pytest.raises(Refused, match="held back or too many"):
+            secagg.receive(play.members[site], v1.encode(replace(inbox, parcels=parcels)))
+    for sharers in (play.sites[1:], (*play.sites, "stranger")):
+        with pytest.raises((Refused, WireError)):
+            body = v1.encode(replace(inbox, sharers=sharers))
+            secagg.receive(play.members[site], body)
+
+
+# ---- plots below a third ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [4, 7, 10])
+def test_fewer_than_a_third_and_the_hub_cannot_open_an_honest_site(count: int) -> None:
+    """What plotters hold are too few shares of an honest site's secrets, of either kind."""
+    plotters = (count - 1) // 3
+    play = Play(names(count)).ready()
+    bad, honest = play.sites[:plotters], play.sites[plotters:]
+    play.finish(play.sites)
+    target = honest[0]
+    mask_keys = [play.members[site].held[target][1] for site in bad]
+    for site in honest:
+        answer = v1.decode(play.unmasks[site], masks.Unmask)
+        mask_keys += [share for s, share in answer.keys.items() if s == target]
+    assert len(mask_keys) == plotters < graph.threshold(count)
+    with pytest.raises(Refused):  # and they cannot make an honest site sign a smaller sum
+        told = secagg.survivors(play.context, [*bad, target])
+        secagg.consent(play.members[target], told, signer(target))
+
+
+# ---- the hub's own doors ---------------------------------------------------------------------
+
+
+def test_messages_of_other_sites_and_rounds_do_not_count() -> None:
+    play = Play(names(4)).ready()
+    play.finish(play.sites[:3])
+    a, b, gone = play.sites[0], play.sites[1], play.sites[3]
+    other = Play(names(4), b"other", seed="other").ready()
+    other.finish(other.sites[:3])
+    parties, key = play.parties, play.pins
+    for site, p in ((a, other), (b, play)):
+        with pytest.raises(WireError):
+            secagg.check_keys(p.keys[a], site, play.context, key[site])
+        with pytest.raises(WireError):
+            secagg.check_shares(p.shares[a], site, play.roster)
+        with pytest.raises(WireError):
+            secagg.check_consent(p.consents[a], site, play.roster, parties, key[site])
+        with pytest.raises(WireError):
+            secagg.check_unmask(p.unmasks[a], site, play.roster, parties)
+    with pytest.raises(WireError, match="its update is not in the sum"):
+        body = v1.encode(replace(v1.decode(play.unmasks[a], masks.Unmask), site=gone))
+        secagg.check_unmask(body, gone, play.roster, parties)
+    for context, shares in ((b"other", play.shares), (play.context, other.shares)):
+        with pytest.raises(WireError):
+            secagg.unmasker(context, play.roster, shares, play.survivors, play.unmasks)
+
+
+def test_shares_nobody_asked_for_are_not_taken() -> None:
+    play = Play(names(4)).ready()
+    play.finish(play.sites[:3])
+    a, gone = play.sites[0], play.sites[3]
+    answer = v1.decode(play.unmasks[a], masks.Unmask)
+    share = answer.keys[gone]
+    for change in (
+        {"seeds": {**answer.seeds, gone: share}},
+        {"keys": {**answer.keys, a: share}},
+        {"keys": {**answer.keys, "stranger": share}},
+    ):
+        with pytest.raises(WireError, match="was not asked for"):
+            body = v1.encode(replace(answer, **change))
+            secagg.check_unmask(body, a, play.roster, play.parties)
+
+
+def test_shares_for_too_few_too_many_or_of_a_wrong_size() -> None:
+    play = Play(names(4))
+    play.join()
+    play.share()
+    a, b = play.sites[:2]
+    shares = v1.decode(play.shares[a], masks.Shares)
+    parcel = shares.parcels[b]
+    for parcels in (
+        {s: p for s, p in shares.parcels.items() if s != b},
+        {**shares.parcels, "stranger": parcel},
+        {**shares.parcels, b: replace(parcel, box=parcel.box[:-1])},
+        {**shares.parcels, a: parcel},
+    ):
+        with pytest.raises(WireError, match="needs"):
+            secagg.check_shares(v1.encode(replace(shares, parcels=parcels)), a, play.roster)
+    with pytest.raises(WireError):
+        big = replace(parcel, box=bytes(masks.BOX + 1))
+        body = v1.encode(replace(shares, parcels={**shares.parcels, b: big}))
+        secagg.check_shares(body, a, play.roster)
+
+
+def test_one_key_for_two_purposes_is_refused() -> None:
+    play = Play(names(3))
+    play.join()
+    site = play.sites[0]
+    keys = v1.decode(play.keys[site], masks.Keys)
+    text = masks.keys_text(keys.round, site, keys.masking, keys.masking)
+    body = v1.encode(replace(keys, sealing=keys.masking, signature=key_of(site).sign(text)))
+    with pytest.raises(WireError, match="one key for two purposes"):
+        secagg.check_keys(body, site, play.context, play.pins[site])

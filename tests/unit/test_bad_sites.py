@@ -1,0 +1,367 @@
+"""Whole jobs with a site that poisons its updates: what the mean does, what the rules do."""
+
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hubkit import Hub, Node, Outcome, Train, body_of, open_hub, serving
+from numpy.typing import NDArray
+
+from consilia.algo.robust import rule
+from consilia.core.select import site_seed
+from consilia.core.weights import Weights
+from consilia.errors import ConfigError, EmptyRound
+from consilia.hub import audit, closing, experiments, records, watching
+from consilia.hub.blobs import MemoryBlobs
+from consilia.hub.combining import Choice
+from consilia.hub.folding import Aggregate, Recipe, Update
+from consilia.algo.strategy import strategy
+from consilia.wire import frames
+from consilia.wire.people import JobView
+from consilia.wire.v1 import Task
+
+SEVEN = tuple("abcdefg")
+OPTIONS: Mapping[str, dict[str, float]] = {"krum": {"f": 1}, "multi-krum": {"f": 1}}
+ROBUST = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-median")
+GOAL = 3.0
+
+
+def honest(site: str, task: Task, model: Weights) -> Outcome:
+    """Go half of the way to GOAL, a little differently at each site."""
+    if task.kind == "init":
+        start = {"w": np.zeros((90, 1000), np.float32), "n": np.zeros(3, np.int64)}
+        return {**start, "b": np.zeros(4)}, 0, {}
+    noise = np.random.default_rng(site_seed(task.seed, 0, site))
+    new: Weights = {"n": model["n"] + 1}
+    for name in ("w", "b"):
+        old = model[name].astype(np.float64)
+        moved = old + 0.5 * (GOAL - old) + noise.normal(size=old.shape) * 0.01
+        new[name] = moved.astype(model[name].dtype)
+    gap = float(np.abs(GOAL - model["w"]).mean())
+    return {name: new[name] for name in model}, 100, {"loss": gap}
+
+
+def poisoned(bad: str, how: Callable[[Weights, Task], Outcome], since: int = 1) -> Train:
+    """Return training in which one site returns what `how` makes of the model."""
+
+    def train(site: str, task: Task, model: Weights) -> Outcome:
+        if site == bad and task.kind == "train" and task.round >= since:
+            return how(model, task)
+        return honest(site, task, model)
+
+    return train
+
+
+def huge(model: Weights, task: Task) -> Outcome:
+    """The worst that is finite, with a made-up loss."""
+    new: Weights = {
+        "w": np.full((90, 1000), 3e38, np.float32),
+        "n": np.full(3, (1 << 63) - 1, np.int64),
+        "b": np.full(4, -1.7e308),
+    }
+    return new, 100, {"loss": -1e9}
+
+
+def turned(model: Weights, task: Task) -> Outcome:
+    """Three times the honest step, the other way."""
+    new, count, metrics = honest("x", task, model)
+    for name in ("w", "b"):
+        old = model[name].astype(np.float64)
+        step = new[name].astype(np.float64) - old
+        new[name] = (old - 3.0 * step).astype(model[name].dtype)
+    return new, count, metrics
+
+
+async def run(
+    hub: Hub, train: Train, sites: Sequence[str] = SEVEN, **fields: object
+) -> tuple[str, JobView]:
+    """Run a job of all sites; its view is read before the first round, and to the end."""
+    usual = {"min_sites": len(sites), "min_updates": len(sites), "rounds": 6}
+    job = await hub.start(**{**usual, "privacy": {"aggregation": "plain"}, **fields})
+    await hub.engine.view(job)
+    async with serving(*(Node(hub, site, train, records=100) for site in sites)):
+        return job, await hub.until(job, "done", "failed")
+
+
+@pytest.mark.parametrize("how", [huge, turned])
+@pytest.mark.parametrize("name", ROBUST)
+async def test_one_bad_site_of_seven_cannot_keep_the_others_from_the_goal(
+    tmp_path: Path, name: str, how: Callable[[Weights, Task], Outcome]
+) -> None:
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        chosen = {"name": name, "options": OPTIONS.get(name, {})}
+        job, view = await run(hub, poisoned("c", how), aggregate=chosen)
+        assert view.state == "done", view.cause
+        model = await hub.model(job, 6)
+        assert [r.sites for r in view.rounds[1:]] == [SEVEN] * 6
+    for tensor in ("w", "b"):
+        assert np.abs(model[tensor].astype(float) - GOAL).max() < 0.3
+    assert model["n"].tolist() == [6, 6, 6]
+
+
+async def test_the_mean_follows_the_bad_site(tmp_path: Path) -> None:
+    """What the rules above are for: the same attack, without them."""
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, view = await run(hub, poisoned("c", turned))
+        assert view.state == "done"
+        model = await hub.model(job, 6)
+    # Six go half of the way, one one and a half times back: 3/14 of the way a round.
+    expected = GOAL * (1 - (11 / 14) ** 6)
+    assert float(model["w"].mean()) == pytest.approx(expected, abs=0.02)
+    assert expected < GOAL - 0.6
+
+
+async def test_the_median_of_a_round_is_the_median(tmp_path: Path) -> None:
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, _ = await run(
+            hub, poisoned("c", huge), rounds=1, aggregate={"name": "median"}, seed=5
+        )
+        start, model = await hub.model(job, 0), await hub.model(job, 1)
+    each = []
+    for site in SEVEN:
+        task = Task("train", "", 1, "", "", "", {}, (), "", site_seed(5, 1, site))
+        each.append(poisoned("c", huge)(site, task, start)[0])
+    for name in start:
+        expected = np.median(np.stack([update[name].astype(np.float64) for update in each]), 0)
+        np.testing.assert_array_equal(model[name], expected.astype(model[name].dtype))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ROBUST)
+async def test_who_reports_first_does_not_change_a_bit(
+    tmp_path: Path, name: str, deterministic: bool
+) -> None:
+    found = []
+    for number, order in enumerate((SEVEN, SEVEN[::-1])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with open_hub(folder, sites=SEVEN) as hub:
+            chosen = {"name": name, "options": OPTIONS.get(name, {})}
+            job, _ = await run(
+                hub, honest, order, rounds=2, aggregate=chosen, deterministic=deterministic
+            )
+            version = await hub.store.read(lambda db, j=job: records.get_version(db, f"{j}.2"))
+            found.append(version.digest)
+    assert found[0] == found[1]
+
+
+# ---- one round, without the road around it ---------------------------------------------------
+
+
+def frame(blobs: MemoryBlobs, name: str, weights: Weights) -> str:
+    """Store weights as a spool; return the frame's digest."""
+    with blobs.open_spool(name) as spool:
+        spool.append(body_of(weights))
+        return frames.read_header(spool.fd).digest
+
+
+def stored(blobs: MemoryBlobs, weights: Weights) -> str:
+    digest = frame(blobs, "base", weights)
+    blobs.adopt("base", digest)
+    return digest
+
+
+def recipe() -> Recipe:
+    return Recipe(*strategy("fedavg", {}), None)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_memory_is_pieces_and_one_tensor_however_many_sites(name: str) -> None:
+    blobs, count, tensors = MemoryBlobs(), 12, 8
+    rng = np.random.default_rng(0)
+
+    def weights() -> Weights:
+        return {f"t{i}": rng.normal(size=500_000).astype(np.float32) for i in range(tensors)}
+
+    aggregate = Aggregate(blobs, stored(blobs, weights()))
+    updates = [Update(f"s{i}", f"u{i}", frame(blobs, f"u{i}", weights()), 10) for i in range(count)]
+    chosen = Choice(*rule(name, OPTIONS.get(name, {})))
+    tracemalloc.start()
+    aggregate.combine("close.j.1.0", 1, updates, recipe(), chosen)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 12 pieces of 256 KiB, as they are and as float64, and one tensor of 2 MB; the model has 16.
+    assert peak < 14 << 20
+
+
+def test_tensors_left_out_as_unchanged_take_part() -> None:
+    blobs = MemoryBlobs()
+    base: Weights = {"w": np.arange(5, dtype=np.float32), "v": np.ones(3, np.float32)}
+    aggregate = Aggregate(blobs, stored(blobs, base))
+    updates = []
+    for i, shift in enumerate((0.0, 1.0, 5.0)):
+        new: Weights = {"w": base["w"] + np.float32(shift), "v": base["v"]}
+        name = f"u{i}"
+        with blobs.open_spool(name) as spool:
+            known = {e.digest for e in aggregate.header.entries}
+            header = frames.write(spool.fd, new, known)
+        updates.append(Update(f"s{i}", name, header.digest, 1))
+    made = aggregate.combine(
+        "close.j.1.0", 1, updates, recipe(), Choice(*rule("median", {}))
+    )
+    with blobs.open(made.header.digest) as blob:
+        found = frames.read(blob.fd)
+    np.testing.assert_array_equal(found["w"], np.arange(5) + 1.0)
+    np.testing.assert_array_equal(found["v"], base["v"])
+    with pytest.raises(EmptyRound, match="needs at least 3"):
+        aggregate.combine(
+            "close.j.1.1", 1, updates[:2], recipe(), Choice(*rule("median", {}))
+        )
+
+
+# ---- alarms and going back -------------------------------------------------------------------
+
+WATCH = {"rollback": True, "rounds": 2}
+
+
+async def versions_of(hub: Hub, job: str) -> tuple[records.Version, ...]:
+    return await hub.store.read(lambda db: records.job_versions(db, job))
+
+
+async def test_a_poisoned_round_is_thrown_away_and_the_job_goes_on(tmp_path: Path) -> None:
+    def once(model: Weights, task: Task) -> Outcome:
+        outcome = turned(model, task) if task.round != 4 else honest("c", task, model)
+        new = {name: value.copy() for name, value in outcome[0].items()}
+        if task.round == 4:
+            new["w"] += np.float32(1e4)
+        return (new if task.round == 4 else honest("c", task, model)[0]), 100, {"loss": 0.0}
+
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, view = await run(hub, poisoned("c", once), watch=WATCH, rounds=7)
+        assert view.state == "done", view.cause
+        versions = await versions_of(hub, job)
+        model = await hub.model(job, 7)
+    back = [v.round for v in versions if watching.BACK in v.metrics]
+    assert back == [4]
+    assert versions[4].digest == versions[3].digest and versions[4].parent == versions[3].id
+    assert versions[5].parent == versions[4].id
+    assert versions[4].metrics[watching.STEP] > 1e4
+    assert np.abs(model["w"] - GOAL).max() < 0.3
+
+
+async def test_without_rollback_the_alarm_is_counted_and_the_model_stays(
+    tmp_path: Path,
+) -> None:
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, _ = await run(hub, poisoned("c", turned, since=2), watch={}, rounds=2)
+        versions = await versions_of(hub, job)
+    assert watching.ALARMS not in versions[1].metrics
+    assert versions[2].metrics[watching.ALARMS] == 1.0
+    assert watching.BACK not in versions[2].metrics
+    assert versions[2].digest != versions[1].digest
+
+
+async def test_the_optimizer_goes_back_with_the_model(tmp_path: Path) -> None:
+    """With momentum: a round that led back leaves the state as if it had never been."""
+
+    def wild(model: Weights, task: Task) -> Outcome:
+        new, count, metrics = honest("c", task, model)
+        new["w"] = new["w"] + np.float32(1e4 if task.round == 3 else 0.0)
+        return new, count, metrics
+
+    chosen = {"name": "fedavgm", "options": {"momentum": 0.5}}
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, view = await run(
+            hub, poisoned("c", wild), watch=WATCH, rounds=5, strategy=chosen
+        )
+        assert view.state == "done", view.cause
+        versions = await versions_of(hub, job)
+        model = await hub.model(job, 5)
+        kept = {v.round: v.optimizer for v in versions if v.optimizer}
+        assert list(kept) == [5]
+        assert hub.blobs.size(kept[5]) is not None
+    assert watching.BACK in versions[3].metrics
+    x, m = 0.0, 0.0
+    for _ in range(4):  # the third of five rounds does not count
+        m = 0.5 * m + 0.5 * (GOAL - x)
+        x += m
+    assert float(model["w"].mean()) == pytest.approx(x, abs=0.02)
+
+
+async def test_a_site_cannot_make_up_what_the_hub_notes(tmp_path: Path) -> None:
+    def lying(model: Weights, task: Task) -> Outcome:
+        new, count, _ = honest("c", task, model)
+        return new, count, {"hub.back": 1.0, "hub.step": 0.0, "loss": -1e9}
+
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, view = await run(hub, poisoned("c", lying), rounds=2)
+        assert all(not name.startswith("hub.") for r in view.rounds for name in r.metrics)
+        job, view = await run(hub, poisoned("c", lying), rounds=4, watch=WATCH)
+        versions = await versions_of(hub, job)
+    assert not any(watching.BACK in v.metrics for v in versions)
+    assert all(v.metrics[watching.STEP] > 0.1 for v in versions[1:])
+    assert all(v.metrics[watching.WATCHED] > 0 for v in versions[1:])
+
+
+async def test_alarms_stand_in_the_audit(tmp_path: Path) -> None:
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, _ = await run(hub, honest, rounds=1)
+        (version,) = (await versions_of(hub, job))[1:]
+        other = msgspec.structs  # the row of a second round, made from the first
+        assert other
+        again = closing_copy(version)
+        command = closing.Close(2, "train", ())
+        await hub.store.write(
+            lambda db: closing.enter(db, again, command, ("norm: too long", "back to b3:1"))
+        )
+        lines = await hub.store.read(lambda db: list(audit.entries(db)))
+    said = [(e.line.subject, e.line.outcome, e.line.detail) for e in lines if e.line.action == "round.alarm"]
+    assert said == [(again.id, "back", "norm: too long"), (again.id, "back", "back to b3:1")]
+
+
+def closing_copy(version: records.Version) -> records.Version:
+    from dataclasses import replace
+
+    round = version.round + 1
+    return replace(
+        version, id=f"{version.job}.{round}", round=round, metrics={watching.BACK: 1.0}
+    )
+
+
+# ---- what may be chosen ----------------------------------------------------------------------
+
+
+async def problems(hub: Hub, **fields: object) -> list[str]:
+    usual: dict[str, object] = {"privacy": {"aggregation": "plain"}, "min_updates": 5}
+    experiment = hub.experiment(**{**usual, **fields})
+    return [str(problem) for problem in experiments.problems(experiment)]
+
+
+async def test_what_may_be_chosen(tmp_path: Path) -> None:
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        for name in ROBUST:
+            assert not await problems(hub, aggregate={"name": name})
+        (said,) = await problems(hub, aggregate={"name": "medina"})
+        assert "did you mean 'median'" in said
+        (said,) = await problems(hub, aggregate={"name": "krum", "options": {"f": 2}})
+        assert said == "min_updates: found 5, needed at least 7 for krum"
+        for how in ("secure", "ckks"):
+            said = "; ".join(
+                await problems(hub, aggregate={"name": "krum"}, privacy={"aggregation": how})
+            )
+            assert f"krum with privacy.aggregation '{how}'" in said
+            assert "a masked update shows nothing to compare" in said
+        (said,) = await problems(hub, aggregate={"name": "krum"}, privacy=None)
+        assert "'left open'" in said
+        assert not await problems(hub, aggregate={"name": "mean"}, privacy=None)
+        (said,) = await problems(hub, watch={"factor": 0.5})
+        assert "watch.factor is 0.5, needs to be above 1" in said
+        with pytest.raises(ConfigError, match="did you mean"):
+            await hub.start(aggregate={"name": "krumm"})
+
+
+def test_the_watched_metric_is_what_most_sites_say() -> None:
+    from consilia.core.events import Lease
+
+    def leases(*values: float) -> list[Lease]:
+        return [Lease(f"l{i}", f"s{i}", "accepted", metrics={"loss": v}) for i, v in enumerate(values)]
+
+    nan = float("nan")
+    assert watching.observed("loss", leases(1.0, 2.0, -1e9), None) == 1.0
+    assert watching.observed("loss", leases(1.0, 2.0, nan), None) == 1.5
+    assert np.isnan(watching.observed("loss", leases(1.0, nan), None) or 0.0)
+    assert watching.observed("auc", leases(1.0), None) is None
+    assert watching.observed("loss", leases(1.0), {"loss": 7.0}) == 7.0
