@@ -7,7 +7,6 @@ party has said, so that a test can stop anywhere and change anything.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,8 +14,6 @@ from numpy.typing import NDArray
 
 from consilia.privacy import secagg
 from consilia.privacy.streams import Ring
-
-R = TypeVar("R", bound=Ring)
 
 
 class Dice:
@@ -90,13 +87,21 @@ class Play:
         for site in self.shares if sites is None else sites:
             self.members[site] = secagg.receive(self.members[site], inboxes[site])
 
-    def masked(self, site: str, arrays: Iterable[R]) -> list[R]:
+    def masked(self, site: str, arrays: Iterable[Ring]) -> list[Ring]:
         masker = secagg.masker(self.members[site])
         self.members[site] = secagg.spend(self.members[site])
-        found = [array.copy() for array in arrays]
+        found: list[Ring] = [array.copy() for array in arrays]
         for array in found:
             masker.mask(array)
         return found
+
+    def hidden(self, site: str, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Mask one array of 32 bits."""
+        out = values.copy()
+        masker = secagg.masker(self.members[site])
+        self.members[site] = secagg.spend(self.members[site])
+        masker.mask(out)
+        return out
 
     @property
     def parties(self) -> secagg.Parties:

@@ -7,6 +7,7 @@ calls, then in a whole one. Numbers of system calls are x86_64's.
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from consilia.errors import WorkerError
 from consilia.node.launcher import Bubblewrap, Launcher, PlainProcess
 from sandboxkit import CALL, HONEST, broken, escaped, honest, needs_bubblewrap
 from workkit import plan, site, table
@@ -207,7 +207,10 @@ old = ctypes.c_char.from_buffer(page)
 def train(weights, data, args, context):
     child = os.fork()
     if child == 0:
-        {request_}
+        try:
+            {request_}
+        except OSError as error:  # a kernel without this mode
+            print(error)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status != -signal.SIGSYS:
@@ -220,12 +223,8 @@ def train(weights, data, args, context):
     async with site(tmp_path / "open", Bubblewrap(filtered=False)) as here:
         dataset = table(tmp_path / "cohort.csv")
         model = await here.init(HONEST)
-        try:
-            done, _ = await here.train(plan(body), dataset, model)
-        except WorkerError as error:  # this kernel has no such mode
-            assert "SIGSEGV" in str(error) or "Segmentation" in str(error)
-        else:
-            assert done.metrics["status"] != -31
+        done, _ = await here.train(plan(body), dataset, model)
+        assert done.metrics["status"] in (0, -signal.SIGSEGV)  # or a kernel without the mode
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ LOW_ORDER = bytes(32)
 
 
 def masked(play: Play, data: Mapping[str, U32]) -> dict[str, U32]:
-    return {site: play.masked(site, [values])[0] for site, values in data.items()}
+    return {site: play.hidden(site, values) for site, values in data.items()}
 
 
 def member_of(play: Play, number: int) -> secagg.Member:
@@ -317,7 +317,8 @@ def test_at_most_one_of_two_survivor_sets_opens(count: int) -> None:
     needed = graph.threshold(count)
     both = (start.sites[:needed], start.sites[count - needed :])
     for side in itertools.product((0, 1), repeat=count):
-        members, consents = {}, ({}, {})
+        members: dict[str, secagg.Member] = {}
+        consents: tuple[dict[str, bytes], dict[str, bytes]] = ({}, {})
         for site, which in zip(start.sites, side, strict=True):
             if site in both[which]:
                 told = secagg.survivors(start.context, both[which])
@@ -384,7 +385,7 @@ def test_a_late_update_stays_hidden_though_its_mask_key_was_opened() -> None:
     play = Play(names(6)).ready()
     late = play.sites[5]
     update = np.zeros(60_000, np.uint32)
-    sent = play.masked(late, [update])[0]
+    sent = play.hidden(late, update)
     play.finish(play.sites[:5])
     session = masks.session_of(play.roster)
     keys = {k.site: k for k in masks.read_roster(play.roster).keys}

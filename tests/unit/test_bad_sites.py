@@ -2,23 +2,23 @@
 
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from hubkit import Hub, Node, Outcome, Train, body_of, open_hub, serving
-from numpy.typing import NDArray
 
 from consilia.algo.robust import rule
+from consilia.algo.strategy import strategy
+from consilia.core.events import Close, Lease
 from consilia.core.select import site_seed
-from consilia.core.weights import Weights
+from consilia.core.weights import Array, Weights
 from consilia.errors import ConfigError, EmptyRound
 from consilia.hub import audit, closing, experiments, records, watching
 from consilia.hub.blobs import MemoryBlobs
 from consilia.hub.combining import Choice
 from consilia.hub.folding import Aggregate, Recipe, Update
-from consilia.algo.strategy import strategy
 from consilia.wire import frames
 from consilia.wire.people import JobView
 from consilia.wire.v1 import Task
@@ -32,7 +32,7 @@ GOAL = 3.0
 def honest(site: str, task: Task, model: Weights) -> Outcome:
     """Go half of the way to GOAL, a little differently at each site."""
     if task.kind == "init":
-        start = {"w": np.zeros((90, 1000), np.float32), "n": np.zeros(3, np.int64)}
+        start: Weights = {"w": np.zeros((90, 1000), np.float32), "n": np.zeros(3, np.int64)}
         return {**start, "b": np.zeros(4)}, 0, {}
     noise = np.random.default_rng(site_seed(task.seed, 0, site))
     new: Weights = {"n": model["n"] + 1}
@@ -40,8 +40,20 @@ def honest(site: str, task: Task, model: Weights) -> Outcome:
         old = model[name].astype(np.float64)
         moved = old + 0.5 * (GOAL - old) + noise.normal(size=old.shape) * 0.01
         new[name] = moved.astype(model[name].dtype)
-    gap = float(np.abs(GOAL - model["w"]).mean())
+    gap = float(np.abs(GOAL - model["w"].astype(np.float64)).mean())
     return {name: new[name] for name in model}, 100, {"loss": gap}
+
+
+def off_goal(tensor: Array) -> float:
+    """Return how far the furthest value is from GOAL."""
+    return float(np.abs(tensor.astype(np.float64) - GOAL).max())
+
+
+def pushed(site: str, task: Task, model: Weights, amount: float) -> Outcome:
+    """Return honest training with `amount` added to every value of w."""
+    new, count, metrics = honest(site, task, model)
+    new["w"] = (new["w"].astype(np.float64) + amount).astype(np.float32)
+    return new, count, metrics
 
 
 def poisoned(bad: str, how: Callable[[Weights, Task], Outcome], since: int = 1) -> Train:
@@ -86,6 +98,10 @@ async def run(
         return job, await hub.until(job, "done", "failed")
 
 
+async def versions_of(hub: Hub, job: str) -> tuple[records.Version, ...]:
+    return await hub.store.read(lambda db: records.job_versions(db, job))
+
+
 @pytest.mark.parametrize("how", [huge, turned])
 @pytest.mark.parametrize("name", ROBUST)
 async def test_one_bad_site_of_seven_cannot_keep_the_others_from_the_goal(
@@ -98,7 +114,7 @@ async def test_one_bad_site_of_seven_cannot_keep_the_others_from_the_goal(
         model = await hub.model(job, 6)
         assert [r.sites for r in view.rounds[1:]] == [SEVEN] * 6
     for tensor in ("w", "b"):
-        assert np.abs(model[tensor].astype(float) - GOAL).max() < 0.3
+        assert off_goal(model[tensor]) < 0.3
     assert model["n"].tolist() == [6, 6, 6]
 
 
@@ -143,8 +159,7 @@ async def test_who_reports_first_does_not_change_a_bit(
             job, _ = await run(
                 hub, honest, order, rounds=2, aggregate=chosen, deterministic=deterministic
             )
-            version = await hub.store.read(lambda db, j=job: records.get_version(db, f"{j}.2"))
-            found.append(version.digest)
+            found.append((await versions_of(hub, job))[2].digest)
     assert found[0] == found[1]
 
 
@@ -177,13 +192,15 @@ def test_memory_is_pieces_and_one_tensor_however_many_sites(name: str) -> None:
         return {f"t{i}": rng.normal(size=500_000).astype(np.float32) for i in range(tensors)}
 
     aggregate = Aggregate(blobs, stored(blobs, weights()))
-    updates = [Update(f"s{i}", f"u{i}", frame(blobs, f"u{i}", weights()), 10) for i in range(count)]
+    updates = [
+        Update(f"s{i}", f"u{i}", frame(blobs, f"u{i}", weights()), 10) for i in range(count)
+    ]
     chosen = Choice(*rule(name, OPTIONS.get(name, {})))
     tracemalloc.start()
     aggregate.combine("close.j.1.0", 1, updates, recipe(), chosen)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # 12 pieces of 256 KiB, as they are and as float64, and one tensor of 2 MB; the model has 16.
+    # 12 pieces of 256 KiB, as they are and as float64, and a tensor of 2 MB. The model has 16.
     assert peak < 14 << 20
 
 
@@ -193,23 +210,20 @@ def test_tensors_left_out_as_unchanged_take_part() -> None:
     aggregate = Aggregate(blobs, stored(blobs, base))
     updates = []
     for i, shift in enumerate((0.0, 1.0, 5.0)):
-        new: Weights = {"w": base["w"] + np.float32(shift), "v": base["v"]}
+        new: Weights = {"w": np.arange(5, dtype=np.float32) + np.float32(shift)}
+        new["v"] = base["v"]
         name = f"u{i}"
         with blobs.open_spool(name) as spool:
             known = {e.digest for e in aggregate.header.entries}
             header = frames.write(spool.fd, new, known)
         updates.append(Update(f"s{i}", name, header.digest, 1))
-    made = aggregate.combine(
-        "close.j.1.0", 1, updates, recipe(), Choice(*rule("median", {}))
-    )
+    made = aggregate.combine("close.j.1.0", 1, updates, recipe(), Choice(*rule("median", {})))
     with blobs.open(made.header.digest) as blob:
         found = frames.read(blob.fd)
     np.testing.assert_array_equal(found["w"], np.arange(5) + 1.0)
     np.testing.assert_array_equal(found["v"], base["v"])
     with pytest.raises(EmptyRound, match="needs at least 3"):
-        aggregate.combine(
-            "close.j.1.1", 1, updates[:2], recipe(), Choice(*rule("median", {}))
-        )
+        aggregate.combine("close.j.1.1", 1, updates[:2], recipe(), Choice(*rule("median", {})))
 
 
 # ---- alarms and going back -------------------------------------------------------------------
@@ -217,17 +231,10 @@ def test_tensors_left_out_as_unchanged_take_part() -> None:
 WATCH = {"rollback": True, "rounds": 2}
 
 
-async def versions_of(hub: Hub, job: str) -> tuple[records.Version, ...]:
-    return await hub.store.read(lambda db: records.job_versions(db, job))
-
-
 async def test_a_poisoned_round_is_thrown_away_and_the_job_goes_on(tmp_path: Path) -> None:
     def once(model: Weights, task: Task) -> Outcome:
-        outcome = turned(model, task) if task.round != 4 else honest("c", task, model)
-        new = {name: value.copy() for name, value in outcome[0].items()}
-        if task.round == 4:
-            new["w"] += np.float32(1e4)
-        return (new if task.round == 4 else honest("c", task, model)[0]), 100, {"loss": 0.0}
+        new, count, _ = pushed("c", task, model, 1e4 if task.round == 4 else 0.0)
+        return new, count, {"loss": 0.0}
 
     async with open_hub(tmp_path, sites=SEVEN) as hub:
         job, view = await run(hub, poisoned("c", once), watch=WATCH, rounds=7)
@@ -239,7 +246,7 @@ async def test_a_poisoned_round_is_thrown_away_and_the_job_goes_on(tmp_path: Pat
     assert versions[4].digest == versions[3].digest and versions[4].parent == versions[3].id
     assert versions[5].parent == versions[4].id
     assert versions[4].metrics[watching.STEP] > 1e4
-    assert np.abs(model["w"] - GOAL).max() < 0.3
+    assert off_goal(model["w"]) < 0.3
 
 
 async def test_without_rollback_the_alarm_is_counted_and_the_model_stays(
@@ -258,15 +265,11 @@ async def test_the_optimizer_goes_back_with_the_model(tmp_path: Path) -> None:
     """With momentum: a round that led back leaves the state as if it had never been."""
 
     def wild(model: Weights, task: Task) -> Outcome:
-        new, count, metrics = honest("c", task, model)
-        new["w"] = new["w"] + np.float32(1e4 if task.round == 3 else 0.0)
-        return new, count, metrics
+        return pushed("c", task, model, 1e4 if task.round == 3 else 0.0)
 
     chosen = {"name": "fedavgm", "options": {"momentum": 0.5}}
     async with open_hub(tmp_path, sites=SEVEN) as hub:
-        job, view = await run(
-            hub, poisoned("c", wild), watch=WATCH, rounds=5, strategy=chosen
-        )
+        job, view = await run(hub, poisoned("c", wild), watch=WATCH, rounds=5, strategy=chosen)
         assert view.state == "done", view.cause
         versions = await versions_of(hub, job)
         model = await hub.model(job, 5)
@@ -296,29 +299,35 @@ async def test_a_site_cannot_make_up_what_the_hub_notes(tmp_path: Path) -> None:
     assert all(v.metrics[watching.WATCHED] > 0 for v in versions[1:])
 
 
+async def test_a_metric_that_rises_leads_back_past_the_rounds_it_rose_in(
+    tmp_path: Path,
+) -> None:
+    def creeping(model: Weights, task: Task) -> Outcome:
+        return pushed("c", task, model, 100.0)
+
+    only_metric = {**WATCH, "jump": 1e9, "norm": 1e9, "cosine": -1.0}
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, _ = await run(hub, poisoned("c", creeping, since=3), watch=only_metric)
+        versions = await versions_of(hub, job)
+    # Rounds 4 and 5 report a worse loss than round 3, which started from the model of round 2.
+    assert [v.round for v in versions if watching.BACK in v.metrics] == [5]
+    assert versions[5].digest == versions[2].digest and versions[5].parent == versions[2].id
+    assert versions[6].metrics["loss"] == pytest.approx(versions[3].metrics["loss"])
+
+
 async def test_alarms_stand_in_the_audit(tmp_path: Path) -> None:
     async with open_hub(tmp_path, sites=SEVEN) as hub:
         job, _ = await run(hub, honest, rounds=1)
-        (version,) = (await versions_of(hub, job))[1:]
-        other = msgspec.structs  # the row of a second round, made from the first
-        assert other
-        again = closing_copy(version)
-        command = closing.Close(2, "train", ())
-        await hub.store.write(
-            lambda db: closing.enter(db, again, command, ("norm: too long", "back to b3:1"))
-        )
-        lines = await hub.store.read(lambda db: list(audit.entries(db)))
-    said = [(e.line.subject, e.line.outcome, e.line.detail) for e in lines if e.line.action == "round.alarm"]
-    assert said == [(again.id, "back", "norm: too long"), (again.id, "back", "back to b3:1")]
-
-
-def closing_copy(version: records.Version) -> records.Version:
-    from dataclasses import replace
-
-    round = version.round + 1
-    return replace(
-        version, id=f"{version.job}.{round}", round=round, metrics={watching.BACK: 1.0}
-    )
+        made = (await versions_of(hub, job))[1]
+        again = replace(made, id=f"{job}.2", round=2, metrics={watching.BACK: 1.0})
+        texts = ("norm: too long", "back to b3:1")
+        command = Close(2, "train", ())
+        await hub.store.write(lambda db: closing.enter(db, again, command, texts))
+        entries = await hub.store.read(lambda db: list(audit.lines(db)))
+    alarms = [entry.line for entry in entries if entry.line.action == "round.alarm"]
+    assert [(line.subject, line.outcome, line.detail) for line in alarms] == [
+        (f"{job}.2", "back", text) for text in texts
+    ]
 
 
 # ---- what may be chosen ----------------------------------------------------------------------
@@ -354,10 +363,9 @@ async def test_what_may_be_chosen(tmp_path: Path) -> None:
 
 
 def test_the_watched_metric_is_what_most_sites_say() -> None:
-    from consilia.core.events import Lease
-
     def leases(*values: float) -> list[Lease]:
-        return [Lease(f"l{i}", f"s{i}", "accepted", metrics={"loss": v}) for i, v in enumerate(values)]
+        each = ({"loss": value} for value in values)
+        return [Lease(f"l{i}", f"s{i}", "accepted", metrics=m) for i, m in enumerate(each)]
 
     nan = float("nan")
     assert watching.observed("loss", leases(1.0, 2.0, -1e9), None) == 1.0

@@ -29,8 +29,9 @@ def combined(
     """Return what a rule makes of rows, one for each update."""
     chosen, options = rule(name, {} if trim is None else {"trim": trim})
     assert chosen.combine is not None
-    kind = np.float32 if dtype == "float32" else np.float64
-    values: Accumulator = np.array(rows, kind)
+    values: Accumulator = np.array(rows, np.float32)
+    if dtype == "float64":
+        values = np.array(rows, np.float64)
     return chosen.combine(options, values).copy()
 
 

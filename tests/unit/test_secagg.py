@@ -22,7 +22,7 @@ VECTORS = Path(__file__).parent.parent / "vectors"
 def test_three() -> None:
     play = Play(names(3)).ready()
     data = vectors(play.sites)
-    masked = {site: play.masked(site, [data[site]])[0] for site in play.sites}
+    masked = {site: play.hidden(site, data[site]) for site in play.sites}
     out = total(masked)
     play.finish(play.sites)
     unmasker = play.unmasker()
@@ -118,7 +118,7 @@ def walk(play: Play, stages: Sequence[Sequence[str]], size: int = 5) -> bool:
         play.join(joined)
         play.share(shared)
         play.receive()
-        masked = {site: play.masked(site, [data[site]])[0] for site in updated}
+        masked = {site: play.hidden(site, data[site]) for site in updated}
         play.consent(updated, consented)
         play.unmask(unmasked)
         unmasker = play.unmasker()
@@ -275,7 +275,7 @@ def story() -> dict[str, str]:
     """Return every message of a round of four sites with one gone, as hex."""
     play = Play(names(4), b"golden").ready()
     data = vectors(play.sites, 4)
-    masked = {site: play.masked(site, [data[site]])[0] for site in play.sites}
+    masked = {site: play.hidden(site, data[site]) for site in play.sites}
     inboxes = secagg.inboxes(play.shares)
     alive = play.sites[:3]
     play.finish(alive)
@@ -310,12 +310,13 @@ def test_any_bytes_at_all_are_refused_at_every_door(body: bytes) -> None:
     play = Play(names(3)).ready()
     site = play.sites[0]
     parties, key = secagg.Parties(play.sites, play.sites), play.pins[site]
-    for check in (
+    checks: tuple[Callable[[], None], ...] = (
         lambda: secagg.check_keys(body, site, play.context, key),
         lambda: secagg.check_shares(body, site, play.roster),
         lambda: secagg.check_consent(body, site, play.roster, parties, key),
         lambda: secagg.check_unmask(body, site, play.roster, parties),
-    ):
+    )
+    for check in checks:
         with pytest.raises(WireError):
             check()
     fresh, _ = secagg.join(site, play.context, signer(site), Dice("d"))

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
-from consilia.core.chain import GENESIS, Break, Line, link, verify
+from consilia.core.chain import GENESIS, Break, Line, link
 from consilia.hub.tables import audit
+from consilia.wire import trail
 from consilia.wire.seal import seal
 from consilia.wire.v1 import AuditHead, Sealed, encode
 
@@ -84,27 +85,8 @@ def lines(db: Connection, after: int = 0, limit: int | None = None) -> Iterator[
 
 
 def check(db: Connection, length: int = 0, digest: str = GENESIS) -> Break | tuple[int, str]:
-    """Check the whole chain; return its first break, or its (length, head).
-
-    `length` and `digest` may be a head that was kept earlier: a chain that is sound in itself
-    but no longer contains that head was rewritten or cut off, and is reported as broken.
-    """
-    found = {0: GENESIS}
-
-    def pairs() -> Iterator[tuple[Line, str]]:
-        for entry in lines(db):
-            if entry.line.seq == length:
-                found[length] = entry.digest
-            yield entry.line, entry.digest
-
-    result = verify(pairs())
-    if isinstance(result, Break):
-        return result
-    if length not in found:
-        return Break(result[0] + 1, f"the chain ends before line {length}, which a head names")
-    if found[length] != digest:
-        return Break(length, "the line is not the one that the kept head names")
-    return result
+    """Check the whole chain, and that it holds a head kept earlier; see wire.trail."""
+    return trail.check(((e.line, e.digest) for e in lines(db)), length, digest)
 
 
 def _line(row: Any) -> Line:

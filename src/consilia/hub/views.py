@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
 from consilia.hub import journal, records
 from consilia.hub.job import TICKS, LiveJob, Progressed
 from consilia.hub.readiness import doing
 from consilia.hub.records import JobRecord, Version
+from consilia.privacy import accountant
 from consilia.wire.people import JobView, ModelView, RoundView
 
 MAX_EVENTS = 500  # in one answer
@@ -52,7 +54,7 @@ def live(
         created=book.record.created,
         sites=doing(state, lacking),
         progress={site: item.fraction for site, item in book.progress.items()},
-        rounds=tuple(map(round_view, versions)),
+        rounds=_rounds(job.book.record, versions),
     )
 
 
@@ -68,7 +70,25 @@ def finished(record: JobRecord, versions: Sequence[Version]) -> JobView:
         created=record.created,
         sites={},
         progress={},
-        rounds=tuple(map(round_view, versions)),
+        rounds=_rounds(record, versions),
+    )
+
+
+def _rounds(record: JobRecord, versions: Sequence[Version]) -> tuple[RoundView, ...]:
+    """Return the closed rounds, with what each has brought a site's epsilon to.
+
+    Rounds that had to be repeated cost a site more: its own ledger is the truth.
+    """
+    dp = record.experiment.privacy.dp if record.experiment.privacy else None
+    if dp is None:
+        return tuple(map(round_view, versions))
+    one = accountant.cost(dp)
+
+    def spent(rounds: int) -> float:
+        return accountant.epsilon([part * rounds for part in one], dp.delta) if rounds else 0.0
+
+    return tuple(
+        msgspec.structs.replace(round_view(v), epsilon=spent(v.round)) for v in versions
     )
 
 

@@ -33,7 +33,7 @@ from consilia.errors import (
     WorkerError,
 )
 from consilia.node import catalogue, datasets
-from consilia.node.backoff import Backoff
+from consilia.node.backoff import Backoff, Restraint
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
 from consilia.node.delivery import Delivery, conclude
@@ -43,7 +43,7 @@ from consilia.node.masking import Spoken
 from consilia.node.policy import short
 from consilia.node.release import Answer, Release
 from consilia.node.runner import Runs
-from consilia.node.spending import Spending
+from consilia.node.spending import Spending, dp_of
 from consilia.node.standing import Grant, Standing
 from consilia.node.status import AgentStatus
 from consilia.node.store import Store, printable
@@ -66,7 +66,6 @@ TELL = 1.0  # seconds between two progress messages of a task
 RETRY_DISK = 5.0  # seconds between attempts to write down an answer
 MAX_WORKS = 64  # leases a node takes on at once
 MAX_ID = 200  # characters of a lease's id: each is kept for good
-PATIENCE = 5  # answers without anything useful before the node slows down
 TRANSFERS = 16  # uploads and downloads at once, given up ones included
 NEIGHBOURS = 4  # cached models looked at for tensors that need not be fetched
 
@@ -159,9 +158,11 @@ class Agent:
 
     async def _listen(self) -> None:
         """Keep one poll open and do what its answers say."""
-        backoff, useless = Backoff(self._rng), 0
+        backoff, restraint = Backoff(self._rng), Restraint()
+        loop = asyncio.get_running_loop()
         while True:
             try:
+                asked = loop.time()
                 running = tuple(sorted(self._works))
                 heard = {n: w.exchange.heard for n, w in self._works.items() if w.exchange}
                 orders = await self._link.poll(
@@ -169,17 +170,15 @@ class Agent:
                 )
                 self._heard()
                 backoff.reset()
-                fresh = self._obey(orders)
+                took, fresh = loop.time() - asked, self._obey(orders)
                 if orders.catalogue != self._catalogue:
                     site = self._config.site
-                    self._catalogue = await catalogue.sync(
+                    self._catalogue, news = await catalogue.sync(
                         self._link, self._store, site, self._now
                     )
-                    fresh = True
-                useless = 0 if fresh else useless + 1
-                if (idle := max(useless, self._refused) - PATIENCE) > 0:
-                    # A hub that answers at once with nothing, or with what is refused here.
-                    await asyncio.sleep(min(WAIT, 0.05 * 2 ** min(idle, 10)))
+                    fresh = fresh or news
+                if pause := restraint.pause(fresh, took, self._refused):
+                    await asyncio.sleep(pause)
             except Exception as e:  # whatever happened, the node keeps its line
                 self._lost(e)
                 await asyncio.sleep(backoff.delay())
@@ -388,7 +387,8 @@ class Agent:
             work.phase = "preparing"
             grant = self._judge(lease)  # time has passed: ask again
             self._refused = 0
-            await self._reserve(lease, grant)
+            if dp_of(lease.task) is not None:
+                await self._reserve(lease, grant)
             try:
                 return await self._run(work, job, grant)
             except Refused as e:
@@ -406,7 +406,7 @@ class Agent:
             raise NotAllowed((str(e),), "task.refuse") from None
 
     async def _give_back(self, lease: Lease) -> None:
-        if lease.task.privacy.dp is not None:
+        if dp_of(lease.task) is not None:
             await in_thread(self._spending.give_back, lease, "it never began")
 
     def _judge(self, lease: Lease) -> Grant:
@@ -442,9 +442,10 @@ class Agent:
                 None,
                 task.seed,
                 task.deterministic,
-                dp=task.privacy.dp if task.kind == "train" else None,
+                dp=dp_of(task),
             )
-            await in_thread(self._spending.begin, lease)
+            if run.dp is not None:
+                await in_thread(self._spending.begin, lease)
             work.phase, work.told = "training", loop.time()
             output = await self._runner.run(
                 task.job,

@@ -29,6 +29,7 @@ from consilia.wire.v1 import Plan, Scalar, encode, plan_digest
 State = Literal["pending", "approved", "rejected", "revoked", "expired"]
 
 MAX_REASON = 2000
+MAX_OFFERS = 100  # studies that one plan is offered for
 MAX_PENDING = 1000  # plans awaiting review; a hub cannot fill the disk with offers
 _COLUMNS = (
     "digest, name, body, author, state, offered, actor, reason, decided, approved, until, "
@@ -184,12 +185,16 @@ def known(store: Store, digest: str) -> bool:
     return bool(store.rows("SELECT 1 FROM plans WHERE digest = ?", (digest,)))
 
 
-def note_offer(store: Store, digest: str, study: str) -> None:
-    """Remember that a known plan is offered to a study too."""
-    held = store.rows("SELECT 1 FROM offers WHERE plan = ? AND study = ?", (digest, study))
-    if not held:
-        with store.write() as tx:
-            _offered(tx, digest, study)
+def note_offer(store: Store, digest: str, study: str) -> bool:
+    """Remember that a known plan is offered to a study too; return whether that is new.
+
+    Raises Conflict for a study that this site has not heard of, and for too many of them.
+    """
+    if store.rows("SELECT 1 FROM offers WHERE plan = ? AND study = ?", (digest, study)):
+        return False
+    with store.write() as tx:
+        _offered(tx, digest, study)
+    return True
 
 
 def previous(store: Store, digest: str, today: date) -> PlanRecord | None:
@@ -272,6 +277,12 @@ def _decide(
 
 
 def _offered(tx: Transaction, digest: str, study: str) -> None:
+    known = tx.rows("SELECT 1 FROM studies WHERE name = ? LIMIT 1", (study,))
+    if not known:
+        raise Conflict(f"plan {short(digest)} is offered for {study!r}, no study known here")
+    ((count,),) = tx.rows("SELECT count(*) FROM offers WHERE plan = ?", (digest,))
+    if isinstance(count, int) and count >= MAX_OFFERS:
+        raise Conflict(f"plan {short(digest)} is offered for {count} studies already")
     tx.execute("INSERT OR IGNORE INTO offers VALUES (?, ?)", (digest, study))
 
 

@@ -44,9 +44,11 @@ def head(store: Store) -> tuple[int, str]:
     return (rows[0][0], rows[0][1]) if rows else (0, chain.GENESIS)
 
 
-def verify(store: Store) -> chain.Break | tuple[int, str]:
-    """Check every line against the chain; return the first break, or (lines, head)."""
-    return chain.verify(every(store))
+def verify(
+    store: Store, length: int = 0, digest: str = chain.GENESIS
+) -> chain.Break | tuple[int, str]:
+    """Check every line, and that the trail holds a head that was kept; see wire.trail."""
+    return trail.check(every(store), length, digest)
 
 
 def export(store: Store, format: trail.Format) -> Iterator[str]:

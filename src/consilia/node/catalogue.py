@@ -11,7 +11,7 @@ from typing import Protocol
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused, WireError
-from consilia.node import approvals, peers, studies
+from consilia.node import approvals, heads, identity, peers, studies
 from consilia.node.store import Store, printable
 from consilia.wire.v1 import Catalogue, Plan, PlanEntry
 
@@ -30,43 +30,57 @@ class Offers(Protocol):
         """Return a plan's source."""
 
 
-async def sync(link: Offers, store: Store, site: str, now: Callable[[], float]) -> int:
-    """Fetch the catalogue, take in what is new, and return its version.
+async def sync(
+    link: Offers, store: Store, site: str, now: Callable[[], float]
+) -> tuple[int, bool]:
+    """Fetch the catalogue, take in what is new; return its version and whether anything was.
 
     Raises what the link raises; an offer that is malformed is skipped, and logged.
     """
     found = await link.catalogue()
     if len(found.studies) > MAX_ENTRIES or len(found.plans) > MAX_ENTRIES:
         raise WireError(f"the hub's catalogue lists more than {MAX_ENTRIES} entries")
-    await asyncio.to_thread(_take_studies, found, store, site, now)
+    await asyncio.to_thread(_take_head, found, store, now)
+    news = await asyncio.to_thread(_take_studies, found, store, site, now)
     for entry in found.plans:
         try:
-            await _take_plan(link, store, entry, now)
+            news = await _take_plan(link, store, entry, now) or news
         except (WireError, PlanError, Conflict, ConfigError, NotFound, Refused) as e:
             _LOG.warning("plan %s not taken in: %s", printable(entry.digest, 80), e)
-    return found.version
+    return found.version, news
 
 
-def _take_studies(found: Catalogue, store: Store, site: str, now: Callable[[], float]) -> None:
+def _take_head(found: Catalogue, store: Store, now: Callable[[], float]) -> None:
+    """Keep what the hub signs of its own trail. What it offers is judged by itself."""
+    if found.head is None and heads.newest(store) is None:
+        return
+    try:
+        heads.take(store, found.head, identity.hub_key(store.path.parent), now())
+    except ConfigError as e:
+        _LOG.error("what the hub signed of its audit trail cannot be checked: %s", e)
+
+
+def _take_studies(found: Catalogue, store: Store, site: str, now: Callable[[], float]) -> bool:
     peers.told(store, found.keys, now())
+    news = False
     for study in found.studies:
         try:
             if site not in study.sites:
                 raise WireError(f"study {study.name[:63]!r} does not invite this site")
-            studies.offer(store, study, now())
+            news = studies.offer(store, study, now()) or news
         except (WireError, Conflict) as e:
             _LOG.warning("study not taken in: %s", printable(str(e), 400))
+    return news
 
 
 async def _take_plan(
     link: Offers, store: Store, entry: PlanEntry, now: Callable[[], float]
-) -> None:
+) -> bool:
     digest = ids.digest(entry.digest)
     study = ids.name(entry.study, "study")
     if approvals.known(store, digest):
-        await asyncio.to_thread(approvals.note_offer, store, digest, study)
-        return
+        return await asyncio.to_thread(approvals.note_offer, store, digest, study)
     plan = await link.plan(digest)
-    await asyncio.to_thread(
+    return await asyncio.to_thread(
         approvals.offer, store, plan, digest, study=study, author=entry.author, now=now()
     )

@@ -125,6 +125,15 @@ def renewed(identity: Identity, enrolled: Enrolled) -> Identity:
     return load(identity.secrets.parent, identity.site)
 
 
+def hub_key(directory: Path) -> bytes:
+    """Return the hub's public key, pinned when the site joined."""
+    path = directory / FOLDER / "hub.pub"
+    try:
+        return bytes.fromhex(path.read_text("ascii"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path} cannot be read: {e}; restore it from a backup") from None
+
+
 def load(directory: Path, site: str) -> Identity:
     """Read DIR/secrets; raise when a file is missing, open to others, or of another site."""
     secrets = directory / FOLDER
@@ -148,7 +157,7 @@ def load(directory: Path, site: str) -> Identity:
         secrets,
         site,
         signing,
-        bytes.fromhex((secrets / "hub.pub").read_text("ascii")),
+        hub_key(directory),
         certificate.not_valid_before_utc.timestamp(),
         certificate.not_valid_after_utc.timestamp(),
     )

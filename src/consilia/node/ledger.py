@@ -97,6 +97,16 @@ class Estimate:
         return self.rounds <= self.rounds_left
 
 
+@dataclass(frozen=True, slots=True)
+class _Books:
+    """What it takes to say how accounts stand, of one moment."""
+
+    tx: Transaction
+    budgets: Budgets
+    orders: tuple[float, ...]
+    open: Counter[tuple[str, str]]  # leases of each account that are not settled, if counted
+
+
 def charge_for(  # noqa: PLR0913 - the accounts, by keyword
     dp: Dp, *, lease: str, job: str, universe: str, dataset: str, study: str, researcher: str
 ) -> Charge:
@@ -137,7 +147,8 @@ def reserve(
             )
         objections = _objections(tx, charge, change, budgets)
         if not objections:
-            return _reserve(tx, charge, change, (found.run if found else 0) + 1, now, orders)
+            run = found.run + 1 if found else 1
+            return _reserve(_books(tx, budgets), charge, change, run, now)
         text = "the privacy budget does not allow it: " + "; ".join(objections)
         tx.audit(now, "agent", "budget.refuse", charge.lease, "refused", text)
     raise Refused(text)  # after the commit, so that the audit line stays
@@ -227,7 +238,7 @@ def find(store: Store, lease: str) -> Spend | None:
 def remaining(store: Store, budgets: Budgets, accounts: Mapping[Scope, str]) -> list[Standing]:
     """Return how the named accounts stand, in the order of SCOPES."""
     with store.write() as tx:  # one transaction: figures of one moment
-        books = _books(tx, budgets)
+        books = _counting(tx, budgets)
         return [_standing(books, kind, accounts[kind]) for kind in SCOPES if kind in accounts]
 
 
@@ -239,7 +250,7 @@ def standings(store: Store, budgets: Budgets) -> list[Standing]:
         )
         known = {(kind, str(name)) for kind in SCOPES for k, name in rows if k == kind}
         known |= {("universe", u) for u in (DEFAULT_UNIVERSE, *budgets.universes.values())}
-        books = _books(tx, budgets)
+        books = _counting(tx, budgets)
         pairs = sorted(known, key=lambda pair: (SCOPES.index(pair[0]), pair[1]))
         return [_standing(books, kind, name) for kind, name in pairs]
 
@@ -249,7 +260,7 @@ def estimate(
 ) -> Estimate:
     """Tell what `rounds` rounds of `each` would come to, and how many the caps admit."""
     with store.write() as tx:
-        books, least, after = _books(tx, budgets), MOST_ROUNDS, []
+        books, least, after = _counting(tx, budgets), MOST_ROUNDS, []
         change = rules.units(cost(each), ORDERS, books.orders)
         for kind in (kind for kind in SCOPES if kind in accounts):
             name = accounts[kind]
@@ -310,15 +321,8 @@ def _percent(part: float) -> str:
     return "more than all" if math.isinf(part) else f"{100 * part:.4g} %"
 
 
-def _reserve(  # noqa: PLR0913, PLR0917 - what `reserve` knows
-    tx: Transaction,
-    charge: Charge,
-    change: Vector,
-    run: int,
-    now: float,
-    orders: tuple[float, ...],
-) -> Spend:
-    alone = rules.epsilon(change, charge.delta, orders)
+def _reserve(books: _Books, charge: Charge, change: Vector, run: int, now: float) -> Spend:
+    tx, alone = books.tx, rules.epsilon(change, charge.delta, books.orders)
     entry = Entry(
         0,
         now,
@@ -334,10 +338,13 @@ def _reserve(  # noqa: PLR0913, PLR0917 - what `reserve` knows
         "INSERT INTO budget_places VALUES (?, ?) ON CONFLICT (dataset) DO NOTHING",
         (charge.dataset, charge.universe),
     )
+    stands = _standing(books, "universe", charge.universe)
+    cap = stands.cap or books.budgets.universe
     detail = (
         f"job {charge.job}, universe {charge.universe}, dataset {charge.dataset}, study "
         f"{charge.study}, researcher {charge.researcher}: {charge.level} level, epsilon "
-        f"{alone:.4g} at delta {charge.delta:g} by itself"
+        f"{alone:.4g} at delta {charge.delta:g} by itself; the universe has now used "
+        f"{_percent(stands.used or 0.0)} of epsilon {cap.epsilon:g} at delta {cap.delta:g}"
     )
     tx.audit(now, "agent", "budget.reserve", charge.lease, "reserved", detail)
     return _step(tx, Spend(charge.lease, run, "reserved"), "reserved", entry)
@@ -452,17 +459,12 @@ def _pin_orders(tx: Transaction) -> tuple[float, ...]:
     return orders
 
 
-@dataclass(frozen=True, slots=True)
-class _Books:
-    """What it takes to say how accounts stand, of one moment."""
-
-    tx: Transaction
-    budgets: Budgets
-    orders: tuple[float, ...]
-    open: Counter[tuple[str, str]]  # leases of each account that are not settled
-
-
 def _books(tx: Transaction, budgets: Budgets) -> _Books:
+    return _Books(tx, budgets, _orders(tx), Counter())
+
+
+def _counting(tx: Transaction, budgets: Budgets) -> _Books:
+    """As `_books`, with the open leases counted: a look at each of them."""
     rows = tx.rows(
         "SELECT body FROM budget_entries WHERE seq IN (SELECT reserve FROM budget_spends "
         "WHERE state IN ('reserved', 'started'))"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from consilia.core.chain import GENESIS, Break
 from consilia.node.store import Row, Store, Transaction
 from consilia.privacy import ledger as rules
-from consilia.privacy.ledger import Entry, Head, Vector
+from consilia.privacy.ledger import EMPTY, Entry, Head, Vector
 
 _PAGE = 1000
 _HEAD = "SELECT seq, digest FROM budget_entries ORDER BY seq DESC LIMIT 1"
@@ -71,62 +71,58 @@ def export_csv(store: Store) -> Iterator[str]:
 
 def verify(store: Store) -> Break | Head:
     """Check the chain, and that totals, states and caps are what its entries add up to."""
-    found = rules.verify(_every(store))
-    if isinstance(found, Break):
-        return found
-    books = _Books()
-    for text, _ in _every(store):
-        books.enter(rules.read(text))
-    if books.seq != found.length:  # the agent went on writing in between
-        return verify(store)
-    return books.differs(store) or found
+    books, head = _Books(), EMPTY
+    while page := _lines(store, head.length, _PAGE):
+        found = books.enter(page, head)
+        if isinstance(found, Break):
+            return found
+        head = found
+    with store.write() as tx:  # what was written meanwhile, and the tables of that moment
+        found = books.enter(_lines(tx, head.length, -1), head)
+        return found if isinstance(found, Break) else books.differs(tx, found) or found
 
 
 @dataclass(slots=True)
 class _Books:
     """What the entries add up to."""
 
-    seq: int = 0
     totals: dict[tuple[str, str], Vector] = field(default_factory=dict)
     states: dict[str, tuple[int, str]] = field(default_factory=dict)
     caps: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    accounts: dict[str, Entry] = field(default_factory=dict)
+    accounts: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by lease
 
-    def enter(self, entry: Entry) -> None:
-        """Take in the next entry."""
-        self.seq = entry.seq
+    def enter(self, lines: list[tuple[str, str]], after: Head) -> Break | Head:
+        """Check the next lines and take them in; return the first break, or the new head."""
+        found = rules.verify(lines, after)
+        if isinstance(found, Head):
+            for text, _ in lines:
+                self._take(rules.read(text))
+        return found
+
+    def _take(self, entry: Entry) -> None:
         if entry.kind == "reserve":
-            self.accounts[entry.lease] = entry
+            self.accounts[entry.lease] = names(entry)
         if entry.kind in _STATES:
             self.states[entry.lease] = (entry.run, _STATES[entry.kind])
-            for key in names(self.accounts[entry.lease]):
+            for key in self.accounts[entry.lease]:
                 self.totals[key] = rules.add(self.totals.get(key, ()), entry.change)
-        for key in names(entry) if entry.kind in ("cap", "uncap") else ():
-            if entry.kind == "cap":
-                self.caps[key] = (entry.epsilon, entry.delta)
-            else:
-                self.caps.pop(key, None)
+        if entry.kind == "cap":
+            self.caps[names(entry)[0]] = (entry.epsilon, entry.delta)
+        elif entry.kind == "uncap":
+            del self.caps[names(entry)[0]]
 
-    def differs(self, store: Store) -> Break | None:
+    def differs(self, tx: Transaction, head: Head) -> Break | None:
         """Return the first table that says something else."""
-        totals = {
-            (k, n): tuple(json.loads(t))
-            for k, n, t in store.rows("SELECT kind, name, total FROM budget_totals")
-        }
-        states = {
-            i: (r, s) for i, r, s in store.rows("SELECT lease, run, state FROM budget_spends")
-        }
-        caps = {
-            (k, n): (e, d)
-            for k, n, e, d in store.rows("SELECT kind, name, epsilon, delta FROM budget_caps")
-        }
+        totals = tx.rows("SELECT kind, name, total FROM budget_totals")
+        states = tx.rows("SELECT lease, run, state FROM budget_spends")
+        caps = tx.rows("SELECT kind, name, epsilon, delta FROM budget_caps")
         for what, here, kept in (
-            ("totals", self.totals, totals),
-            ("states", self.states, states),
-            ("caps", self.caps, caps),
+            ("totals", self.totals, {(k, n): tuple(json.loads(t)) for k, n, t in totals}),
+            ("states", self.states, {lease: (run, state) for lease, run, state in states}),
+            ("caps", self.caps, {(k, n): (e, d) for k, n, e, d in caps}),
         ):
             if here != kept:
-                return Break(self.seq, f"the {what} are not what the entries add up to")
+                return Break(head.length, f"the {what} are not what the entries add up to")
         return None
 
 
@@ -153,11 +149,11 @@ def digest_at(tx: Transaction, seq: int) -> str | None:
 
 
 def _head(rows: list[Row]) -> Head:
-    return Head(rows[0][0], rows[0][1]) if rows else Head(0, GENESIS)
+    return Head(rows[0][0], rows[0][1]) if rows else EMPTY
 
 
-def _lines(store: Store, after: int, limit: int) -> list[tuple[str, str]]:
-    rows = store.rows(
+def _lines(source: Store | Transaction, after: int, limit: int) -> list[tuple[str, str]]:
+    rows = source.rows(
         "SELECT body, digest FROM budget_entries WHERE seq > ? ORDER BY seq LIMIT ?",
         (after, limit),
     )

@@ -1,4 +1,4 @@
-"""How much memory a worker uses, read from /proc. Sizes in bytes.
+"""What a worker uses, read from /proc. Sizes in bytes.
 
 Resident memory is not all: page tables grow with what is mapped, and files in memory (tmpfs)
 and full sockets belong to no process. The launcher counts those (`WorkerProcess.unmapped`).
@@ -6,12 +6,21 @@ Memory that no number here would show is refused by the filter of system calls (
 memfd_create, System V shared memory, shared anonymous mappings, huge pages, vmsplice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def used(pids: Iterable[int], limit: int, unmapped: int = 0) -> int:
-    """Return the memory of `pids` together, with `unmapped` bytes that they hold otherwise.
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of all processes of a worker together."""
+
+    memory: int
+    threads: int
+
+
+def usage(pids: Iterable[int], limit: int, unmapped: int = 0) -> Usage:
+    """Return what `pids` use together, with `unmapped` bytes that they hold otherwise.
 
     Pages that forked processes share count for each of them, which is cheap to find out and
     too much. Only when the sum is above `limit` are they counted once (proportional set size).
@@ -19,39 +28,42 @@ def used(pids: Iterable[int], limit: int, unmapped: int = 0) -> int:
     """
     pids = tuple(pids)
     found = [_fields(Path(f"/proc/{pid}/status")) for pid in pids]
-    tables = sum(f.get("VmPTE:", 0) for f in found)
-    total = _together(found, "VmRSS:", "RssShmem:", unmapped) + tables
+    tables = sum(f.get("VmPTE", 0) << 10 for f in found)
+    threads = sum(f.get("Threads", 0) for f in found)
+    total = _together(found, "VmRSS", "RssShmem", unmapped) + tables
     if total <= limit or len(pids) == 1:
-        return total
+        return Usage(total, threads)
     exact = [_fields(Path(f"/proc/{pid}/smaps_rollup")) for pid in pids]
     # what cannot be read exactly, of a process that has hidden it, counts in full
     chosen = [
-        e if "Pss:" in e else {"Pss:": f.get("VmRSS:", 0), "Pss_Shmem:": f.get("RssShmem:", 0)}
+        e if "Pss" in e else {"Pss": f.get("VmRSS", 0), "Pss_Shmem": f.get("RssShmem", 0)}
         for e, f in zip(exact, found, strict=True)
     ]
-    return min(total, _together(chosen, "Pss:", "Pss_Shmem:", unmapped) + tables)
+    once = _together(chosen, "Pss", "Pss_Shmem", unmapped) + tables
+    return Usage(min(total, once), threads)
 
 
 def peak(pids: Iterable[int]) -> int:
     """Return the sum of the most resident memory that each process ever had."""
-    return sum(_fields(Path(f"/proc/{pid}/status")).get("VmHWM:", 0) for pid in pids)
+    return sum(_fields(Path(f"/proc/{pid}/status")).get("VmHWM", 0) << 10 for pid in pids)
 
 
 def _together(
-    processes: Iterable[dict[str, int]], all_of_it: str, shared: str, unmapped: int
+    processes: Iterable[Mapping[str, int]], whole: str, shared: str, unmapped: int
 ) -> int:
-    total = files = 0
-    for fields in processes:
-        files += fields.get(shared, 0)
-        total += fields.get(all_of_it, 0) - fields.get(shared, 0)
-    return total + max(files, unmapped)
+    private = files = 0
+    for kilobytes in processes:
+        files += kilobytes.get(shared, 0) << 10
+        private += (kilobytes.get(whole, 0) - kilobytes.get(shared, 0)) << 10
+    return private + max(files, unmapped)
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Return the values that the kernel writes as `name:  <number> kB`."""
+    """Return the numbers that the kernel writes as `name: <number>`, sizes as `<number> kB`."""
     try:
         lines = path.read_text().splitlines()
     except OSError:  # it has just ended
         return {}
-    rows = (line.split() for line in lines if line.endswith(" kB"))
-    return {row[0]: int(row[1]) << 10 for row in rows}
+    rows = (line.split(":", 1) for line in lines if ":" in line)
+    values = ((name, text.split()) for name, text in rows)
+    return {name: int(words[0]) for name, words in values if words and words[0].isdecimal()}

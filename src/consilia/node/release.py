@@ -45,6 +45,7 @@ from consilia.node.config import NodeConfig
 from consilia.node.masking import Masking
 from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
+from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
 from consilia.privacy import disclosure
 from consilia.wire import frames, seal
@@ -141,7 +142,7 @@ class Release:
             done = msgspec.structs.replace(done, metrics=told.metrics)
             bound = _tightest(self._config.clip_norm, lease.task.privacy.clip)
             header = self._receive(done, tensors, base, path, bound)
-            if (dp := lease.task.privacy.dp) is not None and dp.level == "client":
+            if (dp := dp_of(lease.task)) is not None and dp.level == "client":
                 header = self._noise(dp, base, path)
             if lease.task.cohort:
                 header = self._mask(lease, done, base, path)
@@ -439,7 +440,7 @@ class Release:
         with self._committing() as (tx, _):
             self._keep(tx, lease, report, path.name)
             self._numbers.count(tx, told)
-            if lease.task.privacy.dp is not None and lease.task.kind != "init":
+            if dp_of(lease.task) is not None:
                 ledger.settle_in(tx, lease.id, now=self._now())
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
         self._numbers.ended(lease.id)

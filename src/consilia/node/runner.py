@@ -415,7 +415,8 @@ class _Worker:
         pids = self.process.pids()
         if not pids:
             return
-        used = memory.used(pids, self._limits.memory_bytes, self.process.unmapped())
+        usage = memory.usage(pids, self._limits.memory_bytes, self.process.unmapped())
+        used = usage.memory
         self.peak = max(self.peak, used)
         left = self._deadline - self._loop.time()
         if used > self._limits.memory_bytes:
@@ -423,8 +424,9 @@ class _Worker:
             self.fail(
                 "memory", f"the worker uses {used >> 20} MiB of memory, limit {limit} MiB"
             )
-        elif len(pids) > self._limits.processes + 2:  # bubblewrap's own two
-            self.fail("crashed", f"the worker started over {self._limits.processes} processes")
+        elif usage.threads > self._limits.processes + 2:  # bubblewrap's own two
+            limit = self._limits.processes
+            self.fail("crashed", f"the worker started over {limit} processes and threads")
         elif left <= 0 and self._busy:
             self.fail("timeout", "the task took longer than it may")
         elif left <= 0:

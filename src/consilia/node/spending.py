@@ -11,7 +11,12 @@ from consilia.errors import Conflict
 from consilia.node import ledger
 from consilia.node.config import Budgets
 from consilia.node.store import Store
-from consilia.wire.v1 import Lease
+from consilia.wire.v1 import Dp, Lease, Task
+
+
+def dp_of(task: Task) -> Dp | None:
+    """Return the privacy that a task's result has to be charged for; init sees no data."""
+    return None if task.kind == "init" else task.privacy.dp
 
 
 class Spending:
@@ -26,10 +31,11 @@ class Spending:
     def reserve(self, lease: Lease, dataset: str | None) -> None:
         """Count the task's cost; raise Refused when a cap would be exceeded."""
         task = lease.task
-        if task.privacy.dp is None or dataset is None:
+        dp = dp_of(task)
+        if dp is None or dataset is None:
             return
         charge = ledger.charge_for(
-            task.privacy.dp,
+            dp,
             lease=lease.id,
             job=task.job,
             universe=ledger.universe_of(self._budgets, dataset),
@@ -41,7 +47,7 @@ class Spending:
 
     def begin(self, lease: Lease) -> None:
         """Note that the worker is about to see the data."""
-        if lease.task.privacy.dp is not None and lease.task.kind != "init":
+        if dp_of(lease.task) is not None:
             ledger.begin(self._store, lease.id, now=self._now())
 
     def give_back(self, lease: Lease, reason: str) -> None:

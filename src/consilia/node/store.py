@@ -124,6 +124,12 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TRIGGER disclosed_remains BEFORE DELETE ON disclosed_groups
             BEGIN SELECT RAISE(ABORT, 'what was answered is never forgotten'); END""",
     ),
+    (  # what the hub signed of its own trail (node.heads)
+        """CREATE TABLE hub_heads (
+            length INTEGER NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL,
+            problem TEXT NOT NULL, sealed BLOB NOT NULL,
+            PRIMARY KEY (length, digest, problem)) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

@@ -46,6 +46,7 @@ from consilia.wire.v1 import Arguments, Dp
 
 _BYTES = 128 << 20  # of per-unit gradients held at once
 _MOST = 256  # units differentiated at once
+_BLOCK = 1 << 16  # numbers clipped at once, so that they stay in the cache
 _EXACT = float(1 << 53)  # float64 adds whole numbers below it without error
 
 Gradients = Mapping[str, Tensor]  # parameter -> one gradient per unit, in the first dimension
@@ -221,20 +222,22 @@ def add_clipped(total: Tensor, gradients: Gradients, grid: Grid) -> None:
 
     `total` is float64 of all parameters, one after the other; it holds whole numbers only.
     """
-    squares = sum(_wide(g).square().sum(1) for g in gradients.values())
-    norms = torch.as_tensor(squares).sqrt()
+    flat = [g.reshape(len(g), -1) for g in gradients.values()]
+    norms = torch.stack(
+        [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat]
+    ).norm(dim=0)
+    fine = torch.isfinite(norms)
     factors = torch.clamp(grid.bound / norms, max=1.0) / grid.step
-    factors = torch.where(torch.isfinite(norms), factors, 0.0)
     start = 0
-    for g in gradients.values():
-        wide = torch.nan_to_num(_wide(g), nan=0.0, posinf=0.0, neginf=0.0)
-        whole = torch.round(wide * factors[:, None]).sum(0)
-        total[start : start + len(whole)] += whole
-        start += len(whole)
-
-
-def _wide(gradients: Tensor) -> Tensor:
-    return gradients.double().reshape(len(gradients), -1)
+    for g in flat:
+        into = total[start : start + g.shape[1]]
+        block = max(1, _BLOCK // g.shape[1])
+        for part, factor, good in zip(
+            g.split(block), factors.split(block), fine.split(block), strict=True
+        ):
+            wide = part.to(torch.float64, copy=True).mul_(factor[:, None]).round_()
+            into += torch.where(good[:, None], wide, 0.0).sum(0)
+        start += g.shape[1]
 
 
 class _Loss(nn.Module):

@@ -95,6 +95,9 @@ class Head:
     digest: str
 
 
+EMPTY = Head(0, GENESIS)
+
+
 def check_cap(cap: Cap) -> None:
     """Raise ConfigError for a cap that caps nothing."""
     if not 0 <= cap.epsilon <= MAX_EPSILON:
@@ -244,11 +247,11 @@ def link(previous: str, text: str) -> str:
     )
 
 
-def verify(lines: Iterable[tuple[str, str]]) -> Break | Head:
-    """Check (body, digest) pairs from the first on; return the first break, or the head."""
-    head, count = GENESIS, 0
+def verify(lines: Iterable[tuple[str, str]], after: Head = EMPTY) -> Break | Head:
+    """Check (body, digest) pairs that follow the head `after`; return a break, or the head."""
+    head = after
     for text, digest in lines:
-        if link(head, text) != digest or read(text).seq != count + 1:
-            return Break(count + 1, "the entry, or one before it, was changed or removed")
-        head, count = digest, count + 1
-    return Head(count, head)
+        if link(head.digest, text) != digest or read(text).seq != head.length + 1:
+            return Break(head.length + 1, "the entry, or one before it, was changed or removed")
+        head = Head(head.length + 1, digest)
+    return head

@@ -140,8 +140,8 @@ def _check_keys(keys: masks.Keys, pins: Mapping[str, bytes]) -> None:
         )
     if any(map(sealing.hides_nothing, (keys.sealing, keys.masking))):
         raise AuthError(
-            f"a key of site {keys.site!r} is one that hides nothing (a point of low order); its "
-            "node is broken or hostile: ask that site"
+            f"a key of site {keys.site!r} is one that hides nothing (a point of low order); "
+            "its node is broken or hostile: ask that site"
         )
     text = masks.keys_text(keys.round, keys.site, keys.sealing, keys.masking)
     if not sealing.signed(pin, keys.signature, text):

@@ -91,6 +91,7 @@ class Results(ABC):
                 "seconds": r.seconds,
                 "bytes_in": r.bytes_in,
                 "bytes_out": r.bytes_out,
+                **({} if r.epsilon is None else {"epsilon": r.epsilon}),
                 **r.metrics,
             }
             for r in self.rounds

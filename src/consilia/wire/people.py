@@ -159,6 +159,7 @@ class RoundView(View, frozen=True):
     rejected: dict[str, str] = {}  # site -> cause
     bytes_in: int = 0
     bytes_out: int = 0
+    epsilon: float | None = None  # of each site up to here, at the job's delta; None: not DP
 
 
 class JobView(View, frozen=True):
