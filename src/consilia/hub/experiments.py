@@ -33,6 +33,7 @@ MAX_SECONDS = 30 * 86400.0  # of grace and deadline
 MAX_TEXT = 200  # characters of an argument's name
 MAX_VALUE = 4000  # characters of a text argument
 MAX_SEED = 1 << 63
+NOISE_REACH = 8  # standard deviations of noise that a masked coordinate must carry
 
 Ending = Literal["rejected", "failed", "declined"]
 
@@ -212,6 +213,10 @@ def _privacy(p: Privacy) -> Iterator[Problem]:
             ("dp.steps", p.dp.steps, 1 <= p.dp.steps <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
             ("dp.delta", p.dp.delta, 0 < p.dp.delta < 1, "above 0, below 1"),
         ]
+        if p.dp.level == "client" and p.aggregation == "secure":
+            reach = p.dp.clip * (1 + NOISE_REACH * p.dp.noise_multiplier)
+            needed = f"{reach:g} or more: as far as the noise of a site's update reaches"
+            rules.append(("range", p.range, not p.range < reach, needed))
     for field, found, good, needed in rules:
         if not good:
             yield Problem(f"privacy.{field}", f"{found}", needed)

@@ -227,16 +227,16 @@ def add_clipped(total: Tensor, gradients: Gradients, grid: Grid) -> None:
         [torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat]
     ).norm(dim=0)
     fine = torch.isfinite(norms)
-    factors = torch.clamp(grid.bound / norms, max=1.0) / grid.step
+    if not bool(fine.all()):
+        flat = [torch.where(fine[:, None], g, torch.zeros_like(g)) for g in flat]
+    factors = torch.clamp(grid.bound / torch.where(fine, norms, 1.0), max=1.0) / grid.step
     start = 0
     for g in flat:
         into = total[start : start + g.shape[1]]
         block = max(1, _BLOCK // g.shape[1])
-        for part, factor, good in zip(
-            g.split(block), factors.split(block), fine.split(block), strict=True
-        ):
-            wide = part.to(torch.float64, copy=True).mul_(factor[:, None]).round_()
-            into += torch.where(good[:, None], wide, 0.0).sum(0)
+        for i in range(0, len(g), block):
+            wide = g[i : i + block].to(torch.float64, copy=True)
+            into += wide.mul_(factors[i : i + block, None]).round_().sum(0)
         start += g.shape[1]
 
 
