@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import agent, rounds, training
+from bench import agent, rounds, secagg, training
 
 HERE = Path(__file__).parent
 
@@ -36,6 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     w3.add_argument("--nodes", type=int, default=10)
     w3.add_argument("--rows", type=int, default=1_000_000)
     w3.add_argument("--rounds", type=int, default=3)
+    masks = names.add_parser("secagg", help="masking and unmasking, beside the peers'")
+    masks.add_argument("--nodes", type=int, default=10)
+    masks.add_argument("--params", type=int, default=1_000_000)
+    masks.add_argument("--bits", type=int, default=32, choices=(16, 32))
+    masks.add_argument("--peers", default=sys.executable, help="a python with their packages")
     names.add_parser("agent", help="start time and memory of agent, hub and command")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="consilia-bench-") as root:
@@ -45,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
             )
         elif chosen.name == "w3":
             found = training.measure(Path(root), chosen.nodes, chosen.rows, chosen.rounds)
+        elif chosen.name == "secagg":
+            found = secagg.measure(chosen.nodes, chosen.params, chosen.bits, chosen.peers)
         else:
             found = agent.measure(Path(root))
     print(json.dumps({"name": chosen.name, **found, **_where()}))

@@ -120,3 +120,131 @@ def escape(_):
     return written
 """
     assert not await escaped(tmp_path, Bubblewrap(), body)
+
+
+async def test_device_nodes(tmp_path: Path) -> None:
+    """None can be made, none of the machine's is there, and no terminal can be opened."""
+    body = """
+import os, stat
+def escape(_):
+    found = []
+    for number in (os.makedev(1, 1), os.makedev(1, 11), os.makedev(254, 0)):
+        for kind in (stat.S_IFCHR, stat.S_IFBLK):
+            try:
+                os.mknod("/tmp/device", kind | 0o600, number)
+                found.append(number)
+            except OSError:
+                pass
+    for path in ("/dev/mem", "/dev/kmsg", "/dev/vda", "/dev/sda", "/dev/fuse", "/dev/kvm",
+                 "/dev/ptmx", "/dev/tty", "/dev/console"):
+        try:
+            os.close(os.open(path, os.O_RDWR))
+            found.append(path)
+        except OSError:
+            pass
+    print(found)
+    return found
+"""
+    assert await escaped(tmp_path, Bubblewrap(landlocked=False), body), "a terminal, at least"
+    assert not await escaped(tmp_path, Bubblewrap(), body)
+
+
+async def test_programs_that_change_user(tmp_path: Path) -> None:
+    """A set-user-id bit means nothing inside, for programs of the system and one's own."""
+    body = """
+import glob, os, shutil, stat, subprocess
+def escape(_):
+    shutil.copy("/usr/bin/id", "/tmp/id")
+    os.chmod("/tmp/id", 0o6755)
+    said = [subprocess.run([name, "-u"], capture_output=True, text=True).stdout.strip()
+            for name in ("/usr/bin/id",)]
+    try:
+        said.append(subprocess.check_output(["/tmp/id", "-u"], text=True).strip())
+    except OSError as error:
+        print("own program:", error)
+    marked = [p for d in ("/usr/bin", "/bin", "/usr/sbin") for p in glob.glob(d + "/*")
+              if os.path.isfile(p) and os.stat(p).st_mode & stat.S_ISUID]
+    for program in marked:
+        status = os.statvfs(program)
+        if not status.f_flag & os.ST_NOSUID:
+            return True
+    print(len(marked), said)
+    return any(s != "65534" for s in said)
+"""
+    assert not await escaped(tmp_path, Bubblewrap(), body)
+
+
+async def test_links_that_change_while_they_are_followed(tmp_path: Path) -> None:
+    """A race between checking a path and using it: whoever wins, nothing is there."""
+    secret = tmp_path / "secret"
+    secret.write_text("patients")
+    body = """
+import ctypes, os, threading, time
+def escape(path):
+    os.makedirs("/tmp/race", exist_ok=True)
+    place = "/tmp/race/link"
+    open("/tmp/race/innocent", "w").write("innocent")
+    until, seen = time.monotonic() + 1.0, []
+    def swap():
+        while time.monotonic() < until:
+            for target in ("/tmp/race/innocent", path, "/proc/1/root" + path,
+                           "/proc/self/cwd/../.." + path):
+                os.symlink(target, place + ".new")
+                os.replace(place + ".new", place)
+    thread = threading.Thread(target=swap)
+    thread.start()
+    while time.monotonic() < until:
+        try:
+            seen.append(open(place).read() == "patients")
+        except OSError:
+            pass
+    thread.join()
+    print(len(seen), "reads")
+    return any(seen)
+"""
+    await only_without_sandbox(tmp_path, body, str(secret))
+
+
+async def test_ways_around_the_root(tmp_path: Path) -> None:
+    """Through other processes' roots, through .., by a hard link, by the inode's number."""
+    secret = tmp_path / "secret"
+    secret.write_text("patients")
+    body = """
+import glob, os
+def escape(path):
+    roots = glob.glob("/proc/*/root") + glob.glob("/proc/*/cwd") + ["/..", "/proc/self/cwd/../../.."]
+    for root in roots:
+        try:
+            if open(root + path).read() == "patients":
+                return True
+        except OSError:
+            pass
+    for name in glob.glob("/data/*") + glob.glob("/models/*"):
+        try:
+            os.link(name, "/tmp/linked")
+            return True
+        except OSError:
+            pass
+    return False
+"""
+    await only_without_sandbox(tmp_path, body, str(secret))
+
+
+async def test_landlock_holds_where_the_mounts_would_not(tmp_path: Path) -> None:
+    """The second layer by itself: what is mounted, but not needed, cannot be opened."""
+    body = """
+import os
+def escape(_):
+    found = []
+    for path, flags in (("/", os.O_RDONLY | os.O_DIRECTORY), ("/dev", os.O_RDONLY | os.O_DIRECTORY),
+                        ("/proc/self/comm", os.O_WRONLY), ("/dev/zero", os.O_RDWR)):
+        try:
+            os.close(os.open(path, flags))
+            found.append(path)
+        except OSError:
+            pass
+    print(found)
+    return found
+"""
+    assert await escaped(tmp_path, Bubblewrap(landlocked=False), body), "the attack is wrong"
+    assert not await escaped(tmp_path, Bubblewrap(), body)

@@ -33,7 +33,7 @@ from consilia.errors import (
     WireError,
 )
 from consilia.hub.blobplane import SITE_TRANSFERS, Timings
-from consilia.hub.listener import Bounds
+from consilia.hub.listener import Bounds, Pace
 from consilia.hub.rest.server import PeopleServer
 from consilia.node.line import Credentials, Retry, client_context, parse_proxy
 from consilia.node.link import HttpLink, HubLink, enrol
@@ -325,6 +325,43 @@ async def test_garbage_and_silence_block_nobody(tmp_path: Path) -> None:
             sock.close()
         assert (await link.catalogue()).version == 3
         await link.close()
+
+
+async def test_a_site_that_asks_too_much_waits_its_turn_and_then_is_refused(
+    tmp_path: Path,
+) -> None:
+    bounds = Bounds(others=(20.0, 5), queue=0.5)  # five at once, then one in 50 ms, for 0.5 s
+    async with running(tmp_path, bounds=bounds) as bench:
+        north, south = bench.link("north"), bench.link("south")
+        begun = time.monotonic()
+        for _ in range(5):
+            await north.catalogue()
+        assert time.monotonic() - begun < 0.2
+        for _ in range(5):
+            await north.catalogue()
+        assert time.monotonic() - begun >= 0.2
+        flood = await asyncio.gather(
+            *(north.catalogue() for _ in range(30)), return_exceptions=True
+        )
+        refused = [e for e in flood if isinstance(e, TransferError)]
+        assert 10 <= len(refused) <= 20
+        assert "too much at once" in str(refused[0])
+        begun = time.monotonic()
+        await south.catalogue()  # another site has its own
+        assert time.monotonic() - begun < 0.2
+        await asyncio.sleep(0.3)
+        await north.catalogue()
+        await north.close()
+        await south.close()
+
+
+def test_a_pace_gives_back_what_time_brings() -> None:
+    pace = Pace(10.0, 3, 0.2)
+    assert [pace.wait("a", 0.0) for _ in range(6)] == [0.0, 0.0, 0.0, 0.1, 0.2, None]
+    assert pace.wait("a", 0.0) is None  # what is refused takes nothing
+    assert pace.wait("b", 0.0) == 0.0
+    assert pace.wait("a", 0.1) == pytest.approx(0.2)
+    assert [pace.wait("a", 100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.1]  # never over 3
 
 
 async def test_one_certificate_holds_few_control_connections(tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ def test_the_largest_are_kept(values: Single, keep: float) -> None:
     assert abs(count - keep * values.size) < 1 or count == 1
 
 
+def test_of_equal_values_the_first_are_kept() -> None:
+    values = np.array([2.0, -1.0, 1.0, 3.0, 1.0, -1.0], np.float32)
+    assert largest(values, 0.5).tolist() == [0, 1, 3]
+    assert largest(np.zeros(8, np.float32), 0.25).tolist() == [0, 1]
+
+
 # ---- bounds ----------------------------------------------------------------------------------
 
 

@@ -163,7 +163,7 @@ def test_several_statistics_of_one_group(store: Store) -> None:
         np.median(values[OLD]), rel=1e-2
     )
     assert out.fit(named[3], [1.0, 2.0], 1000) == (1.0, 2.0)
-    assert out.fit(replace(asked, query="big"), [1.0] * 40, 1000) == SUPPRESSED
+    assert out.fit(replace(asked, query="saturated"), [1.0] * 40, 1000) == SUPPRESSED
     assert store.rows("SELECT count(*) FROM disclosed_groups") == [(2,)]  # all, and this one
     corrected = values.copy()
     corrected[3] += 100.0  # one record's value: a fresh mean would tell by how much

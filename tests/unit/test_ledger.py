@@ -1,6 +1,7 @@
 """The Renyi filter: it never admits more than its cap promises, and wastes little of it."""
 
 import math
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -169,6 +170,28 @@ def test_epsilon_is_what_the_accountant_says_and_the_filter_is_a_little_stricter
     assert ledger.epsilon((0,) * len(ORDERS), 1e-5, ORDERS) == 0
     assert not ledger.admits(ledger.make_filter(Cap(expected, dp.delta), ORDERS), change)
     assert ledger.admits(ledger.make_filter(Cap(1.3 * expected, dp.delta), ORDERS), change)
+
+
+def test_what_it_costs_that_jobs_are_chosen_by_results() -> None:
+    """The rounds admitted, over those of the best order at the full delta: as ADR 9 says."""
+    kinds = [(0.7, 0.005), (1, 0.01), (1, 0.001), (2, 0.05), (4, 0.2), (8, 1.0), (1.5, 0.02)]
+    kinds += [(3, 0.3), (50, 1.0), (1.1, 0.004), (2, 0.01), (20, 1.0)]
+    parts, stops = [], []
+    for noise, rate in kinds:
+        one = ledger.units(cost(Dp("record", noise, 1.0, rate)), ORDERS, ORDERS)
+        for cap in (Cap(e, d) for e in (0.3, 1.0, 3.0, 10.0) for d in (1e-5, 1e-7)):
+            least = [ledger.conversion(a, cap.delta) for a in ORDERS]
+            pairs = zip(least, one, strict=True)
+            most = max(math.floor((cap.epsilon - c) * UNIT / v) for c, v in pairs)
+            if most >= 50:
+                count = ledger.fits(ledger.make_filter(cap, ORDERS), (), one, most)
+                whole = tuple(count * v for v in one)
+                parts.append(count / most)
+                stops.append(ledger.epsilon(whole, cap.delta, ORDERS) / cap.epsilon)
+    assert len(parts) == 54
+    assert statistics.median(parts) > 0.94 and statistics.mean(parts) > 0.85
+    assert sorted(parts)[5] > 0.5 and sum(part == 0 for part in parts) == 1
+    assert statistics.median(stops) > 0.97 and sorted(stops)[5] > 0.85
 
 
 def test_the_part_used_grows_in_step() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.nodekit import write_table
 
 from consilia.core.chain import Break, Line
-from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, Refused
+from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, Refused, WireError
 from consilia.node import audit, budget, config, datasets, ledger, ledgerlog
 from consilia.node.config import Budgets
 from consilia.node.ledger import Charge, Scope, Spend
@@ -278,8 +278,8 @@ def test_standings_show_open_leases_and_defaults(store: Store) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 201, "a\nb", "a\x1b[2J"])
-def test_names_that_could_fool_a_reader_are_defects(store: Store, text: str) -> None:
-    with pytest.raises(ValueError, match="names no account"):
+def test_names_that_could_fool_a_reader_are_refused(store: Store, text: str) -> None:
+    with pytest.raises(Refused, match="names no account"):
         reserve(store, "l", study=text)
     with pytest.raises(ConfigError, match="names no account"):
         budget.set_cap(store, "study", text, Cap(1.0), actor="m", reason="r", now=1.0)
@@ -458,6 +458,43 @@ def test_a_mirror_that_states_nothing_holds_nothing(store: Store) -> None:
     assert budget.check_mirror(store, sealed, key.public_key().public_bytes_raw(), 1.0) == ""
     assert budget.check_mirror(store, signed(store, key), b"x" * 32, 1.0) == ""
     reserve(store, "l")
+
+
+@pytest.mark.parametrize(("length", "holds"), [(-5, False), (0, False), (2**64 - 1, True)])
+def test_a_hub_that_makes_up_a_mirror_can_only_ask(
+    store: Store, length: int, holds: bool
+) -> None:
+    made_up = Advertisement("1", ledger_head="x\x1b[2J" * 99, ledger_length=length)
+    mirror = Sealed("advertisement", "charite", encode(made_up), b"none")
+    assert bool(budget.check_mirror(store, mirror, b"x" * 32, 1.0)) == holds
+    assert (budget.held(store) is not None) == holds
+    with pytest.raises(WireError):
+        budget.check_mirror(store, Sealed("advertisement", "charite", b"no", b""), b"", 1.0)
+    assert ledgerlog.head(store).length == 0
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1.0, math.nan])
+def test_a_delta_that_is_none_is_refused(store: Store, delta: float) -> None:
+    with pytest.raises(Refused, match="delta"):
+        ledger.reserve(store, replace(charge("l"), delta=delta), BUDGETS, now=1.0)
+
+
+def test_a_node_of_the_first_release_gets_its_ledger(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    with sqlite3.connect(tmp_path / "node.sqlite") as bare:
+        names = bare.execute(
+            "SELECT type, name FROM sqlite_schema WHERE sql IS NOT NULL AND tbl_name NOT IN "
+            "('meta', 'audit', 'datasets', 'studies', 'plans', 'offers', 'leases', 'failures')"
+        ).fetchall()
+        for kind in ("trigger", "index", "table"):
+            for name in (name for found, name in names if found == kind):
+                bare.execute(f"DROP {kind} {name}")
+        bare.execute("PRAGMA user_version = 1")
+    bare.close()
+    store = Store.open(tmp_path)
+    reserve(store, "l")
+    assert ledgerlog.verify(store) == ledgerlog.head(store) != rules.EMPTY
+    store.close()
 
 
 # ---- any order of steps ----------------------------------------------------------------------

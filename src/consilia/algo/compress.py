@@ -115,9 +115,13 @@ def _scales(values: Single, level: int) -> Single:
 
 def largest(values: Single, keep: float) -> NDArray[np.uint16]:
     """Return the positions of a group's largest values, ascending; of equals the first."""
-    count = kept(values.size, keep)
-    order = np.argsort(-np.abs(values), kind="stable")[:count]
-    return np.sort(order).astype(np.uint16)
+    sizes, count = np.abs(values), kept(values.size, keep)
+    if not count:
+        return np.empty(0, np.uint16)
+    edge = np.partition(sizes, values.size - count)[values.size - count]
+    above = np.flatnonzero(sizes > edge)
+    level = np.flatnonzero(sizes == edge)[: count - above.size]
+    return np.sort(np.concatenate((above, level))).astype(np.uint16)
 
 
 def kept(size: int, keep: float) -> int:

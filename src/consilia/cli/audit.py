@@ -10,7 +10,8 @@ import typer
 
 from consilia.cli.options import Json, example, group
 from consilia.cli.output import done, listing, short, when
-from consilia.core import chain
+from consilia.core import chain, ids
+from consilia.errors import ConfigError
 from consilia.wire.people import AuditCheckView, AuditView
 
 if TYPE_CHECKING:
@@ -27,25 +28,38 @@ app = group("audit", "Hash-chained audit trails, at the hub and at each node.")
         "consilia audit verify                      # the hub's, over its REST API",
         "consilia audit verify --hub /srv/hub       # the hub's, from its directory",
         "consilia audit verify --node /srv/consilia # a node's",
+        "consilia audit verify --head 120:sha256:9f2c...  # and it still holds this head",
     )
 )
 def verify(
     hub: Annotated[Path | None, typer.Option(help="A hub's directory.")] = None,
     node: Annotated[Path | None, typer.Option(help="A node's directory.")] = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTH:DIGEST",
+            help="A head somebody kept: of a hub, by `node hub-audit`; of a node, by `hub sites`.",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Check every line against the chain; exit code 1 when one was changed or is missing."""
+    """Check every line against the chain; exit code 1 when one was changed or is missing.
+
+    A chain that was rewritten from some line on is sound in itself. Only a head that somebody
+    else has kept betrays it: give it with --head.
+    """
     if hub is not None and node is not None:
         raise typer.BadParameter("give --hub or --node, not both")
+    kept = _head(head)
     if node is not None:
-        found = _node(node.absolute())
+        found = _node(node.absolute(), kept)
     elif hub is not None:
-        found = _hub(hub.absolute())
+        found = _hub(hub.absolute(), kept)
     else:
         from consilia.sdk.client import Client
 
         with Client() as client:
-            found = client.verify_audit()
+            found = client.verify_audit(*kept)
     if found.intact:
         done(f"intact: {found.lines} lines, head {found.head}", found, as_json)
         return
@@ -131,6 +145,16 @@ def _line(view: AuditView) -> chain.Line:
     )
 
 
+def _head(text: str) -> tuple[int, str]:
+    """Read LENGTH:DIGEST; no text is the head of an empty chain, which every one holds."""
+    if not text:
+        return 0, chain.GENESIS
+    length, _, digest = text.partition(":")
+    if not length.isascii() or not length.isdigit() or len(length) > 15:
+        raise ConfigError(f"--head {text[:80]!r} is not LENGTH:DIGEST, such as 120:sha256:9f2c")
+    return int(length), ids.digest(digest)
+
+
 def _view(outcome: chain.Break | tuple[int, str]) -> AuditCheckView:
     if isinstance(outcome, chain.Break):
         return AuditCheckView(False, outcome.seq - 1, "", outcome.seq, outcome.reason)
@@ -164,15 +188,15 @@ def _hub_store(directory: Path) -> "Iterator[HubStore]":
         store.close()
 
 
-def _node(directory: Path) -> AuditCheckView:
+def _node(directory: Path, kept: tuple[int, str]) -> AuditCheckView:
     from consilia.node import audit
 
     with _node_store(directory) as store:
-        return _view(audit.verify(store))
+        return _view(audit.verify(store, *kept))
 
 
-def _hub(directory: Path) -> AuditCheckView:
+def _hub(directory: Path, kept: tuple[int, str]) -> AuditCheckView:
     from consilia.hub import audit
 
     with _hub_store(directory) as store:
-        return _view(store.read_now(audit.check))
+        return _view(store.read_now(lambda db: audit.check(db, *kept)))

@@ -323,6 +323,31 @@ def log(
         )
 
 
+@app.command("hub-audit", epilog=example("consilia node hub-audit --dir /srv/consilia"))
+def hub_audit(directory: NodeDir = None, as_json: Json = False) -> None:
+    """Show what the hub has signed of its own audit trail; exit code 1 when it broke it.
+
+    Give the head to an auditor: consilia audit verify --head LENGTH:DIGEST then tells whether
+    the hub's trail still holds it.
+    """
+    from consilia.node import heads
+
+    with opened(directory) as store:
+        newest, unsound = heads.newest(store), heads.unsound(store)
+    kept = f"{newest.length}:{newest.digest}" if newest else ""
+    record(
+        {"head": kept, "since": newest.at if newest else None, "broken": unsound},
+        {
+            "head": kept or "the hub has signed none yet",
+            "since": when(newest.at if newest else None),
+            "broken": "\n".join(f"{when(h.at)} {h.problem}" for h in unsound) or "never",
+        },
+        as_json,
+    )
+    if unsound:
+        raise typer.Exit(1)
+
+
 # ---- inside ----------------------------------------------------------------------------------
 
 

@@ -100,8 +100,7 @@ def outstanding(state: JobState) -> tuple[Command, ...]:
     The leases to give, what their sites are to be told, the accepted updates to fold, the
     close that is in flight, and the timer.
     """
-    held = _held(state)
-    gives = (_give(state, lease) for lease in held)
+    gives = (_give(state, lease) for lease in _held(state) if not steps.has_left(lease))
     tells = steps.retold(state) if state.phase == "running" else ()
     folds = (_fold(state, lease) for lease in _accepted_by_site(state))
     close = (_close_command(state),) if state.closing else ()
@@ -374,6 +373,10 @@ def _on_spoke(state: JobState, event: Spoke) -> Step:
 
 
 def _on_settled(state: JobState, event: Settled) -> Step:
+    known = state.leases.get(event.lease)
+    if known is not None and steps.leaves(state, known):
+        left = replace(known, cause=f"left: {event.cause or event.status}")
+        return _judge(_put(state, left), event.at)
     lease = _open_lease(state, event.lease)
     if lease is None:
         return state, ()

@@ -7,7 +7,9 @@ its public keys; seals shares of its secrets for the others; sends its masked up
 has survived; and gives the shares that unmask their sum, and nothing else. What a site says
 in one step is told to the others when the step ends; what is in it is opaque here.
 
-Who has not done a step when it ends takes no further part. A masked round that cannot be
+Who has not done a step when it ends takes no further part. A site may also leave by its own
+word after its update was accepted: the update stays in the sum, which the others can open
+without that site as long as a threshold of them is left. A masked round that cannot be
 finished reveals nothing, and what was sent in it is worth nothing in another attempt: after a
 resume it starts anew, with fresh keys.
 """
@@ -86,6 +88,22 @@ def expected(state: JobState) -> bool:
     )
 
 
+def leaves(state: JobState, lease: Lease) -> bool:
+    """Tell whether a site whose update is accepted has words left to say, and may say none."""
+    return (
+        state.phase == "running"
+        and masked(state)
+        and lease.status == "accepted"
+        and not has_left(lease)
+        and "unmask" not in lease.words
+    )
+
+
+def has_left(lease: Lease) -> bool:
+    """Tell whether a site ended its part in a masked round after its update was accepted."""
+    return lease.status == "accepted" and bool(lease.cause)
+
+
 def awaits(state: JobState, lease: Lease, step: Step) -> bool:
     """Tell whether a message of `step` under `lease` is what the open step waits for."""
     return (
@@ -117,7 +135,9 @@ def retold(state: JobState) -> tuple[Tell, ...]:
 
 def _asked(state: JobState, lease: Lease) -> bool:
     last = ("consent", "unmask")
-    return lease.status == "accepted" if state.step in last else lease.status in ("out", "away")
+    if state.step in last:
+        return lease.status == "accepted" and not has_left(lease)
+    return lease.status in ("out", "away")
 
 
 def _done(state: JobState, lease: Lease) -> bool:

@@ -39,7 +39,7 @@ from consilia.hub.keyfiles import Secrets, public_bytes, serial
 from consilia.hub.store import Store
 from consilia.wire.people import JoinTokenView, TokenView
 from consilia.wire.token import JoinToken, encode_token
-from consilia.wire.v1 import Enrol, Enrolled, Renew
+from consilia.wire.v1 import Enrol, Enrolled, Renew, Sealed
 
 ROLES = ("operator", "researcher", "auditor")
 TOKEN_PREFIX = "cst_"  # noqa: S105 - so that scanners recognise a leaked token
@@ -146,6 +146,10 @@ class Access:
         before = self.server_chain.read_bytes()
         Secrets.load(self._files.directory, hosts, self._now(), self._random)
         return self.server_chain.read_bytes() != before
+
+    async def audit_head(self) -> Sealed:
+        """Return the head of the hub's audit trail, signed by the hub."""
+        return await self._store.read(lambda db: audit.signed_head(db, self.hub_key))
 
     def people_context(self) -> ssl.SSLContext:
         """TLS 1.3 for the people's listener: no client certificates."""

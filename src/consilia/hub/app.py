@@ -250,7 +250,9 @@ def _listener(  # noqa: PLR0913, PLR0917 - the parts it connects
 
     plane = BlobPlane(contexts.blob, access.identify, hub.federation, log, moved=moved)
     bounds = Bounds(attempts=config.limits.enrol_attempts)
-    return NodeListener(contexts, access, hub.federation, plane, log, bounds=bounds)
+    return NodeListener(
+        contexts, access, hub.federation, plane, log, bounds=bounds, head=access.audit_head
+    )
 
 
 def _watch(metrics: Metrics, hub: Hub, blobs: Path) -> None:

@@ -105,8 +105,10 @@ class Driver:
                 parts.presence.withdraw(command.site, command.lease)
                 self.later(lambda: parts.uploads.forget(command.lease))
             case Tell():
-                word = masking.word(job.state, command)
-                parts.presence.tell(command.site, word)
+                # One commit may hold the step's end and the job's: there is nobody to tell then.
+                if command.lease in job.state.leases:
+                    word = masking.word(job.state, command)
+                    parts.presence.tell(command.site, word)
             case Fold():
                 self._fold(job, command)
             case Close():

@@ -431,7 +431,9 @@ class Engine:
 
         def then() -> None:
             self._ended(job, assignment, status)
-            self._driver.later(lambda: self.uploads.forget(assignment.lease))
+            known = job.state.leases.get(assignment.lease)
+            if known is None or known.status != "accepted":  # a masked sum is made with it
+                self._driver.later(lambda: self.uploads.forget(assignment.lease))
 
         return await job.submit(event, line, then=then)
 

@@ -11,7 +11,8 @@ belongs to, and once more when a long poll answers: revocation works on the next
 Whoever has not proved anything yet can hold little: the hello has a deadline and a bounded
 number of waiting sockets (the oldest gives way), an enrolment has a deadline, a small body and
 a limit of failed attempts by address. A certificate, be it a revoked one, holds a bounded
-number of control connections (the oldest gives way).
+number of control connections (the oldest gives way). What a site asks is paced: beyond a
+burst its requests wait their turn, and beyond a queue they are refused.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from consilia.errors import (
@@ -34,6 +36,7 @@ from consilia.errors import (
     NotFound,
     Refused,
     StorageError,
+    TransferError,
     WireError,
 )
 from consilia.hub.blobplane import BlobPlane
@@ -126,6 +129,9 @@ class Bounds:
     attempts: int = 10  # failed enrolments in a minute by one address
     body: float = 60.0  # until a control request's body is in
     lines: int = 64  # control connections of one certificate; a node opens at most 16
+    rounds: tuple[float, int] = (1000.0, 4000)  # polls and reports: a second, and at once
+    others: tuple[float, int] = (20.0, 1000)  # advertisements, catalogues, plans, renewals
+    queue: float = 10.0  # seconds of a site's requests that may wait their turn
 
 
 class NodeListener:
@@ -140,15 +146,19 @@ class NodeListener:
         log: Log,
         *,
         bounds: Bounds | None = None,
+        head: Callable[[], Awaitable[v1.Sealed]] | None = None,
     ) -> None:
-        """`plane` is closed with the listener."""
+        """`plane` is closed with the listener; `head()` is the signed head of the audit."""
         self._contexts = contexts
         self._access = access
         self._federation = federation
         self._plane = plane
         self._log = log
         self._bounds = bounds or Bounds()
+        self._head = head
         self._attempts = Attempts(self._bounds.attempts)
+        self._rounds = Pace(*self._bounds.rounds, self._bounds.queue)
+        self._others = Pace(*self._bounds.others, self._bounds.queue)
         self._pending: OrderedDict[asyncio.Task[None], None] = OrderedDict()
         self._enrolling: set[asyncio.BaseTransport] = set()
         self._lines: dict[bytes, list[asyncio.WriteTransport]] = {}  # by certificate's digest
@@ -307,8 +317,27 @@ class NodeListener:
 
         return await self._reply(request, answer)
 
+    async def _turn(self, request: web.BaseRequest, site: str) -> None:
+        """Return when it is the site's turn; TransferError when too many wait already."""
+        often = request.path in ("/v1/poll", "/v1/report")
+        pace = self._rounds if often else self._others
+        wait = pace.wait(site, asyncio.get_running_loop().time())
+        if wait is None:
+            raise TransferError(
+                f"site {site!r} has asked for too much at once; ask again a little later"
+            )
+        if wait:
+            await asyncio.sleep(wait)
+
+    async def _catalogue(self, site: str) -> v1.Catalogue:
+        found = await self._federation.catalogue(site)
+        if self._head is None:
+            return found
+        return msgspec.structs.replace(found, head=await self._head())
+
     async def _route(self, request: web.BaseRequest, site: str) -> object:
         federation, path = self._federation, request.path
+        await self._turn(request, site)
         match request.method, path:
             case "POST", "/v1/poll":
                 return await federation.poll(site, await self._body(request, v1.Poll))
@@ -322,7 +351,7 @@ class NodeListener:
                 renew = await self._body(request, v1.Renew, MAX_ENROL)
                 return await asyncio.shield(self._access.renew(site, renew))
             case "GET", "/v1/catalogue":
-                return await federation.catalogue(site)
+                return await self._catalogue(site)
             case "GET", _ if path.startswith("/v1/plans/"):
                 return await federation.plan(site, path.removeprefix("/v1/plans/")[:80])
         raise NotFound(f"{request.method} {path[:80]!r} is not on the control road")
@@ -414,6 +443,29 @@ class Attempts:
         self._failed[address] = [*recent, now][-self._limit :]
         while len(self._failed) > self.ADDRESSES:
             self._failed.popitem(last=False)
+
+
+class Pace:
+    """A token bucket for each site: `rate` requests a second, `burst` of them at once.
+
+    A request beyond that waits its turn, if that comes within `queue` seconds. Keeps two
+    numbers for each site that is enrolled here.
+    """
+
+    def __init__(self, rate: float, burst: int, queue: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._least = -rate * queue
+        self._left: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+
+    def wait(self, site: str, now: float) -> float | None:
+        """Return the seconds until the site's next request has its turn; None: refuse it."""
+        tokens, then = self._left.get(site, (float(self._burst), now))
+        tokens = min(float(self._burst), tokens + (now - then) * self._rate) - 1
+        if tokens < self._least:
+            return None  # and takes nothing: it would never be heard again otherwise
+        self._left[site] = (tokens, now)
+        return max(0.0, -tokens / self._rate)
 
 
 def _listen(

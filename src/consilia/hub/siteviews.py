@@ -31,4 +31,6 @@ def site_view(record: SiteRecord, online: bool, last_seen: float | None) -> Site
         certificate_expires=record.certificate_expires,
         version=said.version if said else "",
         datasets=tuple(d.name for d in said.datasets) if said else (),
+        audit_length=said.audit_length if said else 0,
+        audit_head=said.audit_head if said else "",
     )

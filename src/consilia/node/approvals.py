@@ -188,7 +188,7 @@ def known(store: Store, digest: str) -> bool:
 def note_offer(store: Store, digest: str, study: str) -> bool:
     """Remember that a known plan is offered to a study too; return whether that is new.
 
-    Raises Conflict for a study that this site has not heard of, and for too many of them.
+    Raises Conflict when it is offered to too many.
     """
     if store.rows("SELECT 1 FROM offers WHERE plan = ? AND study = ?", (digest, study)):
         return False
@@ -277,9 +277,6 @@ def _decide(
 
 
 def _offered(tx: Transaction, digest: str, study: str) -> None:
-    known = tx.rows("SELECT 1 FROM studies WHERE name = ? LIMIT 1", (study,))
-    if not known:
-        raise Conflict(f"plan {short(digest)} is offered for {study!r}, no study known here")
     ((count,),) = tx.rows("SELECT count(*) FROM offers WHERE plan = ?", (digest,))
     if isinstance(count, int) and count >= MAX_OFFERS:
         raise Conflict(f"plan {short(digest)} is offered for {count} studies already")

@@ -14,6 +14,8 @@ from consilia.privacy.ledger import Cap, Entry, Head, check_cap
 from consilia.wire import seal
 from consilia.wire.v1 import Advertisement, Sealed, decode
 
+MAX_LENGTH = 1 << 53  # of a ledger that a hub may speak of
+
 
 def set_cap(  # noqa: PLR0913 - by keyword
     store: Store, kind: Scope, name: str, cap: Cap, *, actor: str, reason: str, now: float
@@ -45,17 +47,18 @@ def check_mirror(store: Store, mirror: Sealed, key: bytes, now: float) -> str:
 
     `key` is this node's public signing key. What is wrong holds the ledger until
     `accept_restore`. A mirror signed with another key counts as well: then this site has
-    joined anew, and the ledger of its earlier node is not here.
+    joined anew, and the ledger of its earlier node is not here. Raises WireError.
     """
     said = decode(mirror.payload, Advertisement)
-    if not said.ledger_length:
+    if said.ledger_length <= 0:
         return ""
     try:
         seal.open_sealed(mirror, "advertisement", key)
         signer = "this node"
     except AuthError:
         signer = "an earlier node of this site, or by nobody"
-    return compare(store, Head(said.ledger_length, said.ledger_head), now, signer)
+    length = min(said.ledger_length, MAX_LENGTH)
+    return compare(store, Head(length, said.ledger_head), now, signer)
 
 
 def compare(store: Store, mirror: Head, now: float, signer: str = "this node") -> str:

@@ -78,6 +78,8 @@ async def _take_plan(
 ) -> bool:
     digest = ids.digest(entry.digest)
     study = ids.name(entry.study, "study")
+    if not studies.known(store, study):  # each name it is offered for is kept
+        raise NotFound(f"it is offered for {study!r}, a study that does not invite this site")
     if approvals.known(store, digest):
         return await asyncio.to_thread(approvals.note_offer, store, digest, study)
     plan = await link.plan(digest)

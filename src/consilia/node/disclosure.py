@@ -157,7 +157,11 @@ class Answerer:
         return tuple(n if isinstance(n, Suppressed) else int(n) for n in found)
 
     def mean(self, question: Question, values: Floats) -> float | Suppressed:
-        """Return the mean of `values` (one a record of the population) over the group."""
+        """Return the mean of `values` (one a record of the population) over the group.
+
+        They are a column as the site has it. One that the asker computed could mark a patient
+        in its digits, and two such means over the same group are a question about him.
+        """
         return self._statistic(question, values, disclosure.release_mean)
 
     def variance(self, question: Question, values: Floats) -> float | Suppressed:
@@ -165,12 +169,12 @@ class Answerer:
         return self._statistic(question, values, disclosure.release_variance)
 
     def quantile(self, question: Question, values: Floats, at: float) -> float | Suppressed:
-        """Return the quantile of `values` over the group at `at`, from 0 to 1."""
-        return self._statistic(
-            question,
-            values,
-            lambda found, limits, why: disclosure.release_quantile(found, at, limits, why),
-        )
+        """Return the quantile of `values` over the group at one of the seven places."""
+
+        def rule(found: Floats, limits: Rules, why: Why) -> float | Suppressed:
+            return disclosure.release_quantile(found, at, limits, why)
+
+        return self._statistic(question, values, rule)
 
     def fit(
         self, question: Question, coefficients: Sequence[float], records: int

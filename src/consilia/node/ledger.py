@@ -275,10 +275,12 @@ def estimate(
 
 
 def _check(charge: Charge) -> None:
-    """Raise ValueError for what no caller of ours would charge."""
+    """Raise Refused for names that the hub gave and that could fool a reader."""
     for text in (charge.lease, charge.job, *(name for _, name in _accounts(charge))):
         if not text or text != printable(text, MAX_NAME):
-            raise ValueError(f"{text[:80]!r} names no account: 1 to {MAX_NAME} characters")
+            raise Refused(f"{text[:80]!r} names no account: 1 to {MAX_NAME} characters")
+    if not 0 < charge.delta < 1:  # False for NaN
+        raise Refused(f"delta: found {charge.delta}, needed a number between 0 and 1")
 
 
 def _accounts(charge: Charge) -> tuple[tuple[Scope, str], ...]:

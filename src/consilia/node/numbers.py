@@ -21,7 +21,7 @@ from consilia.privacy.disclosure import DIGITS, Rules
 from consilia.wire.v1 import Metrics, Plan, Task
 
 # Made by the adapters of consilia.plans, not by a plan's source.
-FRAMEWORK_METRICS = frozenset({"loss", "score", "accuracy"})
+FRAMEWORK_METRICS = frozenset({"loss", "score"})
 RECEIVED = "received_"  # how the adapters name what they compute on the received model
 MAX_TASKS = 256  # running tasks whose progress is remembered
 MAX_NOTE = 1000  # characters about what was kept back

@@ -66,6 +66,11 @@ def offer(store: Store, study: Study, now: float) -> bool:
     return bool(changed)
 
 
+def known(store: Store, name: str) -> bool:
+    """Tell whether the node has heard of a study of this name, whatever was decided."""
+    return bool(store.rows("SELECT 1 FROM studies WHERE name = ? LIMIT 1", (name,)))
+
+
 def accept(  # noqa: PLR0913 - by keyword
     store: Store,
     name: str,

@@ -45,7 +45,7 @@ from consilia.privacy.sampling import poisson, subset
 from consilia.wire.v1 import Arguments, Dp
 
 _BYTES = 128 << 20  # of per-unit gradients held at once
-_MOST = 256  # units differentiated at once
+_MOST = 512  # units differentiated at once
 _BLOCK = 1 << 16  # numbers clipped at once, so that they stay in the cache
 _EXACT = float(1 << 53)  # float64 adds whole numbers below it without error
 

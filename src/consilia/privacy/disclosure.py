@@ -8,8 +8,7 @@ site's own trail. What several answers give away together is `privacy.differenci
 and what was answered before is remembered by `node.disclosure`.
 
 Sources: DataSHIELD's default filters (table cells and subsets of 3, parameters to records
-0.33); OHDSI's minimum cell count of 5; the UK Office for National Statistics' and NHS Digital's
-rounding to 5; Hundepool et al., Statistical Disclosure Control (2012), ch. 4 (p % rule,
+0.33, the same seven quantiles); OHDSI's minimum cell count of 5; NHS Digital's rounding to 5; Hundepool et al., Statistical Disclosure Control (2012), ch. 4 (p % rule,
 secondary suppression).
 """
 
@@ -29,6 +28,7 @@ BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 36
 PARAMETERS_PER_RECORD = 0.33  # of a regression; beyond, coefficients can repeat the records
 DOMINANCE = 0.10  # p % rule: how closely the second largest may know the largest
 PROGRESS_STEPS = 20  # fractions that a task can report, 0 not counted
+QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # a finer grid would list the values
 DIGITS = 3  # significant digits of a rounded metric or quantile
 MAX_LABEL = 64  # characters of a category's name
 RECORDS_OF = "_records"  # metric "auc_records" says how many records "auc" was computed on
@@ -167,13 +167,13 @@ def release_variance(values: Floats, rules: Rules, why: Why = silent) -> float |
 def release_quantile(
     values: Floats, at: float, rules: Rules, why: Why = silent
 ) -> float | Suppressed:
-    """Return the quantile at `at` (0 to 1, linear between ranks), to a few digits.
+    """Return the quantile at one of QUANTILES (linear between ranks), to a few digits.
 
-    At least k records lie on either side by rank, so that the smallest and the largest value,
-    and what is near them, never leave.
+    At least k records lie on either side by rank, and so between two quantiles: the smallest
+    and the largest value, and what is near them, never leave.
     """
-    if not 0 <= at <= 1:
-        raise DataError(f"a quantile at {at}; needed 0 to 1")
+    if at not in QUANTILES:
+        raise DataError(f"a quantile at {at}; needed one of {', '.join(map(str, QUANTILES))}")
     found = np.sort(_values(values))
     place = at * (len(found) - 1)
     below, above = math.floor(place), len(found) - 1 - math.ceil(place)

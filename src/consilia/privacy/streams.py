@@ -10,7 +10,7 @@ Counter mode over zeros is the cipher's keystream, indistinguishable from unifor
 seed is used once; a seed here serves one session. Source: NIST SP 800-38A, section 6.5.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -61,3 +61,12 @@ class Streams:
 def keystream(seed: bytes) -> CipherContext:
     """Return AES-256-CTR of a 32-byte seed from counter zero; encrypt zeros with it."""
     return Cipher(AES(seed), CTR(bytes(16))).encryptor()
+
+
+def random_of(seed: bytes) -> Callable[[int], bytes]:
+    """Return a source of random bytes from a fresh 32-byte seed: quicker than the system's.
+
+    For rounding, which takes as many bytes as an update has.
+    """
+    stream = keystream(seed)
+    return lambda size: stream.update(bytes(size))

@@ -365,9 +365,16 @@ class Client:
             after = int(page.next)
             left = None if left is None else left - len(page.items)
 
-    def verify_audit(self) -> people.AuditCheckView:
-        """Have the hub check its whole chain (operator, auditor)."""
-        return self._get("/audit/verify", people.AuditCheckView)
+    def verify_audit(
+        self, length: int | None = None, digest: str = ""
+    ) -> people.AuditCheckView:
+        """Have the hub check its whole chain (operator, auditor).
+
+        `length` and `digest` are a head that was kept earlier: the chain must still hold it.
+        """
+        query = None if length is None else {"length": length, "digest": digest}
+        body = self._send("GET", "/audit/verify", query=query)
+        return _decode(body, people.AuditCheckView)
 
     # ---- the one way out ---------------------------------------------------------------------
 

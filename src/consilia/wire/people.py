@@ -145,6 +145,8 @@ class SiteView(View, frozen=True):
     certificate_expires: float | None
     version: str = ""
     datasets: tuple[str, ...] = ()
+    audit_length: int = 0  # of the site's own trail, as it last signed it
+    audit_head: str = ""  # digest of its last line
 
 
 class RoundView(View, frozen=True):

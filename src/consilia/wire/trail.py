@@ -1,7 +1,8 @@
 """An audit trail for auditors: checked against a head they kept, or written as a file.
 
-A file is CSV with a header, or one JSON object per line. The hub and every node write the same form, so one tool reads both. The digests go along: who
-has the file can check the chain with `core.chain.verify`.
+A file is CSV with a header, or one JSON object per line. The hub and every node write the same
+form, so one tool reads both. The digests go along: who has the file can check the chain with
+`core.chain.verify`.
 """
 
 import csv

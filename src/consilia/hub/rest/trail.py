@@ -8,7 +8,8 @@ from litestar.params import FromQuery
 from litestar.response import Stream
 from sqlalchemy import Connection
 
-from consilia.core.chain import Break, Line
+from consilia.core import ids
+from consilia.core.chain import GENESIS, Break, Line
 from consilia.hub import audit
 from consilia.hub.paging import MAX_PAGE, within
 from consilia.hub.rest.guard import Who, allow
@@ -70,15 +71,19 @@ def _page(db: Connection, after: int, count: int) -> list[tuple[Line, str]]:
 
 
 @get("/audit/verify", opt=TRUSTED)
-async def verify(hub: Hub) -> AuditCheckView:
-    """Check the whole chain."""
+async def verify(
+    hub: Hub, length: FromQuery[int] = 0, digest: FromQuery[str] = GENESIS
+) -> AuditCheckView:
+    """Check the whole chain, and that it holds a head kept earlier: `length` and `digest`."""
+    within(length, "length", 0, MAX_LINE)
+    ids.digest(digest)
 
     def read(db: Connection) -> AuditCheckView:
-        length, head = audit.head(db)
-        found = audit.check(db)
+        lines, head = audit.head(db)
+        found = audit.check(db, length, digest)
         if isinstance(found, Break):
             return AuditCheckView(
-                intact=False, lines=length, head=head, broken_at=found.seq, reason=found.reason
+                intact=False, lines=lines, head=head, broken_at=found.seq, reason=found.reason
             )
         return AuditCheckView(intact=True, lines=found[0], head=found[1])
 
