@@ -92,7 +92,7 @@ class _Updates:
         """Return the update of a site: clipped normal, as gradients are."""
         rng = np.random.default_rng(number)
         drawn = rng.standard_normal(self.params, np.float32) * np.float32(0.03)
-        return np.clip(drawn, -CLIP, CLIP)
+        return np.clip(drawn, -CLIP, CLIP, dtype=np.float32, out=drawn)
 
     def protect(self, member: secagg.Member, number: int) -> None:
         """Write the masked update of a site to `steps`: a node's work."""
@@ -170,8 +170,12 @@ def _hub(cast: _Cast, updates: _Updates, gone: int) -> tuple[float, float]:
             unmasker.subtract(part)
             mean[start : start + ring.PIECE] = ring.dequantise(part, step, np.float32)
 
-    spent += _seconds(finish)
-    return spent, float(np.abs(mean - exact).max())
+    masked = total.copy()
+    opened = []
+    for _ in range(3):
+        total[...] = masked
+        opened.append(_seconds(finish))
+    return spent + min(opened), float(np.abs(mean - exact).max())
 
 
 def _peers(interpreter: str, nodes: int, params: int) -> dict[str, Any]:

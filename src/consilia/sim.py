@@ -144,6 +144,8 @@ def _experiment(
     }
     if isinstance(fields.get("strategy"), str):
         fields["strategy"] = {"name": fields["strategy"]}
+    if isinstance(fields.get("privacy"), str):
+        fields["privacy"] = {"aggregation": fields["privacy"]}
     plain = msgspec.to_builtins(fields)
     found = strict.convert(plain, people.Experiment, "simulation")
     strategy(found.strategy.name, found.strategy.options)  # says what is wrong with it

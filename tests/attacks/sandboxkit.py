@@ -5,6 +5,9 @@ not fail is noticed), then shown to fail. After each attack the agent's side mus
 able to run an honest task.
 """
 
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,3 +106,55 @@ async def broken(
         seconds = time.monotonic() - began
         await honest(here, tmp_path, model)
         return caught.value.cause, seconds
+
+
+def as_nobody(directory: Path, script: str, files: dict[str, str]) -> str:
+    """Run a Python script as the user nobody, in a folder of its own; return what it printed.
+
+    Root only. Where the Python of these tests lies in a closed home, a mount namespace of its
+    own shows that folder, and nothing else of the home, to the script.
+    """
+    kit = Path(__file__).parent.parent
+    place = Path(f"/var/tmp/consilia-nobody-{time.time_ns()}")
+    place.mkdir(mode=0o755)
+    try:
+        for name, text in {**files, "script.py": script}.items():
+            (place / name).write_text(text)
+        subprocess.run(["chown", "-R", "65534:65534", place], check=True)
+        command = [
+            *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"),
+            *("env", "-i", f"PATH={PATH}", f"PYTHONPATH={kit}:{kit.parent / 'src'}"),
+            *(sys.executable, str(place / "script.py"), str(place), str(kit)),
+        ]
+        shown = " && ".join((*_opened(sys.base_prefix), f"exec {shlex.join(command)}"))
+        done = subprocess.run(
+            ["unshare", "--mount", "/bin/sh", "-c", shown],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd="/",
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+    finally:
+        subprocess.run(["rm", "-rf", place], check=True)
+
+
+PATH = "/usr/bin:/bin"
+
+
+def _opened(prefix: str) -> list[str]:
+    """Return shell commands that make `prefix` reachable for everybody, where it is not."""
+    closed = [p for p in reversed(Path(prefix).parents) if not p.stat().st_mode & 0o001]
+    if not closed:
+        return []
+    home, stash = shlex.quote(str(closed[0])), "/mnt"
+    quoted = shlex.quote(prefix)
+    return [
+        f"mount -t tmpfs -o mode=755 none {stash}",
+        f"mkdir {stash}/python",
+        f"mount --bind {quoted} {stash}/python",
+        f"mount -t tmpfs -o mode=755 none {home}",
+        f"mkdir -p {quoted}",
+        f"mount --bind {stash}/python {quoted}",
+    ]

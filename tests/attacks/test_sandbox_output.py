@@ -115,3 +115,43 @@ def train(weights, data, args, context):
     cause, seconds = await broken(tmp_path, body, timeout=2.0)
     assert cause == "timeout"
     assert seconds < 4.0
+
+
+async def test_output_a_byte_at_a_time(tmp_path: Path) -> None:
+    """A worker that always says a little more is ended at its time like any other."""
+    body = f"""{PIPE}
+import msgspec
+from consilia.wire.worker import Done, WorkerTensor
+def train(weights, data, args, context):
+    done = Done(60, {{}}, (WorkerTensor("w", "float32", (1000,)),))
+    body = msgspec.msgpack.encode(done)
+    fd = pipe()
+    for byte in len(body).to_bytes(4, "little") + body + bytes(4000):
+        os.write(fd, bytes([byte]))
+        time.sleep(0.05)
+"""
+    cause, seconds = await broken(tmp_path, body, timeout=3.0)
+    assert cause == "timeout"
+    assert seconds < 5.0
+
+
+async def test_more_output_than_promised(tmp_path: Path) -> None:
+    """What follows the last tensor is taken for the next message, and is none."""
+    body = f"""{PIPE}
+import msgspec
+from consilia.wire.worker import Done, WorkerTensor
+def train(weights, data, args, context):
+    done = Done(60, {{}}, (WorkerTensor("w", "float32", (10,)),))
+    body = msgspec.msgpack.encode(done)
+    os.write(pipe(), len(body).to_bytes(4, "little") + body + bytes(40) + b"x" * 500000)
+    time.sleep(1)
+"""
+    async with site(tmp_path / "node", Bubblewrap()) as here:
+        dataset = table(tmp_path / "cohort.csv")
+        model = await here.init(HONEST, job="honest")
+        _, weights = await here.train(plan(body), dataset, model, job="attack")
+        assert weights["w"].shape == (10,)
+        with pytest.raises(WorkerError) as caught:
+            await here.train(plan(body), dataset, model, job="attack", timeout=10)
+        assert caught.value.cause == "plan-contract"
+        await honest(here, tmp_path, model)

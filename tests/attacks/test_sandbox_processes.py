@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -228,3 +230,83 @@ async def test_nothing_survives_a_killed_agent(tmp_path: Path) -> None:
     finally:
         agent.kill()
         agent.wait()
+
+
+async def test_what_proc_shows(tmp_path: Path) -> None:
+    """Only the sandbox's own processes, none of which knows a path or a name of the site."""
+    marker = f"sleep 65.{time.time_ns() % 10**9}"
+    body = """
+import glob, os
+def escape(secret):
+    found = []
+    for path in glob.glob("/proc/[0-9]*"):
+        for name in ("cmdline", "environ", "maps", "mem", "stack", "wchan"):
+            try:
+                text = open(f"{path}/{name}", "rb").read(1 << 20)
+            except OSError:
+                continue
+            if any(s.encode() in text for s in secret.split("|")):
+                found.append(f"{path}/{name}")
+    others = [p for p in glob.glob("/proc/[0-9]*") if os.path.exists(p)]
+    print(found, others)
+    return found or len(others) > 3
+"""
+    victim = subprocess.Popen(shlex.split(marker), env={"TOKEN": "hunter2"})
+    try:
+        secrets = f"{marker.split()[1]}|hunter2|{tmp_path}/node-none/secrets"
+        await only_without_sandbox(tmp_path, body, secrets)
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+async def test_signals_reach_nobody_outside_the_plan(tmp_path: Path) -> None:
+    """Landlock's part: not even bubblewrap's own process in the sandbox can be signalled."""
+    body = """
+import os
+def escape(_):
+    try:
+        os.kill(1, 0)
+        return True
+    except PermissionError:
+        return False
+"""
+    assert await escaped(tmp_path, Bubblewrap(landlocked=False), body)
+    assert not await escaped(tmp_path, Bubblewrap(), body)
+
+
+@pytest.mark.parametrize(
+    "game",
+    [
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        """
+            for _ in range(3):
+                if os.fork() == 0:
+                    while True:
+                        os.kill(os.getppid(), signal.SIGSTOP)
+                        os.kill(os.getppid(), signal.SIGCONT)
+            time.sleep(60)
+        """,
+        """
+            for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(number, lambda *_: os.fork())
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            while True:
+                try:
+                    time.sleep(60)
+                except OSError:
+                    pass
+        """,
+    ],
+    ids=["stopped", "stopped and continued", "woken for ever"],
+)
+async def test_time_out_of_a_worker_that_plays_with_signals(tmp_path: Path, game: str) -> None:
+    """The clock is the agent's, and SIGKILL ends a stopped process too."""
+    body = f"""
+import signal
+def train(weights, data, args, context):
+{textwrap.indent(textwrap.dedent(game), "    ")}
+"""
+    cause, seconds = await broken(tmp_path, body, timeout=2.0)
+    assert cause in ("timeout", "crashed")  # the last one may start too many processes first
+    assert seconds < 5.0

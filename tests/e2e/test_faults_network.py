@@ -108,7 +108,9 @@ class BehindProxy(Lab):
         """Invite a site and let its node join through the proxy."""
         with self.client() as client:
             token = client.invite(site).token
-        app.join(token, self.node_directory(site), proxy=self.proxy)
+        password = "p@ss"  # noqa: S105 - of the test's own proxy
+        where = self.node_directory(site)
+        app.join(token, where, proxy=self.proxy, proxy_password=password)
 
 
 @pytest.mark.slow
@@ -117,14 +119,17 @@ def test_nodes_behind_a_connect_proxy(tmp_path: Path) -> None:
         ConnectProxy(HUB, PROXY_USER) as proxy,
         BehindProxy(tmp_path, hub_options=("--host", HUB)) as lab,
     ):
-        lab.proxy = f"http://site:p%40ss@127.0.0.1:{proxy.port}"
+        lab.proxy = f"http://site@127.0.0.1:{proxy.port}"
         lab.open(SITES)
         with lab.client() as client:
             token = client.invite("direct").token
             why = lab.refused_join(token, tmp_path / "direct")
             assert "Cannot connect to host hub.test" in why and "not known" in why
-            wrong = f"http://site:guess@127.0.0.1:{proxy.port}"
-            why = lab.refused_join(token, tmp_path / "direct", "--proxy", wrong)
+            wrong = tmp_path / "wrong"
+            wrong.write_text("guess\n")
+            wrong.chmod(0o600)
+            given = ("--proxy", lab.proxy, "--proxy-password-file", str(wrong))
+            why = lab.refused_join(token, tmp_path / "direct", *given)
             assert "Proxy Authentication Required" in why and "guess" not in why
             refused = proxy.refused
             proxy.cut_after(up=2_000_000, down=2_000_000)

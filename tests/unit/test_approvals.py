@@ -1,7 +1,9 @@
 """Approvals, studies and datasets: states, pinned digests, who decided, and what is told."""
 
 import os
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -260,6 +262,23 @@ def test_an_acceptance_may_name_datasets_that_exist(store: Store, tmp_path: Path
     datasets.add(store, write_table(tmp_path / "t.csv", 7), actor="m", now=NOW)
     studies.accept(store, "hearts", actor="m", now=NOW, datasets=("cohort",))
     assert studies.grants(store)[study_digest(STUDY)].datasets == {"cohort"}
+
+
+@pytest.mark.parametrize(
+    "folder", ["/usr/local/share", sys.prefix, str(Path(approvals.__file__).parent)]
+)
+def test_a_file_that_every_worker_sees_is_no_dataset(
+    store: Store, tmp_path: Path, folder: str
+) -> None:
+    measured = write_table(tmp_path / "t.csv", 7)
+    with pytest.raises(ConfigError, match="which every worker can read"):
+        datasets.add(store, replace(measured, path=f"{folder}/t.csv"), actor="m", now=NOW)
+    assert datasets.list_datasets(store) == []
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(ConfigError, match="which every worker can read"):
+        datasets.add(store, replace(measured, path=f"{link}/t.csv"), actor="m", now=NOW)
+    datasets.add(store, measured, actor="m", now=NOW)
 
 
 # ---- datasets -------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def test_every_command_of_the_manual_is_there() -> None:
     needed = """
         hub init|hub serve|hub invite|hub revoke|hub sites|hub token create|hub token list
         |hub token revoke|node join|node serve|node status|node doctor|node plans|node approve
-        |node reject|node revoke|node studies|node accept|node decline|node log
+        |node reject|node revoke|node studies|node accept|node decline|node log|node hub-audit
+        |node peers|node pin
         |node budget show|node budget history|node budget estimate|node budget verify
         |node budget accept-restore|node budget cap set|node budget cap remove
         |dataset add|dataset list|dataset show|dataset edit|dataset disable|dataset enable

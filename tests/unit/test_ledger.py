@@ -69,6 +69,16 @@ def test_admitted_means_within_the_cap_by_any_account(cap: Cap, total: ledger.Ve
         assert ledger.epsilon(total, cap.delta, FEW) <= cap.epsilon
 
 
+def test_a_sum_at_the_limit_is_admitted_and_one_unit_more_is_not() -> None:
+    held = ledger.make_filter(Cap(4.0), ORDERS)
+    for at in (i for i, room in enumerate(held.room) if room > 0):
+        rest = [MOST] * len(ORDERS)
+        full = (*rest[:at], held.room[at], *rest[at + 1 :])
+        assert ledger.admits(held, full) and ledger.used(held, full) == 1
+        assert not ledger.admits(held, (*full[:at], full[at] + 1, *full[at + 1 :]))
+    assert sum(room > 0 for room in held.room) > 1
+
+
 @given(CAPS, SPENDS, SPENDS.filter(any))
 def test_as_many_fit_as_are_said_and_not_one_more(
     cap: Cap, total: ledger.Vector, each: ledger.Vector

@@ -21,7 +21,7 @@ for at in range(0, len(kept), 4096):
 if len(sys.argv) > 2:
     os.fork()
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # not dumpable: others may not look closely
-os.write(1, b"ready\n")
+os.write(1, b"ready\\n")
 time.sleep(60)
 """
 

@@ -38,7 +38,7 @@ def verify(
         str,
         typer.Option(
             metavar="LENGTH:DIGEST",
-            help="A head somebody kept: of a hub, by `node hub-audit`; of a node, by `hub sites`.",
+            help="A head somebody kept: a hub's by its nodes, a node's by its hub.",
         ),
     ] = "",
     as_json: Json = False,

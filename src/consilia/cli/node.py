@@ -7,6 +7,7 @@ told of a change and acts on it at once.
 import sys
 import time
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -35,6 +36,7 @@ app = group("node", "A hospital's node: join a hub, serve, decide what may run."
     epilog=example(
         "consilia node join - --dir /srv/consilia < token",
         "consilia node join - --proxy http://proxy.hospital.example:3128 < token",
+        "consilia node join - --proxy http://node@proxy:3128 --proxy-password-file pw < token",
     )
 )
 def join(
@@ -42,7 +44,16 @@ def join(
         str, typer.Argument(help="The join token from the hub; - reads standard input.")
     ],
     directory: NodeDir = None,
-    proxy: Annotated[str, typer.Option(help="http://host:port of an HTTP CONNECT proxy.")] = "",
+    proxy: Annotated[
+        str, typer.Option(help="http://[user@]host:port of an HTTP CONNECT proxy.")
+    ] = "",
+    proxy_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CONSILIA_PROXY_PASSWORD_FILE",
+            help="File (mode 600) with the password of the proxy's user, in its first line.",
+        ),
+    ] = None,
     sandbox: Annotated[
         Literal["required", "off"],
         typer.Option(help="off: run researchers' code without a sandbox. Dangerous."),
@@ -54,10 +65,13 @@ def join(
     The token works once. It is a secret until then: with - it stays out of the process list.
     """
     from consilia.node.app import join as join_hub
+    from consilia.node.config import read_password
 
     text = sys.stdin.read() if token == "-" else token  # noqa: S105  # no password
     where = node_dir(directory)
-    config = join_hub(text.strip(), where, proxy or None, sandbox)
+    _no_password(proxy)
+    password = read_password(proxy_password_file) if proxy_password_file else ""
+    config = join_hub(text.strip(), where, proxy or None, sandbox, password)
     if sandbox == "off":
         note("consilia: WARNING: the sandbox is off: approved code can read what this user can")
     done(
@@ -349,6 +363,21 @@ def hub_audit(directory: NodeDir = None, as_json: Json = False) -> None:
 
 
 # ---- inside ----------------------------------------------------------------------------------
+
+
+def _no_password(proxy: str) -> None:
+    """Refuse a password on the command line, where every user of the machine reads it."""
+    from urllib.parse import urlsplit
+
+    try:
+        password = urlsplit(proxy).password
+    except ValueError:  # no URL at all, of which the node's own check says more
+        return
+    if password is not None:
+        raise ConfigError(
+            "--proxy holds a password, which all users of this machine can see: give "
+            "http://user@host:port and --proxy-password-file, and change that password"
+        )
 
 
 def _digest(store: "Store", text: str) -> str:

@@ -127,7 +127,10 @@ def tells(state: JobState) -> tuple[Tell, ...]:
 
 
 def retold(state: JobState) -> tuple[Tell, ...]:
-    """Return what a restarted hub has to tell: consent may have ended before all heard of it."""
+    """Return what a restarted hub has to tell.
+
+    Consent may have ended before all were told the survivors.
+    """
     if masked(state) and state.step == "unmask":
         return (*tells(replace(state, step="consent")), *tells(state))
     return tells(state)

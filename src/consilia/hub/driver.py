@@ -93,6 +93,7 @@ class Driver:
         self._parts = parts
         self._finished = finished
         self._worker = _new_worker()
+        self._words = masking.Words()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def execute(self, job: LiveJob, command: Command) -> None:
@@ -107,7 +108,7 @@ class Driver:
             case Tell():
                 # One commit may hold the step's end and the job's: there is nobody to tell then.
                 if command.lease in job.state.leases:
-                    word = masking.word(job.state, command)
+                    word = self._words.word(job.state, command)
                     parts.presence.tell(command.site, word)
             case Fold():
                 self._fold(job, command)

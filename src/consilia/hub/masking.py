@@ -44,21 +44,37 @@ def survivors(state: JobState) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def word(state: JobState, tell: Tell) -> Word:
-    """Return what a site is told so that it can do the step it is asked for."""
-    match tell.step:
-        case "shares":
-            return Word(
-                tell.lease, "roster", secagg.roster(context(state), said(state, "keys"))
-            )
-        case "update":
-            boxes = secagg.inboxes(said(state, "shares"))
-            return Word(tell.lease, "inbox", boxes[tell.site])
-        case "consent":
-            body = secagg.survivors(context(state), survivors(state))
-            return Word(tell.lease, "survivors", body)
-        case _:
-            return Word(tell.lease, "consents", secagg.consents(said(state, "consent")))
+class Words:
+    """What sites are told, so that they can do the step they are asked for.
+
+    All inboxes are made at once, of all shares: they are kept until another round asks.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing kept."""
+        self._about: tuple[bytes, tuple[str, ...]] = (b"", ())
+        self._boxes: dict[str, bytes] = {}
+
+    def word(self, state: JobState, tell: Tell) -> Word:
+        """Return what one site is told; its lease is one of the open round's."""
+        match tell.step:
+            case "shares":
+                body = secagg.roster(context(state), said(state, "keys"))
+                return Word(tell.lease, "roster", body)
+            case "update":
+                return Word(tell.lease, "inbox", self._inboxes(state)[tell.site])
+            case "consent":
+                body = secagg.survivors(context(state), survivors(state))
+                return Word(tell.lease, "survivors", body)
+            case _:
+                return Word(tell.lease, "consents", secagg.consents(said(state, "consent")))
+
+    def _inboxes(self, state: JobState) -> dict[str, bytes]:
+        sharers = (lease.site for lease in state.leases.values() if "shares" in lease.words)
+        about = (context(state), tuple(sorted(sharers)))
+        if about != self._about:
+            self._about, self._boxes = about, secagg.inboxes(said(state, "shares"))
+        return self._boxes
 
 
 def check(state: JobState, site: str, message: Said, public_key: bytes) -> None:

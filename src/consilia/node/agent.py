@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from consilia.core import ids
 from consilia.errors import (
@@ -39,7 +40,7 @@ from consilia.node.config import NodeConfig
 from consilia.node.delivery import Delivery, conclude
 from consilia.node.exchange import Exchange
 from consilia.node.link import HubLink
-from consilia.node.masking import Spoken
+from consilia.node.masking import Open, Spoken
 from consilia.node.policy import short
 from consilia.node.release import Answer, Release
 from consilia.node.runner import Runs
@@ -51,6 +52,7 @@ from consilia.node.work import (
     Ending,
     Job,
     NotAllowed,
+    Talk,
     Work,
     cause_of,
     in_thread,
@@ -70,6 +72,7 @@ TRANSFERS = 16  # uploads and downloads at once, given up ones included
 NEIGHBOURS = 4  # cached models looked at for tensors that need not be fetched
 
 _LOG = logging.getLogger("consilia.node.agent")
+Found = TypeVar("Found", Answer, Answer | None)
 
 
 class Agent:
@@ -106,6 +109,7 @@ class Agent:
         self._slots = asyncio.Semaphore(config.limits.tasks)
         self._background: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()  # the public state has to be advertised
+        self._unclaimed: set[str] = set()  # masked rounds from before, not given again yet
         self._refused = 0  # tasks refused in a row
         self._catalogue = 0
         self._revision = -1
@@ -115,11 +119,15 @@ class Agent:
 
     async def run(self) -> None:
         """Work until cancelled. Unfinished tasks are dropped then: the hub gives them again."""
-        for answer in await in_thread(self._release.pending):
-            self._take(answer.lease, answer)
-        for lease, spoken in await in_thread(self._release.masking.open):
-            if lease.id not in self._works and self._release.answered(lease.id):
-                self._listen_again(lease, spoken)
+        answers = await in_thread(self._release.pending)
+        rounds = {r.lease.id: r for r in await in_thread(self._release.masking.open)}
+        for answer in answers:
+            self._take(answer.lease, answer, rounds.pop(answer.lease.id, None))
+        for name, round in rounds.items():
+            if self._release.answered(name):
+                self._take(round.lease, None, round)  # the hub has our update
+            else:
+                self._unclaimed.add(name)
         self._revision, self._day = self._store.revision(), self._standing.today()
         self._reconsider()
         try:
@@ -171,6 +179,7 @@ class Agent:
                 self._heard()
                 backoff.reset()
                 took, fresh = loop.time() - asked, self._obey(orders)
+                await self._forget_unclaimed()
                 if orders.catalogue != self._catalogue:
                     site = self._config.site
                     self._catalogue, news = await catalogue.sync(
@@ -246,8 +255,8 @@ class Agent:
     def _reconsider(self) -> None:
         """Stop what is no longer allowed, and tell the hub what is."""
         for work in list(self._works.values()):
-            if work.phase in ("waiting", "listening") or work.ending is not None:
-                continue  # judged when its turn comes; what has left cannot be taken back
+            if work.phase == "waiting" or work.ending is not None:
+                continue  # judged when its turn comes
             if isinstance(work.answer, Answer) and work.answer.frame is None:
                 continue  # nothing of the site's data is in a refusal or failure
             decision = self._standing.judge(work.lease)
@@ -278,24 +287,31 @@ class Agent:
 
     # ---- one lease -------------------------------------------------------------------------
 
-    def _take(self, lease: Lease, answer: Answer | None = None) -> None:
+    def _take(
+        self, lease: Lease, answer: Answer | None = None, round: Open | None = None
+    ) -> None:
+        """Begin to work on a lease, or go on where a restarted agent was."""
         loop = asyncio.get_running_loop()
         limit = self._config.limits.seconds
         timeout = min(limit, lease.timeout) if lease.timeout > 0 else 0.0
         work = Work(lease, self._now(), loop.time() + timeout, answer)
         if answer is not None:
             work.phase = "sending"
+        if round is not None:
+            work.phase = "sending" if answer is not None else "listening"
+            self._join(work, round.spoken)
         self._works[lease.id] = work
         work.task = loop.create_task(self._perform(work))
 
     def _end(self, work: Work, ending: Ending) -> None:
         """Stop a task early. What is being sent ends by itself when the hub says so."""
-        if work.phase == "listening" and work.exchange is not None:
-            work.exchange.end()
-            self._works.pop(work.lease.id, None)  # the hub need not say so again
-            return
         work.ending = ending
         if work.task is None or (ending.by == "hub" and work.phase == "sending"):
+            return
+        if ending.by == "hub" and work.phase == "listening" and work.exchange is not None:
+            work.exchange.end()
+            self._works.pop(work.lease.id, None)  # the hub need not say so again
+            self._keep(work.task)
             return
         work.task.cancel()
         # In release a thread reads from the worker: end what it reads. The site's own word
@@ -306,55 +322,70 @@ class Agent:
     async def _perform(self, work: Work) -> None:
         """Find the answer to a lease and deliver it, whatever happens on the way."""
         try:
-            if work.answer is None:
+            heard = work.phase == "listening"
+            if not heard and work.answer is None:
                 work.answer = await self._answer(work)
-            if work.answer is not None:
-                delivered = await self._delivery.deliver(work, work.answer)
-                if delivered and work.exchange is not None:
-                    await self._hear_out(work)
+            if not heard and work.answer is not None:
+                taken = await self._delivery.deliver(work, work.answer)
+                heard = taken and work.answer.frame is not None and work.ending is None
+            if heard and work.exchange is not None:
+                await self._hear_out(work, work.exchange)
             await self._leave(work)
         except asyncio.CancelledError:
             if work.exchange is not None:  # the agent ends: the round goes on after its start
-                await work.exchange.close(forget=False)
+                await work.exchange.close()
             raise
         except Exception:
             _LOG.exception("a defect ended lease %s", printable(work.lease.id, 200))
         finally:
-            self._works.pop(work.lease.id, None)
-
-    def _listen_again(self, lease: Lease, spoken: Spoken) -> None:
-        """Go on with a masked round whose update the hub has: the others need our words."""
-        loop = asyncio.get_running_loop()
-        work = Work(lease, self._now(), loop.time() + self._config.limits.seconds)
-        self._works[lease.id] = work
-        self._join(work, spoken)
-
-        async def listen() -> None:
-            try:
-                await self._hear_out(work)
-                await self._leave(work)
-            finally:
-                self._works.pop(lease.id, None)
-
-        work.task = loop.create_task(listen())
+            if self._works.get(work.lease.id) is work:
+                del self._works[work.lease.id]
 
     def _join(self, work: Work, spoken: Spoken | None = None) -> None:
         """Take part in the masked round that a lease belongs to."""
-        exchange = Exchange(
-            work.lease, self._release.masking, self._link, self._delivery.pause, self._rng
-        )
-        work.exchange = exchange
-        exchange.start(spoken)
+        masking, pause = self._release.masking, self._delivery.pause
+        broke = partial(self._broke, work)
+        work.exchange = Exchange(work.lease, masking, self._link, pause, self._rng, broke)
+        work.exchange.start(spoken)
 
-    async def _hear_out(self, work: Work) -> None:
-        """Answer in a masked round until it is over."""
-        if work.exchange is not None:
-            work.phase = "listening"
-            await work.exchange.ended(work.left)
+    def _broke(self, work: Work, error: ConsiliaError) -> None:
+        """Stop a task whose masked round this site must not go on with."""
+        if isinstance(error, Refused) and work.answer is None and work.ending is None:
+            self._end(work, Ending("policy", (str(error),)))
+
+    async def _hear_out(self, work: Work, exchange: Talk) -> None:
+        """Answer in a masked round until it is over, or tell the hub that this site leaves."""
+        work.phase = "listening"
+        find: Callable[[], Answer]
+        try:
+            await exchange.ended()
+            return
+        except asyncio.CancelledError:
+            if work.ending is None:
+                raise  # the agent itself is ending
+            uncancel()
+            find = partial(conclude, self._release, work, work.ending)
+        except Refused as e:
+            reason = NotAllowed((str(e),), "release.refuse")
+            find = partial(self._refused_answer, work.lease, reason)
+        except ConsiliaError as e:
+            find = partial(self._failed, work.lease, e)
+        await exchange.close()
+        await self._delivery.deliver(work, await self._found(work, find))
 
     async def _leave(self, work: Work) -> None:
+        """A lease is over: forget the secrets of its masked round."""
         if work.exchange is not None:
-            await work.exchange.close(forget=True)
+            await work.exchange.close()
+        if work.lease.task.cohort:
+            await in_thread(self._release.masking.forget, work.lease.id)
+
+    async def _forget_unclaimed(self) -> None:
+        """Forget rounds that were over while the agent was away: the hub does not ask."""
+        gone = self._unclaimed.difference(self._works)
+        self._unclaimed.clear()
+        if gone:
+            await in_thread(self._release.masking.forget, *gone)
 
     async def _answer(self, work: Work) -> Answer | None:
         """Run the task if it may run; return what to tell the hub, None for nothing."""
@@ -370,6 +401,10 @@ class Agent:
             find = partial(self._refused_answer, work.lease, e)
         except Exception as e:  # each becomes a word of a closed list
             find = partial(self._failed, work.lease, e)
+        return await self._found(work, find)
+
+    async def _found(self, work: Work, find: Callable[[], Found]) -> Found:
+        """Return what `find` makes for the hub; wait for the disk, if need be."""
         while True:
             try:
                 return await in_thread(find)
@@ -382,6 +417,8 @@ class Agent:
         """Judge, prepare, run, release. Raises NotAllowed, or what went wrong."""
         lease = work.lease
         self._judge(lease)
+        if lease.task.cohort:
+            self._join(work)  # before its turn: the others wait for our keys, not our update
         job = self._jobs.setdefault(lease.task.job, Job())
         async with job.lock, self._slots:
             work.phase = "preparing"
@@ -426,8 +463,6 @@ class Agent:
         """Run an allowed task in the job's worker and release its result."""
         lease, task, loop = work.lease, work.lease.task, asyncio.get_running_loop()
         started = loop.time()
-        if task.cohort and work.exchange is None:
-            self._join(work)
         with self._held(task.model) as held:
             model = held
             if task.model is not None and model is None:
@@ -560,7 +595,10 @@ class Agent:
             _LOG.debug("progress of %s not sent: %s", lease[:200], e)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        self._keep(asyncio.get_running_loop().create_task(work))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        """See to it that a task is awaited when the agent ends."""
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

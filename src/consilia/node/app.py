@@ -28,13 +28,14 @@ from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
 from consilia.node.identity import Identity
-from consilia.node.line import Credentials
+from consilia.node.line import Credentials, with_password
 from consilia.node.link import HttpLink, enrol
 from consilia.node.release import Release
 from consilia.node.store import Store
 from consilia.wire.token import decode_token
 from consilia.wire.v1 import Renew, Scalar
 
+PASSWORD = f"{identity.FOLDER}/proxy.password"  # the proxy's, within the node's directory
 RENEW_RETRY = 3600.0  # seconds between attempts to renew the certificate
 
 _LOG = logging.getLogger("consilia.node")
@@ -61,8 +62,11 @@ def join(
     directory: Path,
     proxy: str | None = None,
     sandbox: Literal["required", "off"] = "required",
+    proxy_password: str = "",
 ) -> NodeConfig:
     """Make this site's keys in `directory`, have them certified, and write node.yaml.
+
+    `proxy_password` is kept in a file of its own among the node's secrets.
 
     The join token works once, so everything that can fail here is tried before it is sent.
     Raises Conflict when the directory is a node's already.
@@ -72,10 +76,12 @@ def join(
         ids.name(asked.site, "site"),
         asked.url,
         proxy or "",
+        PASSWORD if proxy_password else "",
         sandbox,
         arguments={name: list(values) for name, values in RANGES.items()},
     )
     config.check(settings, config.FILE)
+    way = with_password(settings.proxy, proxy_password) if proxy_password else settings.proxy
     identity.refuse_overwrite(directory)
     if (directory / config.FILE).exists():
         raise Conflict(f"{directory / config.FILE} exists: this directory is a node's already")
@@ -88,8 +94,10 @@ def join(
     try:
         keys = identity.new_keys()
         request = identity.request(keys.tls, settings.site)
-        enrolled = asyncio.run(enrol(asked, request, keys.signing_public, proxy=proxy or ""))
+        enrolled = asyncio.run(enrol(asked, request, keys.signing_public, proxy=way))
         identity.create(directory, settings.site, keys, enrolled, asked.ca)
+        if proxy_password:
+            identity.write_secret(directory / PASSWORD, f"{proxy_password}\n".encode())
         config.save(directory, settings, _COMMENTS)
         with store.write() as tx:
             tx.audit(time.time(), "agent", "node.join", settings.site, "joined", asked.url)
@@ -124,7 +132,7 @@ async def _serve(
         settings.hub,
         Credentials(me.secrets / "tls.pem", me.secrets / "tls.key", me.secrets / "ca.pem"),
         random=rng.random,
-        proxy=settings.proxy,
+        proxy=config.proxy_url(directory, settings),
     )
     agent = Agent(
         config=settings,

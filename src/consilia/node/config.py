@@ -16,7 +16,7 @@ import yaml
 
 from consilia.core import ids
 from consilia.errors import ConfigError, NotFound
-from consilia.node.line import parse_proxy
+from consilia.node.line import parse_proxy, with_password
 from consilia.node.policy import Interval, allowed_values
 from consilia.privacy.ledger import Cap, check_cap
 from consilia.wire import strict
@@ -70,7 +70,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
 
     site: str
     hub: str  # https://host:port of the node listener
-    proxy: str = ""  # http://host:port of an HTTP CONNECT proxy; "" for none
+    proxy: str = ""  # http://[user@]host:port of an HTTP CONNECT proxy; "" for none
+    proxy_password_file: str = ""  # of that user; relative to the node's directory
     sandbox: Sandbox = "required"
     cuda: bool = False
     limits: Limits = Limits()
@@ -81,9 +82,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     disclose_reasons: bool = False
     disclosure: Disclosure = Disclosure()
     privacy: Budgets = Budgets()
-    plain_updates: bool = (
-        False  # let updates leave unmasked where three sites or more take part
-    )
+    plain_updates: bool = False  # may updates leave unmasked where three sites take part
+    dp_required: bool = False  # refuse training without differential privacy
     failures_per_day: int = 50  # of one plan; then its tasks are refused until the next day
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_bytes: int = 64 << 20  # of the log files together
@@ -115,6 +115,26 @@ def parse(text: str, source: str = FILE) -> NodeConfig:
     return config
 
 
+def proxy_url(directory: Path, config: NodeConfig) -> str:
+    """Return the proxy with its password filled in, "" for none. Never log it."""
+    if not config.proxy_password_file:
+        return config.proxy
+    return with_password(config.proxy, read_password(directory / config.proxy_password_file))
+
+
+def read_password(path: Path) -> str:
+    """Return the first line of a file that only its owner may read."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{path} is readable by others; run: chmod 600 {path}")
+        password = path.read_text("utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"the proxy's password cannot be read from {path}: {e}") from None
+    if not password:
+        raise ConfigError(f"{path} holds no password in its first line")
+    return password
+
+
 def check(config: NodeConfig, source: str) -> None:
     """Raise ConfigError for values that have the right type and make no sense."""
     for problem in _problems(config):
@@ -142,7 +162,7 @@ def _problems(c: NodeConfig) -> Iterator[str]:
     for name, check_text in (
         ("site", lambda: ids.name(c.site, "site")),
         ("hub", lambda: split_url(c.hub)),
-        ("proxy", lambda: parse_proxy(c.proxy)),
+        ("proxy", lambda: _check_proxy(c)),
     ):
         try:
             check_text()
@@ -164,6 +184,12 @@ def _problems(c: NodeConfig) -> Iterator[str]:
     for name, values in c.arguments.items():
         if found := _values_problem(values):
             yield f"arguments.{name}: {found}"
+
+
+def _check_proxy(c: NodeConfig) -> None:
+    parse_proxy(c.proxy)
+    if c.proxy_password_file:
+        with_password(c.proxy, "any")
 
 
 def _budget_problems(budgets: Budgets) -> Iterator[str]:

@@ -16,6 +16,7 @@ import msgspec
 from consilia.core import ids
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError, Conflict, DataError, NotFound
+from consilia.node.launcher import shown_within
 from consilia.node.policy import DatasetFacts
 from consilia.node.store import Row, Store
 from consilia.wire.v1 import OfferedDataset
@@ -35,8 +36,17 @@ class Registered:
 
 
 def add(store: Store, dataset: Dataset, *, actor: str, now: float) -> Registered:
-    """Register what `data.registry.inspect_table` measured; enabled at once."""
+    """Register what `data.registry.inspect_table` measured; enabled at once.
+
+    ConfigError for a file in a folder that every worker is shown: the tasks of other datasets
+    could read it there.
+    """
     _check_names(dataset)
+    if folder := shown_within(Path(dataset.path)):
+        raise ConfigError(
+            f"{dataset.path} lies in {folder}, which every worker can read, whatever dataset it "
+            "works on; move the file to a folder of its own, such as /srv/data"
+        )
     with store.write() as tx:
         if tx.rows("SELECT 1 FROM datasets WHERE name = ?", (dataset.name,)):
             raise Conflict(

@@ -83,7 +83,7 @@ def _certificate(me: Identity, now: float) -> Iterator[Finding]:
 def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> Iterator[Finding]:
     """Name, proxy, then one request on the control road: TLS, identity and clock at once."""
     host, port = split_url(settings.hub)
-    proxy = parse_proxy(settings.proxy)
+    proxy = parse_proxy(config.proxy_url(me.secrets.parent, settings))
     where, what = (host, port), "hub"
     if proxy is not None:
         where, what = (proxy.host, proxy.port), "proxy"

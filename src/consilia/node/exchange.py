@@ -1,15 +1,24 @@
 """The conversation of one masked round: the hub passes words on, this site says its own.
 
 It runs beside the training, so that keys and shares are exchanged by the time the update is
-there, and goes on after the update has been delivered, until the round is over.
+there, and goes on after the update has been delivered, until the hub says that the round is
+over. What this site must not answer ends its part in the round: nothing is said from then on.
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
+from typing import ParamSpec
 
-from consilia.errors import AuthError, ConsiliaError, Refused, WireError, WorkerError
+from consilia.errors import (
+    AuthError,
+    ConsiliaError,
+    Refused,
+    StorageError,
+    WireError,
+    WorkerError,
+)
 from consilia.node.backoff import Backoff
 from consilia.node.link import HubLink
 from consilia.node.masking import Masking, Spoken
@@ -17,6 +26,7 @@ from consilia.node.store import printable
 from consilia.node.work import in_thread
 from consilia.wire.v1 import Lease, Sealed, Word
 
+P = ParamSpec("P")
 Pause = Callable[[float], Coroutine[object, object, None]]
 _ORDER = ("", "roster", "inbox", "survivors", "consents")
 _LOG = logging.getLogger("consilia.node.exchange")
@@ -25,15 +35,25 @@ _LOG = logging.getLogger("consilia.node.exchange")
 class Exchange:
     """One lease's part in its masked round, on the event loop."""
 
-    def __init__(
-        self, lease: Lease, masking: Masking, link: HubLink, pause: Pause, rng: random.Random
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts it connects
+        self,
+        lease: Lease,
+        masking: Masking,
+        link: HubLink,
+        pause: Pause,
+        rng: random.Random,
+        failed: Callable[[ConsiliaError], None],
     ) -> None:
-        """`pause(seconds)` waits, but not longer than until the hub is back."""
+        """`pause(seconds)` waits, but not longer than until the hub is back.
+
+        `failed` is told, once, when this site cannot or must not go on.
+        """
         self._lease = lease
         self._masking = masking
         self._link = link
         self._pause = pause
         self._rng = rng
+        self._failed = failed
         self._words: asyncio.Queue[Word] = asyncio.Queue()
         self._ready = asyncio.Event()
         self._over = asyncio.Event()
@@ -63,25 +83,24 @@ class Exchange:
         if self._failure is not None:
             raise self._failure
 
-    async def ended(self, seconds: float) -> None:
-        """Return when the round is over for this site, at the latest after `seconds`."""
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._over.wait()
-        except TimeoutError:
-            _LOG.warning("lease %s: its masked round was not ended in time", self._name)
+    async def ended(self) -> None:
+        """Return when the round is over; raise what has ended this site's part before.
+
+        There is no limit: the hub answers every poll with the rounds that are over.
+        """
+        await self._over.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def end(self) -> None:
         """The round is over."""
         self._over.set()
 
-    async def close(self, *, forget: bool) -> None:
-        """Stop; `forget` also deletes the round's secrets."""
+    async def close(self) -> None:
+        """Say nothing any more; what is stored stays."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if forget:
-            await in_thread(self._masking.forget, self._lease.id)
 
     @property
     def _name(self) -> str:
@@ -89,13 +108,13 @@ class Exchange:
 
     async def _run(self) -> None:
         try:
-            spoken = await in_thread(self._masking.begin, self._lease)
+            spoken = await self._stored(self._masking.begin, self._lease)
             self._at(spoken)
             await self._say(spoken.said)
             while True:
                 word = await self._words.get()
                 before = spoken
-                spoken = await in_thread(self._masking.hear, self._lease, word)
+                spoken = await self._stored(self._masking.hear, self._lease, word)
                 self._at(spoken)
                 if spoken.said != before.said:
                     await self._say(spoken.said)
@@ -105,6 +124,21 @@ class Exchange:
         except ConsiliaError as e:
             _LOG.error("lease %s: the masked round cannot go on: %s", self._name, e)
             self._fail(e)
+        except Exception as e:
+            _LOG.exception("lease %s: a defect ended its masked round", self._name)
+            self._fail(WorkerError(f"a defect: {e!r}"))
+
+    async def _stored(
+        self, step: Callable[P, Spoken], *args: P.args, **more: P.kwargs
+    ) -> Spoken:
+        """Take a step, which is on disk before it is said; wait for a disk that is full."""
+        backoff = Backoff(self._rng)
+        while True:
+            try:
+                return await in_thread(step, *args, **more)
+            except StorageError as e:
+                _LOG.error("lease %s: cannot go on yet: %s", self._name, e)
+                await asyncio.sleep(backoff.delay())
 
     def _at(self, spoken: Spoken) -> None:
         if _ORDER.index(spoken.heard) > _ORDER.index(self.heard):
@@ -116,6 +150,7 @@ class Exchange:
         self._failure = error
         self._ready.set()
         self._over.set()
+        self._failed(error)
 
     async def _say(self, sealed: Sealed) -> None:
         """Tell the hub, again and again while it is away."""

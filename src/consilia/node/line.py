@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from consilia.errors import AuthError, ConfigError, ConsiliaError, TransferError
 
@@ -72,6 +72,21 @@ def parse_proxy(url: str) -> Proxy | None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
     return Proxy(url, host, port, headers)
+
+
+def with_password(url: str, password: str) -> str:
+    """Return the proxy's `url` with `password` filled in for the user that it names.
+
+    ConfigError when it names none, or holds a password already. Nothing of either is repeated.
+    """
+    way = parse_proxy(url)
+    parts = urlsplit(url)
+    if way is None or not parts.username or parts.password is not None:
+        raise ConfigError(
+            "a proxy's password needs a proxy of the form http://user@host:port, without one"
+        )
+    user, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}").geturl()
 
 
 def client_context(alpn: str, ca: str, credentials: Credentials | None) -> ssl.SSLContext:

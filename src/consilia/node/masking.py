@@ -26,7 +26,7 @@ from consilia.node.policy import short
 from consilia.node.store import Store, Transaction
 from consilia.privacy import masked, ring, secagg
 from consilia.wire import frames, seal
-from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Word, decode, encode
+from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Task, Word, decode, encode
 
 Step = Literal["keys", "shares", "consent", "unmask"]
 REPORT = "report"
@@ -41,6 +41,28 @@ class Spoken:
 
     heard: str
     said: Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A round that was not over when the agent ended."""
+
+    lease: Lease
+    spoken: Spoken
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is stored of a round."""
+
+    task: Task
+    member: secagg.Member
+    spoken: Spoken
+
+
+def forget(tx: Transaction, lease: str) -> None:
+    """Delete the secrets of a round in a transaction: this site says nothing more in it."""
+    tx.execute("DELETE FROM masked WHERE lease = ?", (lease,))
 
 
 class Masking:
@@ -63,10 +85,11 @@ class Masking:
 
     def begin(self, lease: Lease) -> Spoken:
         """Join a round, or go on with it after a restart. Raises Refused."""
-        row = self._row(lease.id)
+        task, row = lease.task, self._row(lease.id)
         if row is not None:
-            return row[1]
-        task = lease.task
+            if row.task != task:
+                raise Refused(f"lease {lease.id[:200]} was given before, with another task")
+            return row.spoken
         if len(task.cohort) < FEWEST or self._site not in task.cohort:
             raise Refused(
                 f"a masked round of {len(task.cohort)} sites: needed {FEWEST} at least, this "
@@ -93,7 +116,7 @@ class Masking:
         row = self._row(lease.id)
         if row is None:
             raise Refused(f"lease {lease.id[:200]} takes part in no masked round here")
-        member, spoken = row
+        member, spoken = row.member, row.spoken
         if _ORDER.index(word.step) <= _ORDER.index(spoken.heard):
             return spoken
         if _ORDER.index(word.step) != _ORDER.index(spoken.heard) + 1:
@@ -113,10 +136,12 @@ class Masking:
                 member, body = secagg.unmask(member, word.body, self._pins(lease))
                 said, detail = self._seal(lease, "unmask", body), "the survivors' sum"
         with self._store.write() as tx:
-            tx.execute(
+            kept = tx.execute(
                 "UPDATE masked SET heard = ?, member = ?, said = ? WHERE lease = ?",
                 (word.step, encode(member), encode(said), lease.id),
             )
+            if not kept:
+                raise Refused(f"lease {lease.id[:200]} has been answered: no word leaves now")
             if detail:
                 self._line(
                     tx,
@@ -135,14 +160,14 @@ class Masking:
         of the cohort's records, UpdateRejected for a change beyond the range of the ring.
         """
         row = self._row(lease.id)
-        if row is None or row[1].heard != "inbox":
+        if row is None or row.spoken.heard != "inbox":
             raise Refused("the round's shares have not arrived: nothing can be masked")
         task = lease.task
         if not 0 < records <= task.total:
             raise Refused(
                 f"{records} records would be weighed against {task.total} of the whole cohort"
             )
-        masker = self._spend(lease, row[0])
+        masker = self._spend(lease, row.member)
         weight = records / task.total
         extra = (np.ones(1), _slots(metrics))
         with frames.opened(update) as new, frames.opened(base) as old, out.open("wb") as file:
@@ -177,26 +202,28 @@ class Masking:
             )
         return masker
 
-    def open(self) -> list[tuple[Lease, Spoken]]:
+    def open(self) -> "list[Open]":
         """Return the rounds not over yet; forget those too old for anybody to end them."""
         with self._store.write() as tx:
             tx.execute("DELETE FROM masked WHERE at < ?", (self._now() - KEPT,))
         rows = self._store.rows("SELECT body, heard, said FROM masked ORDER BY at")
-        return [(decode(b, Lease), Spoken(h, decode(s, Sealed))) for b, h, s in rows]
+        return [Open(decode(b, Lease), Spoken(h, decode(s, Sealed))) for b, h, s in rows]
 
-    def forget(self, lease: str) -> None:
-        """Delete the secrets of a round that is over."""
+    def forget(self, *leases: str) -> None:
+        """Delete the secrets of rounds that are over."""
         with self._store.write() as tx:
-            tx.execute("DELETE FROM masked WHERE lease = ?", (lease,))
+            for lease in leases:
+                forget(tx, lease)
 
-    def _row(self, lease: str) -> tuple[secagg.Member, Spoken] | None:
+    def _row(self, lease: str) -> "_Row | None":
         rows = self._store.rows(
-            "SELECT member, heard, said FROM masked WHERE lease = ?", (lease,)
+            "SELECT body, member, heard, said FROM masked WHERE lease = ?", (lease,)
         )
         if not rows:
             return None
-        member, heard, said = rows[0]
-        return decode(member, secagg.Member), Spoken(str(heard), decode(said, Sealed))
+        body, member, heard, said = rows[0]
+        spoken = Spoken(str(heard), decode(said, Sealed))
+        return _Row(decode(body, Lease).task, decode(member, secagg.Member), spoken)
 
     def _pins(self, lease: Lease) -> dict[str, bytes]:
         """Return the pinned keys of the cohort; Refused when one is missing."""

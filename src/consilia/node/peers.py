@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from consilia.errors import Conflict, WireError
+from consilia.core import ids
+from consilia.errors import ConfigError, Conflict, WireError
 from consilia.node.store import Store, Transaction
 
 MAX_PEERS = 10_000
@@ -54,12 +55,13 @@ def words(key: bytes) -> str:
 
 def told(store: Store, keys: Mapping[str, bytes], now: float) -> None:
     """Keep what the hub says the sites' keys are; nothing is believed by it."""
-    if len(keys) > MAX_PEERS or any(len(key) != KEY_BYTES for key in keys.values()):
-        raise WireError(f"the hub's catalogue names more than {MAX_PEERS} keys, or broken ones")
+    _check(keys)
     known = {str(site): key for site, key in store.rows("SELECT site, key FROM peers")}
     fresh = {site: key for site, key in keys.items() if known.get(site) != key}
     if not fresh:
         return
+    if len(known.keys() | fresh.keys()) > MAX_PEERS:
+        raise WireError(f"the hub has told the keys of more than {MAX_PEERS} sites by now")
     with store.write() as tx:
         for site, key in fresh.items():
             tx.execute(
@@ -69,6 +71,21 @@ def told(store: Store, keys: Mapping[str, bytes], now: float) -> None:
             )
             what = "changed" if site in known else "new"
             tx.audit(now, "hub", "peer.key", site, what, words(key))
+
+
+def _check(keys: Mapping[str, bytes]) -> None:
+    """Raise WireError for keys that cannot be sites' keys."""
+    if len(keys) > MAX_PEERS:
+        raise WireError(f"the hub's catalogue names {len(keys)} keys, limit {MAX_PEERS}")
+    for site, key in keys.items():
+        try:
+            ids.name(site, "site")
+        except ConfigError as e:
+            raise WireError(f"the hub's catalogue names a key: {e}") from None
+        if len(key) != KEY_BYTES:
+            raise WireError(
+                f"the hub tells a key of {len(key)} bytes for site {site!r}, needed {KEY_BYTES}"
+            )
 
 
 def of_study(store: Store, digest: str, sites: tuple[str, ...]) -> list[Peer]:

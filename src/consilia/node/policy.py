@@ -85,6 +85,7 @@ class Policy:
     ranges: Mapping[str, Allowed] = field(default_factory=dict)  # the site's, for any plan
     failures_per_day: int = 0
     plain_updates: bool = False  # may they leave unmasked where masking is possible
+    dp_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,12 @@ def _aggregation(r: Request, p: Policy, _: date) -> str | None:
     )
 
 
+def _private(r: Request, p: Policy, _: date) -> str | None:
+    if r.kind == "init" or not p.dp_required or r.privacy.dp is not None:
+        return None
+    return "this site trains only with differential privacy (privacy.dp of the experiment)"
+
+
 def _cohort(cohort: tuple[str, ...], study: StudyGrant) -> str | None:
     if strangers := set(cohort) - set(study.sites):
         return f"the cohort names {sorted(strangers)[:8]}, which the study does not invite"
@@ -243,6 +250,7 @@ RULES: tuple[Rule, ...] = (
     _timeout,
     _failures,
     _aggregation,
+    _private,
 )
 
 

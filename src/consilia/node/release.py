@@ -42,7 +42,7 @@ from consilia.errors import (
 )
 from consilia.node import audit, clip, ledger
 from consilia.node.config import NodeConfig
-from consilia.node.masking import Masking
+from consilia.node.masking import Masking, forget
 from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
 from consilia.node.spending import dp_of
@@ -447,6 +447,8 @@ class Release:
         return Answer(lease, report, path)
 
     def _keep(self, tx: Transaction, lease: Lease, report: Sealed, frame: str | None) -> None:
+        if frame is None:
+            forget(tx, lease.id)  # a site that has declined or failed gives out no share
         tx.execute(
             "INSERT INTO leases VALUES (?, ?, 0, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
             "at = excluded.at, settled = 0, report = excluded.report, frame = excluded.frame",

@@ -59,6 +59,7 @@ class Standing:
                 self._ranges,
                 self._config.failures_per_day,
                 self._config.plain_updates,
+                self._config.dp_required,
             )
             self._revision = revision
         return self._policy

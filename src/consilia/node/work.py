@@ -47,13 +47,13 @@ class Talk(Protocol):
     async def ready(self, seconds: float) -> None:
         """Return when an update can be masked."""
 
-    async def ended(self, seconds: float) -> None:
+    async def ended(self) -> None:
         """Return when the round is over."""
 
     def end(self) -> None:
         """The round is over."""
 
-    async def close(self, *, forget: bool) -> None:
+    async def close(self) -> None:
         """Stop."""
 
 

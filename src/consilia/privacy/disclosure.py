@@ -8,8 +8,9 @@ site's own trail. What several answers give away together is `privacy.differenci
 and what was answered before is remembered by `node.disclosure`.
 
 Sources: DataSHIELD's default filters (table cells and subsets of 3, parameters to records
-0.33, the same seven quantiles); OHDSI's minimum cell count of 5; NHS Digital's rounding to 5; Hundepool et al., Statistical Disclosure Control (2012), ch. 4 (p % rule,
-secondary suppression).
+0.33, the same seven quantiles); OHDSI's minimum cell count of 5; NHS Digital's rounding to 5;
+Hundepool et al., Statistical Disclosure Control (2012), ch. 4 (p % rule, secondary
+suppression).
 """
 
 import math

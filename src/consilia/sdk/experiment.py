@@ -50,7 +50,8 @@ class Experiment(Results):
         `plan` is a .py file, a folder, an imported module, a `Plan`, or the digest (or its
         first 8 or more digits) of one the hub has. `settings` are the other fields of
         `wire.people.Experiment`: strategy (a name or a record), min_updates, min_sites,
-        fraction, grace, deadline, seed, deterministic, base, name. Raise ConfigError for one
+        fraction, grace, deadline, seed, deterministic, base, name, privacy ("secure", "plain"
+        or a record; without it secure aggregation from three sites up). Raise ConfigError for one
         that does not exist, naming the nearest.
         """
         self.client = client
@@ -67,6 +68,8 @@ class Experiment(Results):
         }
         if isinstance(strategy := settings.get("strategy"), str):
             self._fields["strategy"] = {"name": strategy}
+        if isinstance(privacy := settings.get("privacy"), str):
+            self._fields["privacy"] = {"aggregation": privacy}
         self._configuration("")
 
     @classmethod

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests import naive_secagg as naive
 from tests.maskkit import Dice, Play, names, signer, total, vectors
 
@@ -160,14 +161,14 @@ def stages(draw: st.DrawFn, least: int, most: int) -> tuple[tuple[str, ...], ...
     return tuple(found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(stages(3, 12))
 def test_a_sum_or_nothing_whoever_is_missing(who: tuple[tuple[str, ...], ...]) -> None:
     play = Play(who[0])
     assert walk(play, who) == expected(play, who)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stages(40, 70))
 def test_around_fifty_where_the_graph_thins(who: tuple[tuple[str, ...], ...]) -> None:
     play = Play(who[0])
@@ -330,3 +331,40 @@ def test_any_bytes_at_all_are_refused_at_every_door(body: bytes) -> None:
         secagg.receive(shared.members[site], body)
     with pytest.raises(ConsiliaError):
         secagg.consent(member, body, signer(site))
+
+
+def test_sizes_at_their_limits() -> None:
+    """What is a byte too long for its field is no message, before anything is made of it."""
+    play = Play(names(3)).ready().finish(names(3))
+    keys = v1.decode(play.keys["site-000"], masks.Keys)
+    for name, size in (("round", 32), ("sealing", 32), ("masking", 32), ("signature", 64)):
+        for wrong in (size - 1, size + 1):
+            with pytest.raises(WireError):
+                v1.decode(v1.encode(replace(keys, **{name: bytes(wrong)})), masks.Keys)
+    for length, fits in ((0, False), (1, True), (63, True), (64, False)):
+        body = v1.encode(masks.Survivors(keys.round, ("s" * length,)))
+        if fits:
+            assert v1.decode(body, masks.Survivors)
+        else:
+            with pytest.raises(WireError):
+                v1.decode(body, masks.Survivors)
+    most = tuple(f"{i:04}" for i in range(masks.MAX_SITES))
+    assert v1.decode(v1.encode(masks.Survivors(keys.round, most)), masks.Survivors)
+    with pytest.raises(WireError):
+        v1.decode(v1.encode(masks.Survivors(keys.round, (*most, "x"))), masks.Survivors)
+    answer = v1.decode(play.unmasks["site-000"], masks.Unmask)
+    for size in (masks.SHARE - 1, masks.SHARE + 1):
+        with pytest.raises(WireError):
+            v1.decode(v1.encode(replace(answer, seeds={"s": bytes(size)})), masks.Unmask)
+
+
+def test_the_largest_round_fits_a_message() -> None:
+    """A thousand sites with the longest names: a roster and an inbox are below the limit."""
+    sites = tuple(f"{i:04}" + "s" * 59 for i in range(masks.MAX_SITES))
+    keys = tuple(masks.Keys(bytes(32), s, bytes(32), bytes(32), bytes(64)) for s in sites)
+    assert len(v1.encode(masks.Roster(bytes(32), keys))) < v1.MAX_MESSAGE / 4
+    parcel = masks.Parcel(bytes(masks.BOX), bytes(32), bytes(32))
+    near = {site: parcel for site in sites[: graph.degree(masks.MAX_SITES)]}
+    assert len(v1.encode(masks.Inbox(bytes(32), sites, near))) < v1.MAX_MESSAGE / 4
+    signatures = {site: bytes(64) for site in sites}
+    assert len(v1.encode(masks.Consents(bytes(32), signatures))) < v1.MAX_MESSAGE / 4
