@@ -34,7 +34,7 @@ from consilia.wire.v1 import Dp
 
 EPSILONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 DELTA = 1e-4  # well below one over the records of every hospital
-ROUNDS, STEPS, SAMPLING, CLIP, RATE = 5, 4, 0.5, 1.0, 0.5
+ROUNDS, STEPS, SAMPLING, CLIP, RATE = 5, 2, 0.5, 1.0, 0.5
 HEART = Path("../shared/data/heart_disease")
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 
@@ -47,26 +47,10 @@ Scores = NDArray[np.float64]  # runs x 2: mean over hospitals, all test records
 CLASSES = {2: (1, 2, 3, 4), 6: (0, 1, 2)}  # chest pain, resting ECG
 OUTCOME = 13
 # a usual value of each of the 30 columns of the breast cancer data, to two digits
-TYPICAL = np.array(
-    [14, 19, 92, 650, 0.096, 0.1, 0.089, 0.049, 0.18, 0.063, 0.41, 1.2, 2.9, 40, 0.007]
-    + [
-        0.025,
-        0.032,
-        0.012,
-        0.021,
-        0.0038,
-        16,
-        26,
-        107,
-        880,
-        0.13,
-        0.25,
-        0.27,
-        0.11,
-        0.29,
-        0.084,
-    ]
-)
+TYPICAL = np.array([
+    14, 19, 92, 650, 0.096, 0.1, 0.089, 0.049, 0.18, 0.063, 0.41, 1.2, 2.9, 40, 0.007,
+    0.025, 0.032, 0.012, 0.021, 0.0038, 16, 26, 107, 880, 0.13, 0.25, 0.27, 0.11, 0.29, 0.084,
+])  # fmt: skip
 
 
 @dataclass(frozen=True)

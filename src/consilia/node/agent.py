@@ -462,6 +462,7 @@ class Agent:
     async def _run(self, work: Work, job: Job, grant: Grant) -> Answer:
         """Run an allowed task in the job's worker and release its result."""
         lease, task, loop = work.lease, work.lease.task, asyncio.get_running_loop()
+        work.records = grant.dataset.records if grant.dataset else 0
         started = loop.time()
         with self._held(task.model) as held:
             model = held
@@ -505,6 +506,7 @@ class Agent:
                     available=grant.dataset.records if grant.dataset else 0,
                     least=grant.least,
                     seconds=loop.time() - started,
+                    dataset=grant.dataset.name if grant.dataset else "",
                 )
             except WorkerError as e:
                 raise output.failure or e from None  # why it was killed says more than its end
@@ -586,13 +588,17 @@ class Agent:
         at = asyncio.get_running_loop().time()
         if at - work.told >= TELL and not self._problem:
             work.told = at
-            self._spawn(self._tell(work.lease.id, fraction, metrics))
+            self._spawn(self._tell(work, fraction, metrics))
 
-    async def _tell(self, lease: str, fraction: float, metrics: Metrics) -> None:
+    async def _tell(self, work: Work, fraction: float, metrics: Metrics) -> None:
+        lease = work.lease
         try:
-            await self._link.report(self._release.progress(lease, fraction, metrics))
+            sealed = await in_thread(
+                self._release.progress, lease.id, fraction, metrics, lease.task, work.records
+            )
+            await self._link.report(sealed)
         except (ConsiliaError, OSError) as e:
-            _LOG.debug("progress of %s not sent: %s", lease[:200], e)
+            _LOG.debug("progress of %s not sent: %s", lease.id[:200], e)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         self._keep(asyncio.get_running_loop().create_task(work))

@@ -80,6 +80,7 @@ class Work:
     answer: Answer | None = None
     phase: Phase = "waiting"
     fraction: float = 0.0
+    records: int = 0  # of its dataset
     told: float = 0.0  # loop time of the last progress message
     task: "asyncio.Task[None] | None" = None
     ending: Ending | None = None
