@@ -103,7 +103,16 @@ REFUSED: Mapping[str, tuple[str, int]] = {
     "hiding from the agent": ("prctl(4, 0)", EINVAL),
     **{
         f"socket {family} of type {kind}": (f"socket.socket({family}, {kind})", EAFNOSUPPORT)
-        for family, kind in ((2, 1), (2, 2), (2, 3), (10, 1), (16, 3), (17, 3), (38, 5), (40, 1))
+        for family, kind in (
+            (2, 1),
+            (2, 2),
+            (2, 3),
+            (10, 1),
+            (16, 3),
+            (17, 3),
+            (38, 5),
+            (40, 1),
+        )
     },
 }
 # these do work without the filter, on any kernel that has them: the requests are well made

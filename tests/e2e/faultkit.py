@@ -131,7 +131,13 @@ class Lab(LocalFederation):
     def experiment(self, rounds: int = 1, **changes: Any) -> people.Experiment:
         """Return an experiment of the known plan; `arguments` are added to the usual ones."""
         arguments = {"parameters": 8192, **changes.pop("arguments", {})}
-        usual = {"privacy": Privacy(), "min_updates": 2, "min_sites": 2, "grace": 30.0, "deadline": 120.0}
+        usual = {
+            "privacy": Privacy(),
+            "min_updates": 2,
+            "min_sites": 2,
+            "grace": 30.0,
+            "deadline": 120.0,
+        }
         return people.Experiment(
             study=STUDY,
             plan=self.plan,

@@ -315,6 +315,28 @@ async def test_a_metric_that_rises_leads_back_past_the_rounds_it_rose_in(
     assert versions[6].metrics["loss"] == pytest.approx(versions[3].metrics["loss"])
 
 
+async def test_a_restarted_hub_knows_the_rounds_before_and_audits_its_alarms(
+    tmp_path: Path,
+) -> None:
+    def late(model: Weights, task: Task) -> Outcome:
+        return pushed("c", task, model, 1e4 if task.round == 5 else 0.0)
+
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, _ = await run(hub, honest, watch={**WATCH, "norm": 1e9, "cosine": -1.0}, rounds=4)
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        await hub.engine.resume(job, 5, "ada")
+        train = poisoned("c", late)
+        async with serving(*(Node(hub, site, train, records=100) for site in SEVEN)):
+            await hub.until(job, "done", "failed")
+        versions = await versions_of(hub, job)
+        entries = await hub.store.read(lambda db: list(audit.lines(db)))
+    assert versions[5].digest == versions[4].digest and watching.BACK in versions[5].metrics
+    alarms = [e.line for e in entries if e.line.action == "round.alarm"]
+    assert {(line.subject, line.outcome) for line in alarms} == {(f"{job}.5", "back")}
+    assert [line.detail.split(":")[0] for line in alarms] == ["step", "back to b3"]
+    assert alarms[-1].detail.startswith(f"back to {versions[4].digest}; the model thrown away")
+
+
 async def test_alarms_stand_in_the_audit(tmp_path: Path) -> None:
     async with open_hub(tmp_path, sites=SEVEN) as hub:
         job, _ = await run(hub, honest, rounds=1)

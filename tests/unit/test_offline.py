@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,7 @@ AT_THE_NODE = (
     "audit verify --node {node} --json",
 )
 READS_A_TABLE = "dataset add {table} --name {name} --tag t --dir {node} --json"
+LIBRARIES = "import asyncio, cryptography.x509, msgspec, sqlalchemy, typer, yaml"
 PROBE = """\
 import os, sys
 from consilia.cli.main import main
@@ -104,22 +105,35 @@ def test_an_offline_command_imports_nothing_that_only_serving_needs(
     assert done.stderr.splitlines()[-1] == ""
 
 
+def cpu_seconds(run: Callable[[], object]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 @pytest.mark.parametrize(
     "command", (AT_THE_HUB[0], AT_THE_HUB[2], AT_THE_NODE[0], READS_A_TABLE)
 )
 def test_an_offline_command_takes_less_than_a_second(
     command: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
-    def cpu_seconds(attempt: int) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        new = tmp_path / f"new{attempt}"
-        done = consilia(*words(command, places, new), home=places["home"])
-        assert done.returncode == 0, done.stderr
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    """Of the processor. On a busy machine: less than thrice what its libraries need there."""
 
-    # Of the processor, in one of several tries: a busy machine is no reason to fail.
-    assert any(cpu_seconds(attempt) < 1.0 for attempt in range(6))
+    def libraries() -> None:
+        subprocess.run([sys.executable, "-c", LIBRARIES], check=True, timeout=60)
+
+    def quick(attempt: int) -> bool:
+        new = tmp_path / f"new{attempt}"
+
+        def whole() -> None:
+            done = consilia(*words(command, places, new), home=places["home"])
+            assert done.returncode == 0, done.stderr
+
+        taken = cpu_seconds(whole)
+        return taken < 1.0 or taken < 3 * cpu_seconds(libraries)
+
+    assert any(quick(attempt) for attempt in range(3))
 
 
 def test_a_migration_is_run_when_it_is_due(places: dict[str, Path], tmp_path: Path) -> None:

@@ -124,7 +124,12 @@ def make(folder: Path, config: NodeConfig = CONFIG) -> Door:
         )
     base = folder / "base.frame"
     frames.write(base, BASE)
-    return Door(folder, store, Release(store, folder / "outbox", config, KEY, time.time, os.urandom), base)
+    return Door(
+        folder,
+        store,
+        Release(store, folder / "outbox", config, KEY, time.time, os.urandom),
+        base,
+    )
 
 
 @pytest.fixture

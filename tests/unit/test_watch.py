@@ -44,6 +44,9 @@ def test_steps_need_three_before_and_forget_what_was_thrown_away() -> None:
     known = rounds(1, 1, 1, 1, 1, steps=(1.0, 1.0, 1.0, 1e6, 1e6))
     known[3] = replace(known[3], back=True)
     assert rules(watch(known, LIMITS)) == [("step", "m4")]
+    again = rounds(*[1.0] * 7, steps=(1.0, 1.0, 1.0, 1e6, 1e6, 1e6, 50.0))
+    again[3:6] = [replace(seen, back=True) for seen in again[3:6]]
+    assert rules(watch(again, LIMITS)) == [("step", "m6")]
     assert watch(rounds(1, 1, 1, 1, steps=(0.0, 0.0, 0.0, 1e-9)), LIMITS) != ()
     assert rules(watch(rounds(1, 1, 1, 1, steps=(1.0, 1.0, 1.0, inf)), LIMITS)) == [
         ("step", "m3")
@@ -57,6 +60,10 @@ def test_the_metric_must_be_worse_three_rounds_in_a_row(last: float) -> None:
     # The best round was the second, which started from the model of the first.
     assert rules(watch(history, LIMITS)) == ([("metric", "m1")] if bad else [])
     assert watch(history[:-1], LIMITS) == ()
+
+
+def test_of_equally_good_rounds_the_newest_is_gone_back_to() -> None:
+    assert rules(watch(rounds(1.0, 1.0, 2.0, 2.0, 2.0), LIMITS)) == [("metric", "m1")]
 
 
 def test_higher_may_be_better_and_values_may_be_negative() -> None:

@@ -92,7 +92,7 @@ def quantise(values: Single, bits: int, uniform: Single) -> tuple[Array, Single]
     level = _LEVELS[bits]
     scales = _scales(values, level)
     wide = values.astype(np.float64) / np.repeat(scales, BLOCK)[: values.size]
-    found = np.clip(np.floor(wide + uniform), -level, level)
+    found = np.clip(np.floor(wide + uniform), -level, level)  # a scale may be rounded down
     return found.astype(_INTEGERS[bits]), scales
 
 
@@ -107,8 +107,7 @@ def _scales(values: Single, level: int) -> Single:
     if not values.size:
         return np.empty(0, np.float32)
     highest = np.maximum.reduceat(np.abs(values), np.arange(0, values.size, BLOCK))
-    # Rounded up, so that no value is beyond the last level, and never a zero to divide by.
-    scales = np.nextafter((highest / np.float32(level)).astype(np.float32), np.float32(inf))
+    scales = (highest / np.float32(level)).astype(np.float32)  # never a zero to divide by
     found: Single = np.maximum(scales, np.float32(_LEAST))
     return found
 

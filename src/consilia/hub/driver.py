@@ -196,9 +196,9 @@ class Driver:
 
     def _fold(self, job: LiveJob, command: Fold) -> None:
         """Fold in the background; what fails here is folded again, and told, by the close."""
-        base = job.state.model
-        if base is None or job.book.record.experiment.deterministic:
-            return
+        base, experiment = job.state.model, job.book.record.experiment
+        if base is None or experiment.deterministic or experiment.aggregate.name != "mean":
+            return  # the close folds them all in the order of sites, or reads them side by side
         update = Update(command.site, command.lease, command.digest, command.records)
 
         def work() -> None:
@@ -252,7 +252,7 @@ class Driver:
 
         job.note(
             Closed(now, command.round, made.header.digest),
-            lambda db: closing.enter(db, version, command),
+            lambda db: closing.enter(db, version, command, made.alarms),
             then=then,
         )
 

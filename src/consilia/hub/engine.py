@@ -144,6 +144,10 @@ class Engine:
             job.state, _ = advance(job.state, event)
         job.book.ready = set(job.state.ready)
         job.book.optimizer = latest.optimizer if latest else None
+        if record.experiment.watch is not None:  # alarms compare a round to those before
+            job.book.versions = list(
+                await self._store.read(lambda db: records.job_versions(db, record.id))
+            )
         if job.state.model is not None:
             job.book.base = await asyncio.to_thread(self._header, job.state.model)
         for site in job.state.ready & self._said.keys() if expect else ():
@@ -221,6 +225,7 @@ class Engine:
             created=now,
         )
         job = self._new(record, study, 0)
+        job.book.versions = []
         if base is not None:
             job.book.base = await asyncio.to_thread(self._header, base)
         # Sites join first, so that the first round selects among all that are ready; the job's

@@ -44,8 +44,8 @@ def add(store: Store, dataset: Dataset, *, actor: str, now: float) -> Registered
     _check_names(dataset)
     if folder := shown_within(Path(dataset.path)):
         raise ConfigError(
-            f"{dataset.path} lies in {folder}, which every worker can read, whatever dataset it "
-            "works on; move the file to a folder of its own, such as /srv/data"
+            f"{dataset.path} lies in {folder}, which every worker can read, whatever dataset "
+            "it works on; move the file to a folder of its own, such as /srv/data"
         )
     with store.write() as tx:
         if tx.rows("SELECT 1 FROM datasets WHERE name = ?", (dataset.name,)):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Protocol
 
 import consilia
+from consilia.errors import WorkerError
 from consilia.node import cgroup, landlock, seccomp
 from consilia.node.cgroup import Group
 from consilia.node.config import Limits
@@ -48,6 +49,7 @@ _PRIVATE = ("/tmp", "/dev/shm")  # noqa: S108  the sandbox's own
 _CUDA = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 _FORK_LIMIT_COUNTS_NAMESPACE = (5, 14)  # first kernel whose RLIMIT_NPROC is per namespace
 _OWN_PROCESSES = 2  # bubblewrap's
+_NOT_INSTALLED = "bubblewrap is not installed: apt-get install bubblewrap"
 _TRIAL = 20.0  # seconds a trial sandbox may take
 
 
@@ -131,7 +133,7 @@ class Bubblewrap:
         landlocked: bool = True,
     ) -> None:
         """`filtered` and `landlocked` are False in tests that look at one layer only."""
-        self._command = shutil.which(command) or command
+        self._command = shutil.which(command)
         self._scratch = scratch_bytes
         machine = os.uname().machine
         self._no_filter = seccomp.missing(machine) if filtered else "switched off"
@@ -146,6 +148,8 @@ class Bubblewrap:
 
     def available(self) -> str | None:
         """Run `true` in an empty sandbox and say why that fails, or None."""
+        if self._command is None:
+            return _NOT_INSTALLED
         with _written(self._filters[False]) as program:
             arguments = [self._command, *_isolation(), *self._filtered(program, cuda=False)]
             try:
@@ -157,8 +161,6 @@ class Bubblewrap:
                     env={},
                     pass_fds=(program,),
                 )
-            except FileNotFoundError:
-                return "bubblewrap is not installed: apt-get install bubblewrap"
             except (OSError, subprocess.TimeoutExpired) as error:
                 return f"bubblewrap does not start: {error}"
         if done.returncode == 0:
@@ -184,6 +186,8 @@ class Bubblewrap:
 
     async def launch(self, spec: WorkerSpec) -> WorkerProcess:
         """Start a worker in a new sandbox."""
+        if self._command is None:
+            raise WorkerError(f"the worker does not start: {_NOT_INSTALLED}", "crashed")
         limits = resources(spec.limits, cuda=spec.cuda, fork_limit=_fork_limit_per_namespace())
         wanted = replace(limits, landlock=self._landlock)
         group = self._group(spec)

@@ -43,7 +43,8 @@ class Spending:
             study=task.study_name,
             researcher=task.researcher or "unknown",
         )
-        ledger.reserve(self._store, charge, self._budgets, now=self._now())
+        # A result that a power cut has damaged is made, and charged, a second time.
+        ledger.reserve(self._store, charge, self._budgets, now=self._now(), again=True)
 
     def begin(self, lease: Lease) -> None:
         """Note that the worker is about to see the data."""

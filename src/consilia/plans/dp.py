@@ -19,8 +19,8 @@ releases noise like any other.
 vmap), buffers are read and never written, and layers that mix records are refused. A patient's
 gradient is that of the mean loss over at most `patient_records` records, drawn anew each step.
 
-Nothing else leaves: no metric, and no record count but the public one. What a plan could still
-do, being Python in the same process, is said in docs/explanation/differential-privacy.md.
+Nothing else leaves: no metric, and no count of units but the public one. What a plan could
+still do, being Python in the same process, docs/explanation/differential-privacy.md says.
 
 Sources: Abadi et al. 2016 (DP-SGD), algorithm 1; Levy et al. 2021 (units of several records);
 Papernot et al. 2021 (q * n, not the drawn number, under Poisson sampling).
@@ -169,8 +169,8 @@ def train(  # noqa: PLR0913, PLR0917  what a round consists of
         drawn = poisson(stream, whose.count, dp.sampling)
         for batch in _batches(drawn, whose, parts, size, stream):
             add_clipped(total, unit_gradients(module, trained, x, y, batch, parts), grid)
-        noise = torch.from_numpy(sampler.draw(stream, size)).to(x.device)
-        total = (total + noise) * scale
+        total += torch.from_numpy(sampler.draw(stream, size)).to(x.device)
+        total *= scale
         _step(module, trained, total, optimizer, context)
         context.progress((step + 1) / dp.steps)
 

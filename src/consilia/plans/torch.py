@@ -47,7 +47,8 @@ from consilia.plans.contract import (
     select,
 )
 from consilia.plans.dp import DpParts
-from consilia.wire.v1 import Arguments, Scalar
+from consilia.privacy.accountant import public_count
+from consilia.wire.v1 import Arguments, Dp, Scalar
 
 __all__ = ["DpParts", "TorchData", "array_of", "tensor_of", "torch_plan"]
 
@@ -160,9 +161,10 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
             private.check_layers(module)
         if context.dp is not None and context.dp.level != "client" and parts is not None:
             module.train()
-            whose = private.units(context.dp, table, context.patient)
+            whose = held.units(context.dp, table, context.patient)
             private.train(module, data.x, data.y, whose, parts, context.dp, args, context)
-            return Outcome(held.weights(module, weights), table.records, {})
+            # patients count for patients: how many records one has is not for others to see
+            return Outcome(held.weights(module, weights), public_count(whose.count), {})
         metrics: dict[str, object] = {}
         if evaluate is not None:
             module.eval()
@@ -206,6 +208,7 @@ class _Held:
         self._module: nn.Module | None = None
         self._key: object = None
         self._data: tuple[object, TorchData] | None = None
+        self._units: tuple[object, private.Units] | None = None
 
     def module(
         self, args: Arguments, device: torch.device, *, fresh: bool = False
@@ -270,6 +273,13 @@ class _Held:
             self._data = (key, made)
         kept = self._data[1]
         return TorchData(kept.x, kept.y, kept.features, generator)
+
+    def units(self, dp: Dp, table: Table, column: str) -> private.Units:
+        """Return whose presence a private round hides, found once per table."""
+        key = (id(table), dp.level, column)
+        if self._units is None or self._units[0] != key:
+            self._units = (key, private.units(dp, table, column))
+        return self._units[1]
 
 
 def tensor_of(array: Array) -> Tensor:

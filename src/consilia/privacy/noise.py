@@ -38,13 +38,11 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from consilia.errors import ConfigError
 from consilia.privacy.accountant import check
+from consilia.privacy.streams import keystream
 from consilia.wire.v1 import Dp
 
 GRID_STD = float(1 << 26)  # steps in one standard deviation of a site's own noise
@@ -66,8 +64,7 @@ class Stream:
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
         """Take a key of 32 bytes from `random` (os.urandom where it matters)."""
-        key = random(32)
-        self._cipher = Cipher(AES256(key), CTR(bytes(16))).encryptor()
+        self._cipher = keystream(random(32))
 
     def words(self, kind: type[Words], size: int) -> NDArray[Words]:
         """Return `size` uniform words of an unsigned numpy type."""
