@@ -141,6 +141,7 @@ class MaskedHub(MemoryHub):
         self.waiting: list[Tell | GiveLease] = []
         self.forge: Callable[[Word], Word | None] = lambda word: word
         self.updates: dict[str, Weights] = {}
+        self.shouts = 0  # polls that are told every word once more, whatever was heard
         self._telling = masking.Words()
 
     # ---- one job -----------------------------------------------------------------------------
@@ -290,8 +291,12 @@ class MaskedHub(MemoryHub):
 
     def _news(self, poll: Poll) -> Iterator[Word]:
         """Yield the words of running leases that follow what the node has heard."""
+        again, self.shouts = self.shouts > 0, max(0, self.shouts - 1)
         for lease in poll.running:
             words = self.words.get(lease, []) if lease in self.assigned else []
+            if again:
+                yield from words
+                continue
             heard = [word.step for word in words]
             last = poll.heard.get(lease, "")
             yield from words[heard.index(last) + 1 :] if last in heard else words
@@ -326,6 +331,11 @@ class MaskedHub(MemoryHub):
             event = Settled(1.0, report.lease, "failed" if failed else "declined", cause)
         self.feed(event)
         return True
+
+    def settled(self, lease: str) -> Report | None:
+        """Return the node's last word on a lease itself."""
+        found = [r for r in self.reports if not isinstance(r, Progress | Said)]
+        return next((r for r in reversed(found) if r.lease == lease), None)
 
     def steps_said(self) -> list[str]:
         """Return the steps the node spoke in, in order, each as often as it did."""

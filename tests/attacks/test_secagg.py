@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from tests.maskkit import Dice, Play, key_of, names, pins, signer, total, vectors
+from tests.maskkit import Dice, Play, names, signer, total, vectors
 
 from consilia.errors import AuthError, EmptyRound, Refused, WireError
 from consilia.privacy import graph, sealing, secagg, shamir
@@ -128,129 +128,6 @@ def test_two_updates_with_one_sum_fit_the_same_view() -> None:
     assert (total(other) == total(data)).all()
     answers = [v1.decode(body, masks.Unmask) for body in play.unmasks.values()]
     assert not any(answer.keys for answer in answers), "no mask key of a survivor came out"
-
-
-# ---- a hub that swaps keys or invents sites --------------------------------------------------
-
-
-def changed(play: Play, number: int, **change: object) -> bytes:
-    """Return the roster with one site's keys changed."""
-    roster = masks.read_roster(play.roster)
-    keys = list(roster.keys)
-    keys[number] = replace(keys[number], **change)
-    return v1.encode(replace(roster, keys=tuple(keys)))
-
-
-@pytest.mark.parametrize("name", ["sealing", "masking"])
-def test_a_swapped_key_is_noticed(name: str) -> None:
-    play = Play(names(4))
-    play.join()
-    mine = sealing.public(b"the hub's own key, which it owns")
-    with pytest.raises(AuthError, match=r"'site-002' are not signed with the key accepted"):
-        ask_share(play, 0, changed(play, 2, **{name: mine}))
-    with pytest.raises(AuthError, match=r"does not hold the keys that site 'site-000' sent"):
-        ask_share(play, 0, changed(play, 0, **{name: mine}))
-
-
-def test_keys_signed_with_another_key_than_the_pinned_one_are_refused() -> None:
-    """The hub's certificate authority can certify any key; it cannot make a pin."""
-    play = Play(names(4))
-    play.join()
-    forger = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    _, body = secagg.join(play.sites[2], play.context, forger.sign, Dice("forger"))
-    roster = secagg.roster(play.context, {**play.keys, play.sites[2]: body})
-    with pytest.raises(AuthError, match="compare and accept its new key"):
-        ask_share(play, 0, roster)
-    with pytest.raises(WireError, match="not signed with its key"):
-        secagg.check_keys(body, play.sites[2], play.context, play.pins[play.sites[2]])
-
-
-def test_keys_of_one_site_under_another_name() -> None:
-    play = Play(names(4))
-    play.join()
-    stolen = v1.decode(play.keys[play.sites[1]], masks.Keys)
-    body = v1.encode(replace(stolen, site=play.sites[2]))
-    roster = secagg.roster(play.context, {**play.keys, play.sites[2]: body})
-    with pytest.raises(AuthError):
-        ask_share(play, 0, roster)
-
-
-def test_phantom_sites_are_refused() -> None:
-    """A hub that mints sites of its own to outnumber one hospital gets no answer from it."""
-    play = Play(("hospital", "phantom-1", "phantom-2", "phantom-3"))
-    play.pins = pins(["hospital"])
-    for site in play.sites:
-        play.members[site], play.keys[site] = secagg.join(
-            site, play.context, signer(site), Dice(site)
-        )
-    roster = secagg.roster(play.context, play.keys)
-    with pytest.raises(AuthError, match="'phantom-1', whose key was not accepted here"):
-        ask_share(play, 0, roster)
-
-
-def test_one_key_for_two_sites_is_refused() -> None:
-    """Two sites of one owner, or one site's key signed by another: each key is used once."""
-    play = Play(names(4))
-    play.join()
-    copied = v1.decode(play.keys[play.sites[1]], masks.Keys)
-    text = masks.keys_text(copied.round, play.sites[2], copied.sealing, copied.masking)
-    body = v1.encode(
-        replace(copied, site=play.sites[2], signature=key_of(play.sites[2]).sign(text))
-    )
-    roster = secagg.roster(play.context, {**play.keys, play.sites[2]: body})
-    with pytest.raises(AuthError, match="'site-001' and 'site-002' bring the same key"):
-        ask_share(play, 0, roster)
-
-
-@pytest.mark.parametrize("name", ["sealing", "masking"])
-def test_a_key_that_hides_nothing_stops_the_site_before_its_update_leaves(name: str) -> None:
-    play = Play(names(3))
-    play.join()
-    honest = v1.decode(play.keys[play.sites[2]], masks.Keys)
-    weak = replace(honest, **{name: LOW_ORDER})
-    text = masks.keys_text(weak.round, weak.site, weak.sealing, weak.masking)
-    weak = replace(weak, signature=key_of(weak.site).sign(text))
-    play.keys[weak.site] = v1.encode(weak)
-    play.roster = secagg.roster(play.context, play.keys)
-    with pytest.raises(AuthError, match="key of site 'site-002' is one that hides nothing"):
-        ask_share(play, 0, play.roster)
-    with pytest.raises(WireError, match="a key that hides nothing"):
-        secagg.check_keys(play.keys[weak.site], weak.site, play.context, play.pins[weak.site])
-
-
-# ---- a cohort of one, or of two --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_small_cohorts_are_refused(count: int) -> None:
-    play = Play(names(3))
-    play.join()
-    few = secagg.roster(play.context, dict(list(play.keys.items())[:count]))
-    with pytest.raises(Refused, match=f"the round has {count} sites.*takes part from 3 up"):
-        ask_share(play, 0, few)
-
-
-def test_a_site_may_ask_for_more() -> None:
-    play = Play(names(4))
-    play.join()
-    member, dice = member_of(play, 0), Dice("d")
-    assert secagg.share(member, play.roster, play.pins, dice, 4)
-    with pytest.raises(Refused, match="takes part from 5 up"):
-        secagg.share(member, play.roster, play.pins, dice, 5)
-    with pytest.raises(Refused, match="takes part from 3 up"):
-        secagg.share(member, secagg.roster(play.context, {}), play.pins, dice, 0)
-
-
-@pytest.mark.parametrize("alone", [(0,), (0, 1), (1, 2, 3), (0, 1, 2, 9), (2, 1, 0), (0, 0, 1)])
-def test_survivors_that_would_give_somebody_away_are_refused(alone: tuple[int, ...]) -> None:
-    """Too few, without this site, with a stranger, not sorted, one counted twice."""
-    play = Play(names(4)).ready()
-    sites = (*play.sites, *names(10)[4:])
-    body = v1.encode(
-        masks.Survivors(masks.round_of(play.context), tuple(sites[i] for i in alone))
-    )
-    with pytest.raises((Refused, WireError)):
-        secagg.consent(member_of(play, 0), body, signer(play.sites[0]))
 
 
 # ---- split views -----------------------------------------------------------------------------
@@ -529,3 +406,26 @@ def test_survivors_in_two_parts_are_refused() -> None:
     assert secagg.consent(member, told(ring.reach - 1), signer(site))
     with pytest.raises(Refused, match="would open in two parts"):
         secagg.consent(member, told(ring.reach), signer(site))
+
+
+def test_sharers_too_few_around_a_site_are_refused() -> None:
+    """Above 50 sites: enough sites dealt shares, but not enough of this site's neighbours."""
+    play = Play(names(80))
+    play.join()
+    site = play.sites[0]
+    play.share([site])
+    session = masks.session_of(play.roster)
+    ring = graph.of(session, play.sites)
+    near = [site, *ring.neighbours(site)]
+    far = [s for s in play.sites if s not in near]
+    junk = masks.Parcel(bytes(masks.BOX), bytes(32), bytes(32))
+
+    def shown(count: int) -> bytes:
+        here = near[:count]
+        sharers = tuple(sorted([*here, *far]))
+        assert len(sharers) >= graph.threshold(80)
+        return v1.encode(masks.Inbox(session, sharers, {s: junk for s in here[1:]}))
+
+    assert secagg.receive(play.members[site], shown(ring.threshold()))
+    with pytest.raises(Refused, match="dealt shares next to site 'site-000', needs 44"):
+        secagg.receive(play.members[site], shown(ring.threshold() - 1))

@@ -185,9 +185,58 @@ def test_messages_of_other_sites_and_rounds_do_not_count() -> None:
     with pytest.raises(WireError, match="its update is not in the sum"):
         body = v1.encode(replace(v1.decode(play.unmasks[a], masks.Unmask), site=gone))
         secagg.check_unmask(body, gone, play.roster, parties)
+    with pytest.raises(WireError, match="its update is not in the sum"):
+        session = masks.session_of(play.roster)
+        view = masks.view_of(session, play.sites, play.survivors)
+        signature = key_of(gone).sign(masks.consent_text(view, gone))
+        body = v1.encode(masks.Consent(session, gone, signature))
+        secagg.check_consent(body, gone, play.roster, parties, key[gone])
     for context, shares in ((b"other", play.shares), (play.context, other.shares)):
         with pytest.raises(WireError):
             secagg.unmasker(context, play.roster, shares, play.survivors, play.unmasks)
+
+
+def test_the_hub_opens_nothing_from_what_does_not_belong_together() -> None:
+    play = Play(names(4)).ready().finish(names(4)[:3])
+    other = Play(names(4), b"other", seed="other").ready().finish(names(4)[:3])
+    said = (play.context, play.roster, play.shares)
+    with pytest.raises(WireError, match="the unmasking of site 'site-000' belong"):
+        secagg.unmasker(*said, play.survivors, other.unmasks)
+    with pytest.raises(WireError, match="sent the unmasking of site"):
+        swapped = dict(zip(play.survivors, reversed(play.unmasks.values()), strict=True))
+        secagg.unmasker(*said, play.survivors, swapped)
+    with pytest.raises(WireError, match=r"survivors \('stranger',\) dealt no shares"):
+        secagg.unmasker(*said, (*play.survivors, "stranger"), play.unmasks)
+    few = dict(list(play.unmasks.items())[:2])
+    with pytest.raises(EmptyRound, match="2 sites answered to unmask the sum, needs 3"):
+        secagg.unmasker(*said, play.survivors, few)
+
+
+def test_a_holder_is_not_blamed_for_what_its_dealer_did() -> None:
+    """A parcel that opens, but holds other shares than its dealer committed to."""
+    play = Play(names(7))
+    play.join()
+    play.share()
+    dealer, holder = play.sites[6], play.sites[0]
+    roster = masks.read_roster(play.roster)
+    keys, session = {k.site: k for k in roster.keys}, masks.session_of(play.roster)
+    shares = v1.decode(play.shares[dealer], masks.Shares)
+    parcel = shares.parcels[holder]
+    key = sealing.box_key(
+        play.members[dealer].sealing, keys[holder].sealing, session, (dealer, holder)
+    )
+    about = parcel.seed_check + parcel.key_check
+    box = sealing.lock(key, bytes(12), bytes(2 * masks.SHARE), about)
+    parcels = {**shares.parcels, holder: replace(parcel, box=box)}
+    play.shares[dealer] = v1.encode(replace(shares, parcels=parcels))
+    play.receive()
+    assert play.members[holder].unreadable == (dealer,)
+    data = vectors(play.sites)
+    out = total(masked(play, data))
+    unmasker = play.finish(play.sites).unmasker()
+    unmasker.subtract(out)
+    assert (out == total(data)).all()
+    assert unmasker.liars == ()
 
 
 def test_shares_nobody_asked_for_are_not_taken() -> None:
@@ -204,6 +253,20 @@ def test_shares_nobody_asked_for_are_not_taken() -> None:
         with pytest.raises(WireError, match="was not asked for"):
             body = v1.encode(replace(answer, **change))
             secagg.check_unmask(body, a, play.roster, play.parties)
+
+
+def test_no_share_is_taken_of_a_site_that_dealt_none() -> None:
+    play = Play(names(5))
+    play.join()
+    play.share(play.sites[:4])
+    play.receive()
+    play.finish(play.sites[:4])
+    a, mute = play.sites[0], play.sites[4]
+    answer = v1.decode(play.unmasks[a], masks.Unmask)
+    assert mute not in answer.keys
+    with pytest.raises(WireError, match="was not asked for"):
+        body = v1.encode(replace(answer, keys={mute: bytes(masks.SHARE)}))
+        secagg.check_unmask(body, a, play.roster, play.parties)
 
 
 def test_shares_for_too_few_too_many_or_of_a_wrong_size() -> None:

@@ -37,7 +37,7 @@ def threads():
     torch.set_num_threads(2)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
                                 torch.nn.Linear(8 * 30 * 30, 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     first = last = None
     for _ in range(5):
         loss = (model(torch.ones(8, 3, 32, 32)) - 3).pow(2).mean()

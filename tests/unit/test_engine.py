@@ -253,6 +253,28 @@ async def test_stop_and_resume_give_the_same_model_bit_for_bit(
         assert len(twice) == len(set(twice)) == 17  # one init, four rounds of four sites
 
 
+async def test_sites_that_come_while_a_resume_is_written_take_part(tmp_path: Path) -> None:
+    async with open_hub(tmp_path) as hub, serving(*(Node(hub, site) for site in SITES)):
+        job = await hub.start(rounds=1, min_sites=4)
+        await hub.until(job, "done")
+    armed = False
+
+    def step(name: str) -> None:
+        nonlocal armed
+        if armed and name == "journal.before":
+            armed = False
+            for site in SITES:
+                said = hub.engine.said(site)
+                assert said is not None
+                hub.engine.presence.expect(site)
+                hub.engine.advertised(site, said)
+
+    async with open_hub(tmp_path, checkpoint=step) as hub:
+        armed = True
+        await hub.engine.resume(job, 2, "ada")
+        assert (await hub.until(job, "running", timeout=5)).round == 2
+
+
 async def test_two_jobs_run_side_by_side(tmp_path: Path) -> None:
     async with open_hub(tmp_path) as hub:
         async with serving(*(Node(hub, site) for site in SITES)):

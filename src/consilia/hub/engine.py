@@ -265,7 +265,11 @@ class Engine:
         self._sync(job, always=True)
         detail = "" if rounds is None else f"rounds {rounds}"
         line = _line(now, f"user:{author}", "job.resume", id, detail=detail)
-        if not await job.submit(Resumed(now, rounds), line):
+
+        def then() -> None:
+            self._sync(job)  # sites that came while this was written: an idle job is not told
+
+        if not await job.submit(Resumed(now, rounds), line, then=then):
             if job.state.phase == "done":
                 self._finished(job)
             raise Conflict(

@@ -49,6 +49,7 @@ from consilia.wire.v1 import (
     Said,
     Sealed,
     Verdict,
+    decode,
     encode,
 )
 
@@ -118,6 +119,8 @@ class Federation:
 
         def write(db: Connection) -> None:
             records.set_advertisement(db, site, encode(said), now)
+            if said.ledger_head:  # outlives the enrolment: a ledger is for ever
+                records.set_mirror(db, site, encode(sealed))
             if before is not None and (problem := _history(before, said)):
                 audit.append(
                     db,
@@ -343,4 +346,6 @@ def _catalogue(db: Connection, site: str, version: int) -> Catalogue:
         for found in records.every_site(db)
         if found.name in invited and found.state == "enrolled" and found.signing_key
     }
-    return Catalogue(version, studies, tuple(plans), keys)
+    kept = records.mirror(db, site)
+    mirror = None if kept is None else decode(kept, Sealed)
+    return Catalogue(version, studies, tuple(plans), keys, mirror)

@@ -369,6 +369,19 @@ def set_advertisement(db: Connection, name: str, body: bytes, at: float) -> None
     _change_site(db, name, advertisement=body, advertised=at, last_seen=at)
 
 
+def set_mirror(db: Connection, name: str, sealed: bytes) -> None:
+    """Keep what a site last signed of its privacy ledger's head: the msgpack of a Sealed."""
+    row = t.mirrors
+    if not db.execute(sa.update(row).where(row.c.site == name).values(sealed=sealed)).rowcount:
+        db.execute(sa.insert(row).values(site=name, sealed=sealed))
+
+
+def mirror(db: Connection, name: str) -> bytes | None:
+    """Return what a site last signed of its privacy ledger's head; None before it ever did."""
+    row = t.mirrors
+    return db.execute(sa.select(row.c.sealed).where(row.c.site == name)).scalar()
+
+
 def set_seen(db: Connection, seen: Mapping[str, float]) -> None:
     """Note when sites were last heard of; for a batch now and then, not for every request."""
     for name, at in seen.items():

@@ -7,7 +7,7 @@ records, so a new optional field needs no migration. Every list endpoint has its
 
 import sqlalchemy as sa
 
-HEAD = "r0002"  # the migration that makes exactly these tables
+HEAD = "r0003"  # the migration that makes exactly these tables
 
 metadata = sa.MetaData(
     naming_convention={
@@ -36,6 +36,13 @@ sites = sa.Table(
     sa.Column("advertised", sa.Double),
     sa.Column("last_seen", sa.Double),
     sa.Column("created", sa.Double, nullable=False),
+)
+
+mirrors = sa.Table(
+    "mirrors",
+    metadata,
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),  # msgpack of the Sealed it sent
 )
 
 certificates = sa.Table(

@@ -104,6 +104,7 @@ class Agent:
         self._threads = ThreadPoolExecutor(TRANSFERS, "consilia-transfer")
         self._delivery = Delivery(link, release, self._threads, self._rng)
         self._spending = Spending(store, config.privacy, now)
+        self._mirrored = asyncio.Event()  # the hub's copy of the ledger's head was compared
         self._works: dict[str, Work] = {}
         self._jobs: dict[str, Job] = {}
         self._slots = asyncio.Semaphore(config.limits.tasks)
@@ -183,9 +184,14 @@ class Agent:
                 if orders.catalogue != self._catalogue:
                     site = self._config.site
                     self._catalogue, news = await catalogue.sync(
-                        self._link, self._store, site, self._now
+                        self._link,
+                        self._store,
+                        site,
+                        self._now,
+                        self._release.take_mirror,
                     )
                     fresh = fresh or news
+                    self._mirrored.set()
                 if pause := restraint.pause(fresh, took, self._refused):
                     await asyncio.sleep(pause)
             except Exception as e:  # whatever happened, the node keeps its line
@@ -437,6 +443,7 @@ class Agent:
     async def _reserve(self, lease: Lease, grant: Grant) -> None:
         """Reserve what the task costs of the site's privacy budget, or raise NotAllowed."""
         name = grant.dataset.name if grant.dataset else None
+        await self._mirrored.wait()
         try:
             await in_thread(self._spending.reserve, lease, name)
         except (Refused, Conflict, ConfigError) as e:
@@ -445,6 +452,7 @@ class Agent:
     async def _give_back(self, lease: Lease) -> None:
         if dp_of(lease.task) is not None:
             await in_thread(self._spending.give_back, lease, "it never began")
+            self._news.set()  # the hub keeps the ledger's new head
 
     def _judge(self, lease: Lease) -> Grant:
         """Return what the lease may use, or raise NotAllowed."""

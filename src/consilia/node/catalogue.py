@@ -13,7 +13,7 @@ from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused, WireError
 from consilia.node import approvals, heads, identity, peers, studies
 from consilia.node.store import Store, printable
-from consilia.wire.v1 import Catalogue, Plan, PlanEntry
+from consilia.wire.v1 import Catalogue, Plan, PlanEntry, Sealed
 
 MAX_ENTRIES = 10_000  # studies, and plans, that one catalogue may list
 
@@ -31,15 +31,21 @@ class Offers(Protocol):
 
 
 async def sync(
-    link: Offers, store: Store, site: str, now: Callable[[], float]
+    link: Offers,
+    store: Store,
+    site: str,
+    now: Callable[[], float],
+    mirror: Callable[[Sealed | None], None] = lambda _: None,
 ) -> tuple[int, bool]:
     """Fetch the catalogue, take in what is new; return its version and whether anything was.
 
+    `mirror` is given what the hub kept of this site's privacy ledger, first of all.
     Raises what the link raises; an offer that is malformed is skipped, and logged.
     """
     found = await link.catalogue()
     if len(found.studies) > MAX_ENTRIES or len(found.plans) > MAX_ENTRIES:
         raise WireError(f"the hub's catalogue lists more than {MAX_ENTRIES} entries")
+    await asyncio.to_thread(mirror, found.mirror)
     await asyncio.to_thread(_take_head, found, store, now)
     news = await asyncio.to_thread(_take_studies, found, store, site, now)
     for entry in found.plans:

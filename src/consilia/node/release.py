@@ -17,6 +17,7 @@ both would otherwise carry information out.
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import re
@@ -40,7 +41,7 @@ from consilia.errors import (
     WireError,
     WorkerError,
 )
-from consilia.node import audit, clip, ledger
+from consilia.node import audit, budget, clip, ledger, ledgerlog
 from consilia.node.config import NodeConfig
 from consilia.node.masking import Masking, forget
 from consilia.node.numbers import Numbers, Told
@@ -69,6 +70,7 @@ from consilia.wire.v1 import (
 from consilia.wire.worker import Done
 
 REPORT, ADVERTISEMENT = "report", "advertisement"
+_LOG = logging.getLogger("consilia.node.release")
 FREE_RESERVE = 64 << 20  # bytes of disk that an update must leave free
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -103,6 +105,7 @@ class Release:
         self._now = now
         self.masking = Masking(store, config.site, key, now, random)
         self._random = random
+        self._mirrored = False
         self._numbers = Numbers(store, config.disclosure)
         self._lock = threading.Lock()
         self._acknowledged: dict[str, Path | None] = {}  # settled, not yet noted on disk
@@ -211,8 +214,20 @@ class Release:
                 tx.audit(self._now(), "agent", "release.progress", lease, "released", detail)
         return self._seal(Progress(lease, step, kept))
 
+    def take_mirror(self, mirror: Sealed | None) -> None:
+        """Compare the privacy ledger with what the hub kept of its head.
+
+        From then on advertisements tell the head: one that did so before would let a node
+        restored from a backup overwrite the proof of it.
+        """
+        if mirror is not None:
+            public = self._key.public_key().public_bytes_raw()
+            if problem := budget.check_mirror(self._store, mirror, public, self._now()):
+                _LOG.error("%s", problem)
+        self._mirrored = True
+
     def advertisement(self, message: Advertisement) -> Sealed:
-        """Return the signed public state, with the head of the audit trail.
+        """Return the signed public state, with the heads of audit trail and privacy ledger.
 
         Audited whenever what it offers has changed.
         """
@@ -235,6 +250,10 @@ class Release:
             self._advertised = offer
         length, head = audit.head(self._store)
         signed = msgspec.structs.replace(message, audit_head=head, audit_length=length)
+        if self._mirrored and (own := ledgerlog.head(self._store)).length:
+            signed = msgspec.structs.replace(
+                signed, ledger_head=own.digest, ledger_length=own.length
+            )
         return seal.seal(ADVERTISEMENT, self._config.site, encode(signed), self._key)
 
     # ---- the outbox ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,8 @@ class Tasks:
             patient=self._load.dataset.patient if self._load.dataset else "",
         )
         weights = None if task.model is None else self._read(Path(task.model))
+        if task.kind == "audit":
+            return self._audit(task, weights, context)
         if (task.kind == "init") is not (weights is None):
             raise WireError(f"task of kind {task.kind!r} with model {task.model!r}")
         # the buffers are handed over: what comes back (often the same arrays) replaces them
@@ -106,6 +109,24 @@ class Tasks:
         kept = {name: contiguous(array) for name, array in outcome.weights.items()}
         self._buffers = kept
         return Outcome(kept, outcome.records, outcome.metrics)
+
+    def _audit(self, task: Run, weights: Weights | None, context: Context) -> Outcome:
+        """Run a task of an audit of privacy."""
+        from consilia.plans import attack  # noqa: PLC0415  imports torch
+
+        if task.audit is None or self._table is None:
+            raise WireError("a task of kind 'audit' needs to say of what, on a dataset")
+        # a plan of its own: what one task keeps of its records is not for the next
+        plan = load_plan(self._load.plan)
+        found = attack.run(
+            task.audit,
+            plan,
+            weights,
+            self._table,
+            task.arguments,
+            lambda number: replace(context, round=number, seed=context.seed + number),
+        )
+        return Outcome({n: contiguous(a) for n, a in found.items()}, self._table.records, {})
 
     def forget(self) -> None:
         """Drop the model's memory."""

@@ -98,6 +98,8 @@ class TrainingPlan:
     arguments: Mapping[str, Scalar] = field(default_factory=dict)  # names and defaults
     selection: Selection | None = None  # the columns it asks for; None: it takes the table
     private: bool = False  # trains by itself with privacy at record and patient level
+    # (weights, table, arguments, context) -> plans.attack.Probe, for audits of privacy
+    probe: Callable[[Weights, Table, Arguments, Context], Any] | None = None
 
 
 def run_task(

@@ -158,6 +158,7 @@ class Catalogue(Record, frozen=True):
     studies: tuple[Study, ...] = ()
     plans: tuple["PlanEntry", ...] = ()
     keys: dict[str, bytes] = {}  # enrolled sites of these studies -> Ed25519 public key
+    mirror: "Sealed | None" = None  # the site's last advertisement that told its ledger's head
     head: "Sealed | None" = None  # AuditHead of the hub's own trail, signed by the hub
 
 

@@ -6,7 +6,7 @@ raw bytes follow in order, without padding; the agent counts them, checks them, 
 tensor frame itself (node.release). Models go the other way as files in a read-only folder.
 """
 
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 
@@ -37,6 +37,20 @@ class Load(Record, frozen=True, tag="load"):
     site: str = ""
 
 
+class Audit(Record, frozen=True):
+    """What a task of kind "audit" does (plans.attack). Its outcome never leaves the site.
+
+    losses: of each record under the model. fit: the plan's model after `rounds` rounds on the
+    records, from its own start. invert: one round's update turned back into records.
+    """
+
+    do: Literal["losses", "fit", "invert"]
+    rounds: int = 1
+    canaries: int = 0  # records that never were, after those of the table
+    seed: int = 0  # of the canaries' values
+    inside: bytes = b""  # which records and canaries, a bit each, as numpy packs; empty: all
+
+
 class Run(Record, frozen=True, tag="run"):
     """One task. `model` is the path of a tensor frame inside the sandbox; None for init."""
 
@@ -47,6 +61,7 @@ class Run(Record, frozen=True, tag="run"):
     seed: int
     deterministic: bool
     dp: Dp | None = None  # the privacy that the worker's own loop gives the round
+    audit: Audit | None = None  # of a task of kind "audit"
 
 
 ToWorker = Load | Run

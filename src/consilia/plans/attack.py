@@ -1,0 +1,258 @@
+"""What a worker does to find out what a model remembers: its losses, fits, canaries, inversion.
+
+An audit looks at how a plan trains at this site, with this site's records, so it runs where
+they are. Nothing of it leaves the site. What is decided here is only what touches records; the
+statistics are privacy.evidence, what is run in which order is node.evidence.
+
+**Records and canaries.** A canary is a record that never was: each column's value is taken from
+some record of the table, drawn anew for each column, the target too. So its columns are
+plausible and it is not; only a model that was trained on it is sure of it. Canaries follow the
+table's records: record i of an audit is row i, or canary i - records.
+
+**Losses** are the plan's own of one record (plans.dp.DpParts.loss), of the model at rest (eval),
+without the plan's transform.
+
+**Inversion.** One round on a few records, and what its update tells. With y = W x + b as the
+first layer, dL/dW = dL/dy x^T and dL/db = dL/dy: a row of W's change over b's change is the
+record itself, or the average of those that reach this neuron. The same is tried on what a hub
+sees of a masked round, the change in the ring plus a keystream.
+
+Sources: Yeom et al. 2018 (losses); Steinke, Nasr, Jagielski 2023 (canaries in one run); Phong
+et al. 2018, section III (a record from gradients of a layer with bias).
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import vmap
+
+from consilia.core.weights import Array, Weights
+from consilia.data.table import Column, Table
+from consilia.errors import PlanError
+from consilia.plans.contract import (
+    Context,
+    TrainingPlan,
+    check_arguments,
+    copy_weights,
+    run_task,
+)
+from consilia.plans.dp import DpParts
+from consilia.privacy.evidence import Floats, correlation
+from consilia.privacy.ring import quantise, scale_of
+from consilia.privacy.streams import Streams
+from consilia.wire.v1 import Arguments
+from consilia.wire.worker import Audit
+
+Contexts = Callable[[int], Context]  # round -> its context
+
+LOSSES, PLAIN, MASKED, VIEW = "losses", "plain", "masked", "correlation"
+_AT_ONCE = 1024  # records whose losses are taken together
+_FAINT = 1e-7  # of the largest change of b: a neuron below it learned nothing
+_RANGE = 8.0  # of wire.v1.Privacy; wider when the update is
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A plan's model with the records of a table, and the loss of one of them."""
+
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+    parts: DpParts
+
+
+class Part(Table):
+    """Some records of a table and some canaries, as a table of their own."""
+
+    def __init__(self, whole: Table, audit: Audit, patient: str = "") -> None:
+        """Take the records and canaries that `audit.inside` has; all when it is empty."""
+        count = whole.records + audit.canaries
+        chosen = np.unpackbits(np.frombuffer(audit.inside, np.uint8), count=count).astype(bool)
+        self.whole = whole
+        self._rows = np.arange(count) if not audit.inside else np.flatnonzero(chosen)
+        self._canaries = audit.canaries
+        self._seed = audit.seed
+        self._patient = patient
+        self._name = whole._name
+        self.columns = dict(whole.columns)
+        self.records = len(self._rows)
+        self._loaded = {}
+        self._samples = {}
+        if not self.records:
+            raise PlanError("an audit's task chooses no record; needed at least one")
+
+    def _read(self, types: dict[str, str], *, narrow: bool) -> dict[str, Column]:
+        found = self.whole._read(types, narrow=narrow)
+        return {name: self._taken(name, *column) for name, column in found.items()}
+
+    def _taken(self, name: str, values: Array, mask: NDArray[np.bool_] | None) -> Column:
+        """Return a column's chosen values: of records as they are, of canaries drawn."""
+        rng = np.random.default_rng((self._seed, zlib.crc32(name.encode())))
+        source = rng.integers(self.whole.records, size=self._canaries)
+        # a column of ids would tell canaries by their twins: each is a person of its own
+        planted = values[source] if name != self._patient else self._people()
+        held = None if mask is None else np.concatenate([mask, mask[source]])[self._rows]
+        if held is not None and not held.any():
+            held = None
+        return np.concatenate([values, planted])[self._rows], held
+
+    def _people(self) -> Array:
+        names = [f"canary {i}" for i in range(self._canaries)]
+        return np.array(names, object)
+
+
+def losses(
+    plan: TrainingPlan, weights: Weights, table: Table, given: Arguments, context: Context
+) -> Floats:
+    """Return the loss of each record under a model; raise PlanError for a plan without one."""
+    probe = _probe(plan, weights, table, given, context)
+    module = probe.module.eval()
+
+    def one(x: Tensor, y: Tensor) -> Tensor:
+        return probe.parts.loss(module, x[None], y[None]).reshape(())
+
+    found = []
+    with torch.no_grad():
+        for x, y in zip(probe.x.split(_AT_ONCE), probe.y.split(_AT_ONCE), strict=True):
+            try:
+                part = vmap(one)(x, y)
+            except RuntimeError:  # a layer that vmap has no rule for, such as nn.LSTM
+                part = torch.stack([one(a, b) for a, b in zip(x, y, strict=True)])
+            found.append(part.double().cpu())
+    values: Floats = torch.cat(found).numpy()
+    if not np.isfinite(values).all():
+        raise FloatingPointError(
+            f"the loss of {int((~np.isfinite(values)).sum())} records is not finite"
+        )
+    return values
+
+
+def fit(
+    plan: TrainingPlan, table: Table, given: Arguments, rounds: int, contexts: Contexts
+) -> Weights:
+    """Return the plan's model after `rounds` rounds at this site alone, from its own start."""
+    weights = copy_weights(run_task(plan, None, None, given, contexts(0)).weights)
+    for number in range(1, rounds + 1):
+        weights = run_task(plan, weights, table, given, contexts(number)).weights
+    return copy_weights(weights)
+
+
+def invert(
+    plan: TrainingPlan, weights: Weights, part: Part, given: Arguments, context: Context
+) -> Weights:
+    """Return how near a hub comes to each record of `part` from one update, plain and masked.
+
+    PLAIN, MASKED: the distance to the nearest guess, record by record, as the root mean square
+    over features, each in standard deviations of the whole table (1 where it does not vary).
+    VIEW: the correlation of what the hub sees of a masked update with the update, and over how
+    many numbers.
+    """
+    whole = _probe(plan, weights, part.whole, given, context)
+    layer, spread = _first_layer(whole), whole.x.double().cpu().numpy().std(0)
+    before = copy_weights(weights)
+    after = run_task(plan, weights, part, given, context).weights
+    change = {n: _float(after[n]) - _float(before[n]) for n in before if _is_float(before[n])}
+    x = _probe(plan, after, part, given, context).x.double().cpu().numpy()
+    seen = _masked(change, context.random(32))
+    flat, view = (np.concatenate([c.ravel() for c in d.values()]) for d in (change, seen))
+    spread = np.where(spread > 0, spread, 1.0)
+    return {
+        PLAIN: _distances(x, _guesses(change, layer), spread),
+        MASKED: _distances(x, _guesses(seen, layer), spread),
+        VIEW: np.array([correlation(flat, view), float(flat.size)]),
+    }
+
+
+def run(
+    audit: Audit,
+    plan: TrainingPlan,
+    weights: Weights | None,
+    table: Table,
+    given: Arguments,
+    contexts: Contexts,
+) -> Weights:
+    """Run one audit task on the records it chooses; return its arrays."""
+    first = contexts(0)
+    part = Part(table, audit, first.patient)
+    if audit.do == "fit":
+        return fit(plan, part, given, audit.rounds, contexts)
+    if weights is None:
+        raise PlanError(f"an audit's task {audit.do!r} needs a model, and names none")
+    if audit.do == "losses":
+        return {LOSSES: losses(plan, weights, part, given, first)}
+    return invert(plan, weights, part, given, first)
+
+
+# ---- inside ----------------------------------------------------------------------------------
+
+
+def _probe(
+    plan: TrainingPlan, weights: Weights, table: Table, given: Arguments, context: Context
+) -> Probe:
+    if plan.probe is None:
+        raise PlanError(
+            f"this {plan.framework} plan does not tell the loss of one record, which every "
+            "attack starts from; needed torch_plan(dp=DpParts(loss=...)), or loss= and optimizer="
+        )
+    found = plan.probe(weights, table, check_arguments(plan.arguments, given), context)
+    if not isinstance(found, Probe):
+        raise PlanError(f"the plan's probe is of type {type(found).__name__}; needed a Probe")
+    return found
+
+
+def _first_layer(probe: Probe) -> tuple[str, str]:
+    """Return the names of W and b of the layer that sees the record first, or raise."""
+    for name, layer in probe.module.named_modules():
+        if not any(True for _ in layer.parameters(recurse=False)):
+            continue
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            if layer.in_features == probe.x[0].numel():
+                stem = f"{name}." if name else ""
+                return f"{stem}weight", f"{stem}bias"
+        raise PlanError(
+            f"inversion by formula needs nn.Linear with a bias as the first layer; layer "
+            f"{name!r} is {type(layer).__name__}"
+        )
+    raise PlanError("inversion by formula needs nn.Linear as the first layer; there is none")
+
+
+def _masked(change: dict[str, Floats], seed: bytes) -> dict[str, Floats]:
+    """Return what a hub sees of an update in a masked round, as the numbers it would read."""
+    largest = max((float(np.abs(c).max(initial=0.0)) for c in change.values()), default=0.0)
+    scale = scale_of(32, max(_RANGE, 2 * largest))
+    mask, seen = Streams([seed], []), {}
+    for name, values in change.items():
+        ring = np.empty(values.size, np.uint32)
+        quantise(values.ravel(), scale, 1.0, ring)
+        mask.add(ring)
+        seen[name] = (ring.view(np.int32) / scale).reshape(values.shape)
+    return seen
+
+
+def _guesses(change: dict[str, Floats], layer: tuple[str, str]) -> Floats:
+    """Return a guess of a record from each neuron that learned: neurons x features."""
+    weight, bias = change[layer[0]], change[layer[1]]
+    learned = np.abs(bias) > _FAINT * np.abs(bias).max(initial=0.0)
+    guesses: Floats = weight[learned] / bias[learned, None]
+    return guesses
+
+
+def _distances(x: Floats, guesses: Floats, spread: Floats) -> Floats:
+    """Return each record's distance to the guess nearest to it; huge without a guess."""
+    best = np.full(len(x), np.inf)
+    for guess in guesses:
+        best = np.minimum(best, np.sqrt((((x - guess) / spread) ** 2).mean(1)))
+    return np.minimum(best, np.finfo(np.float64).max)
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _float(array: Array) -> Floats:
+    return np.asarray(array, np.float64)
