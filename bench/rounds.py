@@ -95,6 +95,7 @@ def _experiment(
     nodes: int,
     parameters: int,
     rounds: int,
+    *,
     base: str | None = None,
     privacy: Privacy = PLAIN,
 ) -> people.Experiment:

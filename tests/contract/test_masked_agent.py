@@ -161,7 +161,9 @@ async def test_a_mask_that_was_used_is_not_used_again(tmp_path: Path) -> None:
             await until(lambda: x.hub.settled(lease.id))
             assert x.hub.settled(lease.id) == Declined(lease.id)
             assert lease.id not in x.hub.uploads
-            assert "masked an update of this round already" in x.node.details("release.refuse")[0]
+            assert (
+                "masked an update of this round already" in x.node.details("release.refuse")[0]
+            )
             await until(lambda: x.hub.closes)
         assert x.rows() == 0
         check_sum(x, tuple(site for site in SITES if site != SITE))
@@ -175,7 +177,9 @@ async def refused(x: Lab, lease: Lease, reason: str) -> None:
     await until(lambda: x.hub.settled(lease.id))
     assert x.hub.settled(lease.id) == Declined(lease.id), "a reason has left the site"
     assert x.hub.uploads == {}
-    details = [d for a in ("task.refuse", "task.stop", "release.refuse") for d in x.node.details(a)]
+    details = [
+        d for a in ("task.refuse", "task.stop", "release.refuse") for d in x.node.details(a)
+    ]
     assert [d for d in details if reason in d], details
     await until(lambda: not x.node.agent.status().tasks)
     assert x.rows() == 0

@@ -187,6 +187,11 @@ def judge(found: Findings) -> Verdict:
     return Verdict("no-leak-found", (*_powers(found), *weak))
 
 
+def most_of(claim: Claim | None) -> float | None:
+    """Return the largest AUC that a promise admits, None without one."""
+    return None if claim is None else evidence.most_area(claim.epsilon, claim.delta)
+
+
 def _over_accounted(found: Planted | None) -> str:
     if found is None or found.accounted is None or found.found.epsilon <= found.accounted:
         return ""

@@ -51,8 +51,8 @@ class Experiment(Results):
         first 8 or more digits) of one the hub has. `settings` are the other fields of
         `wire.people.Experiment`: strategy (a name or a record), min_updates, min_sites,
         fraction, grace, deadline, seed, deterministic, base, name, privacy ("secure", "plain"
-        or a record; without it secure aggregation from three sites up). Raise ConfigError for one
-        that does not exist, naming the nearest.
+        or a record; without it secure aggregation from three sites up). Raise ConfigError for
+        one that does not exist, naming the nearest.
         """
         self.client = client
         self._study = study
