@@ -1,9 +1,9 @@
 """Masked rounds in one process: a hub in memory that runs the real machine, and real sites.
 
-`MaskedHub` is a MemoryHub for one masked job: the real round machine decides, hub.masking checks
-and passes on, the sum is folded and opened as the hub does it. One site is a whole node (of
-nodekit), the others are `Peer`s: the real masking of a site over a store of its own, without
-an agent. What peers do in a step can be held back, and what sites are told can be forged.
+`MaskedHub` is a MemoryHub for one masked job: the real round machine decides, hub.masking
+checks and passes on, the sum is folded and opened as the hub does it. One site is a whole node
+(of nodekit), the others are `Peer`s: the real masking of a site over a store of its own,
+without an agent. What peers do in a step can be held back, what sites are told can be forged.
 """
 
 import asyncio
@@ -24,7 +24,6 @@ from consilia.core.round import (
     Accepted,
     CancelLease,
     Close,
-    Closed,
     Command,
     GiveLease,
     JobState,
@@ -53,7 +52,6 @@ from consilia.wire.v1 import (
     Lease,
     Metrics,
     Orders,
-    Plan,
     Poll,
     Privacy,
     Progress,
@@ -141,6 +139,9 @@ class MaskedHub(MemoryHub):
         self.waiting: list[Tell | GiveLease] = []
         self.forge: Callable[[Word], Word | None] = lambda word: word
         self.updates: dict[str, Weights] = {}
+        self.own = SITE  # the site that is a whole node
+        self.silent: dict[str, str] = {}  # peer -> the step from which on it says nothing
+        self.trained: Callable[[Weights, str], Weights] = usual
         self.shouts = 0  # polls that are told every word once more, whatever was heard
         self._telling = masking.Words()
 
@@ -169,7 +170,7 @@ class MaskedHub(MemoryHub):
                 self.leases[command.lease] = self._lease(command)
                 self.words[command.lease] = []
                 self._ask(command, "keys")
-                if command.site == SITE:
+                if command.site == self.own:
                     self.assign(self.leases[command.lease])
             case Tell():
                 self._ask(command, command.step)
@@ -180,8 +181,16 @@ class MaskedHub(MemoryHub):
             case _:
                 pass
 
+    def all_peers(self, folder: Path) -> None:
+        """Make the node's site a peer as well: no agent runs."""
+        self.own, mine = "", peer(SITE, folder)
+        self.keys[SITE] = mine.public
+        self.peers = {**self.peers, SITE: mine}
+        for other in self.peers.values():
+            other.pin(self.keys)
+
     def restart(self) -> None:
-        """Come back as a hub does that was killed: with the journal's state and nothing else."""
+        """Come back as a hub does that was killed: with the journal's state alone."""
         self.assigned.clear()
         self.words = {lease: [] for lease in self.words}
         self.waiting = []
@@ -229,11 +238,13 @@ class MaskedHub(MemoryHub):
     # ---- what sites do -----------------------------------------------------------------------
 
     def _ask(self, command: GiveLease | Tell, step: Step) -> None:
-        if command.site == SITE:
+        if command.site == self.own:
             if isinstance(command, Tell):
                 word = self.forge(self._telling.word(self.state, command))
                 if word is not None:
                     self.words[command.lease].append(word)
+        elif self.silent.get(command.site) == step:
+            del self.peers[command.site]
         elif step in self.hold:
             self.waiting.append(command)
         else:
@@ -254,7 +265,7 @@ class MaskedHub(MemoryHub):
         self.take(seal.open_sealed(spoken.said, "report", peer.public), peer.site)
 
     def _peer_sends(self, lease: Lease, peer: Peer) -> None:
-        new = {name: moved(array, peer.site) for name, array in self.base.items()}
+        new = self.trained(self.base, peer.site)
         model = self._folder / (lease.task.model or "").removeprefix("b3:")
         self.updates[lease.id] = peer.update(
             lease, model, new, RECORDS[peer.site], {"loss": 0.25}
@@ -356,12 +367,10 @@ def reader(tensors: Weights) -> Callable[[TensorSpec], Iterator[Array]]:
     return read
 
 
-def moved(array: Array, site: str) -> Array:
-    """Return what a peer's training makes of a tensor."""
+def usual(base: Weights, site: str) -> Weights:
+    """Return what a peer's training makes of a model."""
     amount = AMOUNTS[site]
-    if array.dtype.kind == "f":
-        return (array + array.dtype.type(amount)).astype(array.dtype)
-    return array
+    return {n: (w.astype(np.float64) + amount).astype(w.dtype) for n, w in base.items()}
 
 
 def mean_amount(sites: tuple[str, ...] = SITES) -> float:

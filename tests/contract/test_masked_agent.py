@@ -46,7 +46,7 @@ def did(x: Lab, lease: Lease, step: str) -> bool:
 def check_sum(x: Lab, sites: tuple[str, ...] = SITES) -> None:
     assert [site for site, *_ in x.hub.closes[-1].updates] == list(sites)
     mean, _ = x.hub.sum()
-    change = mean["w"] - x.hub.base["w"]
+    change = mean["w"].astype(np.float64) - x.hub.base["w"].astype(np.float64)
     np.testing.assert_allclose(change, mean_amount(sites), atol=2 * len(sites) * ERROR)
 
 
@@ -144,7 +144,7 @@ async def test_an_agent_whose_round_ended_while_it_was_away_forgets_it(
 
 
 async def test_a_mask_that_was_used_is_not_used_again(tmp_path: Path) -> None:
-    """An agent killed between masking and storing its update: the mask is lost, and it leaves."""
+    """An agent killed between masking and storing its update: the mask is lost."""
     async with lab(tmp_path) as x:
         x.hub.hold = frozenset({"shares"})
         async with x.node.running():
@@ -407,8 +407,10 @@ async def test_a_failed_task_leaves_no_work_and_no_secret_behind(tmp_path: Path)
 
 async def test_keys_do_not_wait_for_a_task_of_another_job(tmp_path: Path) -> None:
     """Else two jobs, each with its site's only slot, would wait for each other for ever."""
-    settings = {"limits": {"tasks": 1}, "plain_updates": True}
-    async with lab(tmp_path, **settings) as x, x.node.running():
+    async with (
+        lab(tmp_path, limits={"tasks": 1}, plain_updates=True) as x,
+        x.node.running(),
+    ):
         x.node.accept(PLAN, STUDY)
         model = x.hub.publish(base_model())
         busy = plain_lease(x.hub, PLAN, job="job-0", model=model, arguments={"wait": 30.0})

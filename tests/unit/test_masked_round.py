@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from consilia.core import steps
+from consilia.core.events import Step
 from consilia.core.round import (
     Accepted,
     CancelLease,
@@ -201,17 +202,20 @@ class Hub(RuleBasedStateMachine):
                 self.note(event)
             else:
                 assert commands == ()
-        if isinstance(event, Closed | CloseFailed) and self.closing is not None:
-            if event.round == self.closing.round:
-                if isinstance(event, Closed):
-                    self.made[event.round] = event.model
-                self.closing = None
+        if self.closing is not None and self.answers(self.closing, event):
+            if isinstance(event, Closed):
+                self.made[event.round] = event.model
+            self.closing = None
         for command in commands:
             self.obey(command)
         self.check_progress(before, after)
         if after.phase != "running":
             self.wake = None
         return commands
+
+    @staticmethod
+    def answers(close: Close, event: Event) -> bool:
+        return isinstance(event, Closed | CloseFailed) and event.round == close.round
 
     def counts(self, event: Event) -> bool:
         """Tell, from the books alone, whether a message must take effect."""
@@ -354,7 +358,7 @@ class Hub(RuleBasedStateMachine):
         return self.state.leases[lease].status == "accepted"
 
     def check_told_again(self, tells: list[Tell]) -> None:
-        """Whoever has still to speak is told what it needs, and nothing it was not told live."""
+        """Whoever has still to speak is told what it needs, as it was told live."""
         step = self.state.step
         asked = {lease for lease in self.held if step not in self.said[lease]}
         if step in ("consent", "unmask"):
@@ -438,7 +442,10 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Stopped, times, st.just("by a person")),
     st.builds(Resumed, times, st.none() | st.integers(0, 3)),
 )
-OPENED = [*(Joined(0.0, site) for site in "abcd"), Started(0.0, "base", {"lr": 1.0})]
+OPENED: list[Event] = [
+    *(Joined(0.0, site) for site in "abcd"),
+    Started(0.0, "base", {"lr": 1.0}),
+]
 
 
 @settings(max_examples=200, deadline=None)
@@ -483,7 +490,7 @@ def at_step(step: str, config: RoundConfig = FOUR) -> JobState:
     return state
 
 
-def of(step: str) -> "steps.Step":
+def of(step: str) -> Step:
     return next(known for known in STEPS if known == step)
 
 

@@ -222,6 +222,16 @@ async def test_the_optimizer_state_of_the_newest_stays_and_older_ones_go(place: 
     assert len(await place.lines("frame.delete")) == 2
 
 
+async def test_a_job_that_may_go_back_keeps_all_until_it_is_done(place: Place) -> None:
+    watched = {"rollback": True}
+    for job, phase in (("job-1", "stopped"), ("job-2", "done")):
+        await place.job(job, phase, watch=watched)
+        for n in range(3):
+            await place.version(job, n, 0.0)
+    await place.collector(Retention(versions=1, best="")).sweep()
+    assert await place.marked() == {"job-2.0", "job-2.1"}
+
+
 async def test_a_file_that_is_referred_to_in_time_stays(place: Place) -> None:
     """As that of a close whose row is written only later."""
     await place.job("job-1")
@@ -377,6 +387,22 @@ async def test_a_job_stops_is_swept_and_goes_on_as_if_nothing_had_been(tmp_path:
                 await hub.until(job, "done")
             finals.append((await hub.model(job, 6))["w"].tobytes())
     assert finals[0] == finals[1]
+
+
+async def test_a_job_that_does_the_same_does_not_take_anothers_state(tmp_path: Path) -> None:
+    """Equal states have one digest: the second job may not delete what the first goes on from."""
+    same = {"seed": 3, "deterministic": True, "strategy": {"name": "fedadam", "options": {}}}
+    async with open_hub(tmp_path) as hub:
+        async with serving(*(Node(hub, site) for site in hub.study.sites)):
+            first = await hub.start(rounds=2, **same)
+            await hub.until(first, "done")
+            second = await hub.start(rounds=4, **same)
+            await hub.until(second, "done")
+            await hub.engine.resume(first, 4, "ada")
+            view = await hub.until(first, "done", "failed")
+        assert view.state == "done", view.cause
+        models = [(await hub.model(job, 4))["w"].tobytes() for job in (first, second)]
+    assert models[0] == models[1]
 
 
 async def test_sweeping_while_rounds_run_breaks_none(tmp_path: Path) -> None:

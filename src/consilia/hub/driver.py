@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from sqlalchemy import Connection
+
 from consilia.algo import aggregate
 from consilia.core.round import (
     CancelLease,
@@ -244,22 +246,30 @@ class Driver:
         parts.checkpoint("close.made")
         now = parts.clock.now()
         version = closing.version(job.book, state, command, made, now)
+        old = job.book.optimizer
 
         def then() -> None:
             if job.book.versions is not None:
                 job.book.versions.append(version)
-            self._closed(job, command, made, version.seconds)
+            self._closed(job, command, made, old, version.seconds)
 
-        job.note(
-            Closed(now, command.round, made.header.digest),
-            lambda db: closing.enter(db, version, command, made.alarms),
-            then=then,
-        )
+        def enter(db: Connection) -> None:
+            nonlocal old
+            closing.enter(db, version, command, made.alarms)
+            if old is not None and records.uses_optimizer(db, old):
+                old = None  # a job that does just the same has this state, too
 
-    def _closed(self, job: LiveJob, command: Close, made: Made, seconds: float) -> None:
-        """The version is durable: the next round starts from it, and the spools may go."""
+        job.note(Closed(now, command.round, made.header.digest), enter, then=then)
+
+    def _closed(
+        self, job: LiveJob, command: Close, made: Made, old: str | None, seconds: float
+    ) -> None:
+        """The version is durable: the next round starts from it, and the spools may go.
+
+        `old` is the optimizer state before it, if that can go as well.
+        """
         book, parts = job.book, self._parts
-        old, book.base, book.optimizer = book.optimizer, made.header, made.optimizer
+        book.base, book.optimizer = made.header, made.optimizer
         book.progress.clear()
         parts.meter.round_closed(seconds)
         parts.checkpoint("close.committed")

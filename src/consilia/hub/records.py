@@ -424,6 +424,12 @@ def job_versions(db: Connection, job: str) -> tuple[Version, ...]:
     return tuple(map(_version, db.execute(query)))
 
 
+def uses_optimizer(db: Connection, digest: str) -> bool:
+    """Whether any job would go on from this state of a strategy."""
+    v = t.versions.c
+    return db.execute(sa.select(v.id).where(v.optimizer == digest).limit(1)).first() is not None
+
+
 def list_versions(
     db: Connection,
     *,

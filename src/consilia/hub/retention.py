@@ -5,7 +5,8 @@
             2. a file that nothing refers to, and did not for SETTLE seconds, is deleted
 
 Kept whatever the rule: a job's newest version and its optimizer state (every job can be
-resumed), what any job started from, and what live jobs hold. `records.add_job` refuses a base
+resumed), what any job started from, what live jobs hold, and all versions of an unfinished job
+whose `watch` may lead it back to one of them. `records.add_job` refuses a base
 whose frame is marked, so between mark and deletion nothing can begin to need a file; SETTLE
 covers what was under way. A crash between the two steps leaves a file for the next sweep.
 
@@ -76,11 +77,11 @@ def surplus(db: Connection, rule: Retention) -> list[Kept]:
     crowded = (
         sa.select(_V.job, count).where(_V.deleted.is_(None)).group_by(_V.job).having(count > 1)
     )
-    based = based_on(db)
+    based, turning = based_on(db), _may_go_back(db)
     found: list[Kept] = []
     for job, held in db.execute(crowded).all():
         asked = [n for n in (everywhere, wishes.get(job)) if n is not None]
-        if asked and held > min(asked):
+        if asked and held > min(asked) and job not in turning:
             mine = given_up(_kept(db, job, rule.best), min(asked), rule.best_is == "lowest")
             found += [v for v in mine if v.id not in based and v.digest not in based]
     return found
@@ -195,6 +196,16 @@ def _wishes(db: Connection) -> dict[str, int]:
     )
     found = ((id, json.loads(text).get("keep")) for id, text in db.execute(asking))
     return {id: keep for id, keep in found if isinstance(keep, int)}
+
+
+def _may_go_back(db: Connection) -> frozenset[str]:
+    """Return the jobs that a bad round may lead back to any of their models."""
+    jobs = tables.jobs.c
+    watched = sa.select(jobs.id, jobs.experiment).where(
+        jobs.phase != "done", jobs.experiment.contains('"rollback":true')
+    )
+    found = ((id, json.loads(text).get("watch")) for id, text in db.execute(watched))
+    return frozenset(id for id, watch in found if watch and watch.get("rollback"))
 
 
 def _kept(db: Connection, job: str, metric: str) -> list[Kept]:

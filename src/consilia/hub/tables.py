@@ -164,6 +164,7 @@ versions = sa.Table(
     sa.UniqueConstraint("job", "round"),
     sa.Index("ix_versions_created_id", "created", "id"),
     sa.Index("ix_versions_study_created_id", "study", "created", "id"),
+    sa.Index("ix_versions_optimizer", "optimizer"),
 )
 
 uploads = sa.Table(  # base frames that people have sent

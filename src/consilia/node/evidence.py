@@ -19,7 +19,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ import numpy as np
 from consilia.core.weights import DTYPES, Schema, TensorSpec, Weights, mismatch
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError, WorkerError
-from consilia.node.release import pump
+from consilia.node import ledgerlog
 from consilia.node.runner import Runs, TaskOutput
 from consilia.node.store import Store
 from consilia.privacy import ledger as rules
@@ -36,7 +35,7 @@ from consilia.privacy.accountant import ORDERS, cost, epsilon
 from consilia.privacy.evidence import Flags, Floats, calibrated, confidence_of
 from consilia.privacy.verdict import Attack, Claim, Inversion, Planted
 from consilia.wire import frames
-from consilia.wire.v1 import Arguments, Dp, Plan
+from consilia.wire.v1 import Arguments, Dp, Metrics, Plan
 from consilia.wire.worker import Audit, Run
 
 INVERTED = (1, 8, 64)  # records of the updates that are turned back
@@ -109,8 +108,6 @@ def ledger_claim(store: Store, job: str) -> Claim | None:
     total: rules.Vector = ()
     last: rules.Entry | None = None
     after = 0
-    from consilia.node import ledgerlog  # noqa: PLC0415
-
     while page := ledgerlog.history(store, after, _PAGE):
         after = page[-1].seq
         for entry in (e for e in page if e.job == job and e.change):
@@ -142,12 +139,13 @@ async def measure(
     tell(f"training {asked.references} reference models")
     references = await _references(bench, asked.references)
     tell("attacking the model")
-    sure = await bench.confidences(target)
+    losses, _ = await bench.losses(target, 0)
+    sure = confidence_of(np.vstack([losses, references.losses]))
     scores = {
-        "loss attack": sure,
-        "reference attack": calibrated(sure, references.sure, ~references.usable),
+        "loss attack": sure[0],
+        "reference attack": calibrated(sure[0], sure[1:], ~references.usable),
     }
-    flags = np.concatenate([members, np.zeros(len(sure) - n, np.bool_)])
+    flags = np.concatenate([members, np.zeros(bench.others, np.bool_)])
     attacks = tuple(
         verdict.attack(name, s[flags], s[~flags], delta, rng) for name, s in scores.items()
     )
@@ -164,9 +162,9 @@ async def measure(
 class _References:
     """What models trained on halves of the dataset make of each record and canary."""
 
-    sure: Floats  # models x (records + holdout)
+    losses: Floats  # models x (records + holdout)
     usable: Flags  # the same: not trained on, and one model of each pair
-    canaries: Floats  # mean over the models, of each canary
+    canaries: Floats  # losses, models x canaries
 
 
 async def _references(bench: "_Bench", count: int) -> _References:
@@ -176,31 +174,31 @@ async def _references(bench: "_Bench", count: int) -> _References:
     members and others as many models are averaged.
     """
     n, rng = bench.asked.dataset.records, bench.rng
-    sure, usable, canaries = [], [], []
+    losses, usable, canaries = [], [], []
     for pair in range(count // 2):
         half = np.zeros(n, np.bool_)
         half[rng.permutation(n)[: n // 2]] = True
         coins = rng.random(bench.others) < 0.5
         for side, inside in enumerate((half, ~half)):
             model = await bench.fit(f"reference-{pair}-{side}", inside)
-            found, of_canaries = await bench.both(model)
-            sure.append(found)
+            found, of_canaries = await bench.losses(model, bench.asked.canaries)
+            losses.append(found)
             canaries.append(of_canaries)
             usable.append(np.concatenate([~inside, coins if side else ~coins]))
             model.unlink()
-    return _References(np.array(sure), np.array(usable), np.array(canaries).mean(0))
+    return _References(np.array(losses), np.array(usable), np.array(canaries))
 
 
 async def _plant(bench: "_Bench", references: _References, delta: float) -> Planted:
     """Train with canaries, each planted by a coin, and guess which ones were."""
     asked = bench.asked
     coins = bench.rng.random(asked.canaries) < 0.5
-    model = await bench.fit(
-        "planted", np.concatenate([np.ones(asked.dataset.records, bool), coins])
-    )
-    _, sure = await bench.both(model)
+    everyone = np.ones(asked.dataset.records, np.bool_)
+    model = await bench.fit("planted", np.concatenate([everyone, coins]))
+    _, losses = await bench.losses(model, asked.canaries)
+    sure = confidence_of(np.vstack([losses, references.canaries]))
     accounted = None if asked.dp is None else epsilon(cost(asked.dp, asked.rounds), delta)
-    return verdict.planted(sure - references.canaries, coins, delta, accounted)
+    return verdict.planted(sure[0] - sure[1:].mean(0), coins, delta, accounted)
 
 
 async def _invert(bench: "_Bench") -> tuple[tuple[Inversion, ...], tuple[str, ...]]:
@@ -213,8 +211,7 @@ async def _invert(bench: "_Bench") -> tuple[tuple[Inversion, ...], tuple[str, ..
         except WorkerError as error:
             if error.cause not in ("plan-contract", "plan-error", "not-finite"):
                 raise
-            said = str(error).strip().splitlines()
-            notes.append(f"an update on {count} records was not turned back: {said[-1]}")
+            notes.append(f"an update on {count} records was not turned back: {error}")
     return tuple(found), tuple(dict.fromkeys(notes))
 
 
@@ -243,21 +240,15 @@ class _Bench:
         await asyncio.to_thread(frames.write, path, weights)
         return path
 
-    async def confidences(self, model: Path) -> Floats:
-        """Return how sure a model is of each record of the dataset, then of the holdout."""
-        return (await self.both(model, canaries=False))[0]
-
-    async def both(self, model: Path, canaries: bool = True) -> tuple[Floats, Floats]:
-        """Return how sure a model is of the records (holdout behind them), and of canaries."""
-        n, count = self.asked.dataset.records, self.asked.canaries if canaries else 0
-        audit = Audit("losses", canaries=count, seed=self._seed)
-        here = await self._losses(audit, model, self.asked.dataset, n + count)
+    async def losses(self, model: Path, canaries: int) -> tuple[Floats, Floats]:
+        """Return a model's losses on dataset and holdout, one after the other; on canaries."""
+        n = self.asked.dataset.records
+        audit = Audit("losses", canaries=canaries, seed=self._seed)
+        here = await self._losses(audit, model, self.asked.dataset, n + canaries)
         held = np.empty(0)
         if self.asked.holdout is not None:
             held = await self._losses(Audit("losses"), model, self.asked.holdout, self.others)
-        # one transform for all: whether losses go below 0 is a property of the plan
-        sure = confidence_of(np.concatenate([here[:n], held, here[n:]]))
-        return sure[: n + len(held)], sure[n + len(held) :]
+        return np.concatenate([here[:n], held]), here[n:]
 
     async def invert(self, model: Path, count: int) -> Inversion:
         """Turn one round's update on `count` records, drawn at random, back."""
@@ -267,13 +258,12 @@ class _Bench:
         names = (("plain", count), ("masked", count), ("correlation", 2))
         wanted = tuple(TensorSpec(name, "float64", (size,)) for name, size in names)
         got = await self._run(audit, model, wanted)
-        correlation, numbers = got["correlation"].tolist()
-        return verdict.inversion(got["plain"], got["masked"], correlation, int(numbers))
+        plain, masked, view = (np.asarray(got[name], np.float64) for name, _ in names)
+        return verdict.inversion(plain, masked, float(view[0]), int(view[1]))
 
     async def _losses(self, audit: Audit, model: Path, dataset: Dataset, count: int) -> Floats:
         wanted = (TensorSpec("losses", "float64", (count,)),)
-        found: Floats = (await self._run(audit, model, wanted, dataset))["losses"]
-        return found
+        return np.asarray((await self._run(audit, model, wanted, dataset))["losses"], float)
 
     async def _run(
         self, audit: Audit, model: Path | None, wanted: Schema, dataset: Dataset | None = None
@@ -290,15 +280,13 @@ class _Bench:
             dp=self.asked.dp,
             audit=audit,
         )
-        output = await self._runner.run(
-            f"privacy-report-{dataset.name}"[:63].rstrip("-._"),
-            self.asked.plan,
-            dataset,
-            task,
-            model,
-            lambda fraction, metrics: None,
-            self.asked.seconds,
-        )
+        job = f"audit-{dataset.name}"[:63].rstrip("-._")  # a warm worker for each dataset
+        try:
+            output = await self._runner.run(
+                job, self.asked.plan, dataset, task, model, _unheard, self.asked.seconds
+            )
+        except WorkerError as error:
+            raise WorkerError(_last_line(error), error.cause) from None
         taken = False
         try:
             found = await asyncio.to_thread(_received, output, wanted)
@@ -319,11 +307,20 @@ def _received(output: TaskOutput, wanted: Schema) -> Weights:
     for spec in found:
         array = np.empty(spec.shape, DTYPES[spec.dtype])
         view = frames.raw_bytes(array)
-        pump(output.tensors, spec.nbytes, partial(_fill, view, [0]))
+        while view:
+            got = os.readv(output.tensors, [view])
+            if not got:
+                raise output.failure or WorkerError("the worker ended before its answer did")
+            view = view[got:]
         arrays[spec.name] = array
     return arrays
 
 
-def _fill(view: memoryview, at: list[int], piece: memoryview) -> None:
-    view[at[0] : at[0] + len(piece)] = piece
-    at[0] += len(piece)
+def _unheard(fraction: float, metrics: Metrics) -> None:
+    """Let a task's progress pass: what people follow is the list of tasks."""
+
+
+def _last_line(error: WorkerError) -> str:
+    """Return what a traceback ends with."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else error.cause

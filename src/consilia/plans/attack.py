@@ -9,8 +9,8 @@ some record of the table, drawn anew for each column, the target too. So its col
 plausible and it is not; only a model that was trained on it is sure of it. Canaries follow the
 table's records: record i of an audit is row i, or canary i - records.
 
-**Losses** are the plan's own of one record (plans.dp.DpParts.loss), of the model at rest (eval),
-without the plan's transform.
+**Losses** are the plan's own of one record (plans.dp.DpParts.loss), of the model at rest
+(eval), without the plan's transform.
 
 **Inversion.** One round on a few records, and what its update tells. With y = W x + b as the
 first layer, dL/dW = dL/dy x^T and dL/db = dL/dy: a row of W's change over b's change is the
@@ -118,7 +118,8 @@ def losses(
 
     found = []
     with torch.no_grad():
-        for x, y in zip(probe.x.split(_AT_ONCE), probe.y.split(_AT_ONCE), strict=True):
+        blocks = (torch.split(t, _AT_ONCE) for t in (probe.x, probe.y))
+        for x, y in zip(*blocks, strict=True):
             try:
                 part = vmap(one)(x, y)
             except RuntimeError:  # a layer that vmap has no rule for, such as nn.LSTM
@@ -168,7 +169,7 @@ def invert(
     }
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917  what a task consists of
     audit: Audit,
     plan: TrainingPlan,
     weights: Weights | None,
@@ -196,8 +197,9 @@ def _probe(
 ) -> Probe:
     if plan.probe is None:
         raise PlanError(
-            f"this {plan.framework} plan does not tell the loss of one record, which every "
-            "attack starts from; needed torch_plan(dp=DpParts(loss=...)), or loss= and optimizer="
+            f"this {plan.framework} plan does not tell the loss of one record, from which "
+            "every attack starts; needed torch_plan(dp=DpParts(loss=...)), or loss= and "
+            "optimizer="
         )
     found = plan.probe(weights, table, check_arguments(plan.arguments, given), context)
     if not isinstance(found, Probe):
@@ -210,10 +212,10 @@ def _first_layer(probe: Probe) -> tuple[str, str]:
     for name, layer in probe.module.named_modules():
         if not any(True for _ in layer.parameters(recurse=False)):
             continue
-        if isinstance(layer, nn.Linear) and layer.bias is not None:
-            if layer.in_features == probe.x[0].numel():
-                stem = f"{name}." if name else ""
-                return f"{stem}weight", f"{stem}bias"
+        fitting = isinstance(layer, nn.Linear) and layer.in_features == probe.x[0].numel()
+        if fitting and layer.bias is not None:
+            stem = f"{name}." if name else ""
+            return f"{stem}weight", f"{stem}bias"
         raise PlanError(
             f"inversion by formula needs nn.Linear with a bias as the first layer; layer "
             f"{name!r} is {type(layer).__name__}"
@@ -247,7 +249,8 @@ def _distances(x: Floats, guesses: Floats, spread: Floats) -> Floats:
     best = np.full(len(x), np.inf)
     for guess in guesses:
         best = np.minimum(best, np.sqrt((((x - guess) / spread) ** 2).mean(1)))
-    return np.minimum(best, np.finfo(np.float64).max)
+    nearest: Floats = np.minimum(best, np.finfo(np.float64).max)  # no guess is no infinity
+    return nearest
 
 
 def _is_float(array: Array) -> bool:

@@ -59,7 +59,7 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What one threshold proves. Rates are those of the testing half, their bounds one-sided."""
+    """What one threshold proves. The rates are those of the testing half."""
 
     threshold: float
     tpr: float
@@ -177,7 +177,8 @@ def threshold_audit(
         return Tail(math.inf, 0.0, 0.0, 0.0, "members")
     m, o = rng.permutation(members), rng.permutation(others)
     half, part = len(m) // 2, len(o) // 2
-    prove = partial(_proved, delta=delta, confidence=confidence)
+    # each of the two rates may err with half the chance
+    prove = partial(_proved, delta=delta, each=1 - (1 - confidence) / 2)
     pool = np.concatenate([m[:half], o[:part]])
     levels = np.unique(np.quantile(pool, np.linspace(0, 1, _CANDIDATES)))
     tried = [prove(m[:half], o[:part], t, s) for t in levels for s in ("members", "others")]
@@ -188,10 +189,9 @@ def threshold_audit(
 
 
 def _proved(
-    members: Floats, others: Floats, level: float, side: str, delta: float, confidence: float
+    members: Floats, others: Floats, level: float, side: str, *, delta: float, each: float
 ) -> Tail:
-    """Return what a threshold proves; each of its two rates may err with half the chance."""
-    each = 1 - (1 - confidence) / 2
+    """Return what a threshold proves, each of its two rates with confidence `each`."""
     hits, alarms = int((members >= level).sum()), int((others >= level).sum())
     if side == "members":
         low = at_least(hits, len(members), each)
@@ -274,7 +274,8 @@ def confidence_of(losses: Floats) -> Floats:
     if (losses < 0).any():
         return -losses
     held = np.maximum(losses, _TINY)
-    return -(held + np.log(-np.expm1(-held)))
+    sure: Floats = -(held + np.log(-np.expm1(-held)))
+    return sure
 
 
 def calibrated(target: Floats, references: Floats, inside: Flags) -> Floats:
@@ -308,7 +309,8 @@ def _placements(scores: Floats, among: Floats) -> Floats:
     """Return, for each score, the share of `among` below it, ties counted half."""
     ranked = np.sort(among)
     below = np.searchsorted(ranked, scores, "left") + np.searchsorted(ranked, scores, "right")
-    return below / (2 * len(ranked))
+    shares: Floats = below / (2 * len(ranked))
+    return shares
 
 
 def _pmf(trials: int, chance: float) -> Floats:

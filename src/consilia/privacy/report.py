@@ -46,7 +46,11 @@ _MEANING: dict[Word, str] = {
         "Only differential privacy gives a bound that holds against all of them."
     ),
 }
-_COLOURS: dict[Word, str] = {"leaky": "#b3261e", "bounded": "#1b6e3c", "no-leak-found": "#7a5a00"}
+_COLOURS: dict[Word, str] = {
+    "leaky": "#b3261e",
+    "bounded": "#1b6e3c",
+    "no-leak-found": "#7a5a00",
+}
 _INK, _PALE, _MEMBERS, _OTHERS = "#222", "#ddd", "#b3261e", "#2457a6"
 _WIDTH, _HEIGHT, _EDGE = 360, 260, 40
 _STYLE = """
@@ -83,7 +87,7 @@ def page(found: Findings, verdict: Verdict) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         # nothing is fetched, nothing runs, whatever a name in the page tries
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'\">"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         + "\n".join(part for part in body if part)
@@ -234,7 +238,9 @@ def _inversions(found: Sequence[Inversion]) -> str:
 def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
-    return "<h2>Not tried</h2><ul>" + "".join(f"<li>{_sentence(n)}</li>" for n in notes) + "</ul>"
+    return (
+        "<h2>Not tried</h2><ul>" + "".join(f"<li>{_sentence(n)}</li>" for n in notes) + "</ul>"
+    )
 
 
 # ---- plots and parts -------------------------------------------------------------------------

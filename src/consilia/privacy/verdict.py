@@ -176,7 +176,7 @@ def judge(found: Findings) -> Verdict:
             "and no attack came beyond that bound"
         )
         return Verdict("bounded", (bound, *(f"within the bound, {s}" for s in leaks)))
-    weak = ()
+    weak: tuple[str, ...] = ()
     if claim is not None:
         weak = (
             f"epsilon {claim.epsilon:.3g} is above {MEANINGFUL:g}: such a promise of "

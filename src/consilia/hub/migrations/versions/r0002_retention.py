@@ -20,6 +20,7 @@ def upgrade() -> None:
     """Add the column, the index of lists by study, and the table with what is known."""
     op.add_column("versions", sa.Column("deleted", sa.Double(), nullable=True))
     op.create_index("ix_versions_study_created_id", "versions", ["study", "created", "id"])
+    op.create_index("ix_versions_optimizer", "versions", ["optimizer"])
     op.create_table(
         "uploads",
         sa.Column("digest", sa.String(length=80), nullable=False),
@@ -34,6 +35,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Forget them."""
     op.drop_table("uploads")
+    op.drop_index("ix_versions_optimizer", table_name="versions")
     op.drop_index("ix_versions_study_created_id", table_name="versions")
     with op.batch_alter_table("versions") as versions:
         versions.drop_column("deleted")
