@@ -54,7 +54,7 @@ REQUESTS: Mapping[str, str] = {
     "the dataset's length": "os.truncate(data, 0)",
     "a secret's mode": "os.chmod(own + '/secret', 0o644)",
     "a secret's mode, opened": "os.fchmod(os.open(data, os.O_RDONLY), 0o644)",
-    "a secret's mode, by the newest call": "call(452, -100, own.encode() + b'/secret', 0o644, 0)",
+    "a secret's mode, the newest way": "call(452, -100, f'{own}/secret'.encode(), 0o644, 0)",
     "a secret's owner": "os.chown(own + '/secret', os.getuid(), os.getgid())",
     "a secret's times": "os.utime(own + '/secret', (0, 0))",
     "a secret's attributes": "os.setxattr(own + '/secret', 'user.x', b'1')",
@@ -170,7 +170,7 @@ async def test_the_requests_are_well_made(tmp_path: Path, agent: int) -> None:
     assert refused <= {
         "POSIX messages",
         "tracing the agent",
-        "a secret's mode, by the newest call",
+        "a secret's mode, the newest way",
     }
 
 

@@ -816,6 +816,25 @@ class TestRecords:
             await store.read(lambda db: records.get_study(db, "lungs"))
         assert await store.read(lambda db: records.studies_of(db, "c")) == ()
 
+    async def test_what_every_site_reads_whole_is_bounded(self, store: Store) -> None:
+        def fill(db: Connection) -> None:
+            for n in range(records.MAX_STUDIES):
+                records.add_study(db, Study(f"s{n}", "p", ("a",), ("t",)), "ada", 1.0)
+            with pytest.raises(Conflict, match=f"ada has {records.MAX_STUDIES} studies"):
+                records.add_study(db, Study("more", "p", ("a",), ("t",)), "ada", 1.0)
+            records.add_study(db, Study("bobs", "p", ("a",), ("t",)), "bob", 1.0)
+            records.submit_study(db, "s0", 1.0)
+            records.close_study(db, "s0", 1.0)
+            records.add_study(db, Study("more", "p", ("a",), ("t",)), "ada", 1.0)
+            records.submit_study(db, "bobs", 1.0)
+            for n in range(records.MAX_PLANS):
+                plan = Plan("p", {"plan.py": f"PLAN = {n}\n"}, "plan:PLAN")
+                records.add_plan(db, plan, "bobs", "bob", 1.0)
+            with pytest.raises(Conflict, match=f"'bobs' has {records.MAX_PLANS} plans"):
+                records.add_plan(db, Plan("p", {"plan.py": ""}, "plan:PLAN"), "bobs", "bob", 1)
+
+        await store.write(fill)
+
     async def test_one_plan_for_two_studies(self, seeded: Store) -> None:
         def second(db: Connection) -> None:
             records.add_study(db, Study("lungs", "why", ("a",), ("x",)), "bob", 1.0)

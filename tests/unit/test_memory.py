@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -62,8 +63,8 @@ def test_mapped_shared_memory_is_not_counted_twice(held: int) -> None:
 
 @pytest.mark.parametrize("held", [[str(mmap.MAP_PRIVATE), "fork"]], indirect=True)
 def test_shared_pages_count_once_only_when_it_matters(held: int) -> None:
-    with open(f"/proc/{held}/task/{held}/children") as stream:
-        pids = [held, *map(int, stream.read().split())]
+    children = Path(f"/proc/{held}/task/{held}/children").read_text()
+    pids = [held, *map(int, children.split())]
     assert len(pids) == 2
     assert memory.usage(pids, 1 << 40).memory > 128 * MIB
     seen = memory.usage(pids, 1).memory

@@ -390,7 +390,7 @@ async def test_a_job_stops_is_swept_and_goes_on_as_if_nothing_had_been(tmp_path:
 
 
 async def test_a_job_that_does_the_same_does_not_take_anothers_state(tmp_path: Path) -> None:
-    """Equal states have one digest: the second job may not delete what the first goes on from."""
+    """Equal states have one digest, and the first job goes on from what the second had."""
     same = {"seed": 3, "deterministic": True, "strategy": {"name": "fedadam", "options": {}}}
     async with open_hub(tmp_path) as hub:
         async with serving(*(Node(hub, site) for site in hub.study.sites)):

@@ -22,6 +22,7 @@ from consilia.cli import (
     node,
     peers,
     plan,
+    privacy,
     study,
 )
 from consilia.cli.output import json_text, note
@@ -40,6 +41,7 @@ for group in (hub, node, dataset, plan, study, experiment, models, audit):
     app.add_typer(group.app)
 node.app.add_typer(budget.app)
 peers.add_to(node.app)
+privacy.add_to(node.app)
 for module in (experiment, login):
     module.add_to(app)
 

@@ -30,7 +30,7 @@ from consilia.core.round import (
     Wake,
 )
 from consilia.errors import ConsiliaError, StorageError
-from consilia.hub import closing, masking
+from consilia.hub import closing, masking, records
 from consilia.hub.blobs import Blobs
 from consilia.hub.clock import Clock
 from consilia.hub.folding import Aggregate, Made, Update

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from consilia.core.events import Phase  # making its records costs 40 ms
 
 T = TypeVar("T")
+MAX_STUDIES = 1000  # of one author, drafts and submitted ones
+MAX_PLANS = 1000  # offered to one study
 StudyState = Literal["draft", "submitted", "closed"]
 SiteState = Literal["invited", "enrolled", "revoked"]
 
@@ -217,6 +219,10 @@ def based_on(db: Connection) -> frozenset[str]:
 def add_study(db: Connection, study: Study, author: str, at: float) -> StudyRecord:
     """Record a draft; raise Conflict when the name is taken."""
     checked_name(study.name, "study")
+    mine = (t.studies.c.author == author) & (t.studies.c.state != "closed")
+    _need_room(
+        db, sa.select(t.studies.c.name).where(mine), MAX_STUDIES, f"{author} has", "studies"
+    )
     if db.execute(sa.select(t.studies.c.name).where(t.studies.c.name == study.name)).first():
         raise Conflict(f"study {study.name!r} exists already: choose another name")
     db.execute(
@@ -297,6 +303,8 @@ def add_plan(db: Connection, plan: Plan, study: str, author: str, at: float) -> 
     mine = (p.c.digest == digest) & (p.c.study == study)
     if db.execute(sa.select(p.c.digest).where(mine)).first():
         raise Conflict(f"plan {digest} is offered to study {study!r} already")
+    offered = sa.select(p.c.digest).where(p.c.study == study)
+    _need_room(db, offered, MAX_PLANS, f"study {study!r} has", "plans")
     known = sa.select(t.plan_sources.c.digest).where(t.plan_sources.c.digest == digest)
     if not db.execute(known).first():
         db.execute(sa.insert(t.plan_sources).values(digest=digest, body=_dump(plan)))
@@ -534,6 +542,13 @@ def _version(row: Any) -> Version:
 
 def _studies_by(author: str) -> sa.Select[Any]:
     return sa.select(t.studies.c.name).where(t.studies.c.author == author)
+
+
+def _need_room(db: Connection, query: sa.Select[Any], most: int, whose: str, what: str) -> None:
+    """Raise Conflict when there are `most` rows: every site reads what is on offer, whole."""
+    found = db.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar() or 0
+    if found >= most:
+        raise Conflict(f"{whose} {found} {what}, at most {most} are allowed; close a study")
 
 
 def _need_state(study: StudyRecord, needed: StudyState, step: str) -> None:

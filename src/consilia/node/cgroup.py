@@ -139,7 +139,9 @@ def _handed_over(path: Path) -> bool:
         with contextlib.suppress(OSError):
             if os.getxattr(path, name) == b"1":
                 return True
-    return False
+    # systemd before 251 marks it for root only, but gives the group to the unit's user; in a
+    # login's tree, which is the user's as well, groups are the session manager's to make
+    return 0 != os.geteuid() == path.stat().st_uid and "user.slice" not in path.parts
 
 
 def _words(path: Path) -> list[str]:

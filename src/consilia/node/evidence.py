@@ -103,14 +103,14 @@ def check(asked: Asked) -> None:
         )
 
 
-def ledger_claim(store: Store, job: str) -> Claim | None:
-    """Return what this site's ledger charged a job, None when it charged nothing."""
+def ledger_claim(store: Store, job: str, dataset: str) -> Claim | None:
+    """Return what this site's ledger charged a job on a dataset, None when it was nothing."""
     total: rules.Vector = ()
     last: rules.Entry | None = None
     after = 0
     while page := ledgerlog.history(store, after, _PAGE):
         after = page[-1].seq
-        for entry in (e for e in page if e.job == job and e.change):
+        for entry in (e for e in page if (e.job, e.dataset) == (job, dataset) and e.change):
             total = rules.add(total, entry.change) if total else entry.change
             last = entry
     if last is None or not any(total):

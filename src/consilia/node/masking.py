@@ -9,6 +9,7 @@ of a round are deleted when it is over. The keys of the other sites are those th
 this site has pinned with the study (node.peers): who is not pinned takes no part with us.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from consilia.core.weights import TensorSpec
 from consilia.errors import Refused, UpdateRejected
 from consilia.node import peers
 from consilia.node.policy import short
+from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
 from consilia.privacy import masked, ring, secagg
+from consilia.privacy.streams import random_of
 from consilia.wire import frames, seal
 from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Task, Word, decode, encode
 
@@ -136,6 +139,8 @@ class Masking:
                 member, body = secagg.unmask(member, word.body, self._pins(lease))
                 said, detail = self._seal(lease, "unmask", body), "the survivors' sum"
         with self._store.write() as tx:
+            if word.step in ("survivors", "consents"):
+                _one_sum(tx, lease, member.survivors, opens=word.step == "consents")
             kept = tx.execute(
                 "UPDATE masked SET heard = ?, member = ?, said = ? WHERE lease = ?",
                 (word.step, encode(member), encode(said), lease.id),
@@ -181,7 +186,7 @@ class Masking:
                 writer.append(frames.raw_bytes(steps))
             for spec, hidden in zip(header.schema, schema[len(masked.EXTRA) :], strict=True):
                 scale = masked.scale(spec, task.privacy)
-                noise = self._random if hidden.dtype == "uint16" else None
+                noise = random_of(self._random(32)) if hidden.dtype == "uint16" else None
                 for change in _changes(new, old, header, spec):
                     steps = masked.empty(hidden.dtype, change.size)
                     try:
@@ -243,6 +248,30 @@ class Masking:
         t = lease.task
         about = f"job {t.job}, round {t.round}, study {t.study_name}, digest {short(t.study)}"
         tx.audit(self._now(), "agent", action, lease.id, "done", f"{detail}; {about}")
+
+
+def _one_sum(tx: Transaction, lease: Lease, survivors: tuple[str, ...], opens: bool) -> None:
+    """Open one sum only of what a plan makes of a model; Refused for other survivors.
+
+    The same plan and arguments on the same model give the same update again, or nearly: the
+    sum with a site less the sum without it would be that site's update. So it counts in every
+    job and attempt, for ever. Noise of differential privacy makes each update another one.
+    """
+    task = lease.task
+    if dp_of(task) is not None:
+        return
+    what = (task.plan, task.model, sorted(task.arguments.items()))
+    key = hashlib.sha256(encode(what)).hexdigest()
+    known = tx.rows("SELECT survivors FROM sums WHERE id = ?", (key,))
+    told = " ".join(survivors)
+    if known and known[0][0] != told:
+        raise Refused(
+            f"this site has helped to open the sum of {known[0][0]} for this plan, model and "
+            f"arguments; with that of {told} the difference would tell single sites' updates. "
+            "Wait for the same sites, or start from another model (another seed)"
+        )
+    if opens and not known:
+        tx.execute("INSERT INTO sums VALUES (?, ?)", (key, told))
 
 
 def _slots(metrics: Metrics) -> NDArray[np.float64]:

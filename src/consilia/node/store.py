@@ -130,6 +130,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             problem TEXT NOT NULL, sealed BLOB NOT NULL,
             PRIMARY KEY (length, digest, problem)) STRICT, WITHOUT ROWID""",
     ),
+    (  # of what a plan makes of a model, the one sum this site helps to open (node.masking)
+        """CREATE TABLE sums (
+            id TEXT PRIMARY KEY, survivors TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

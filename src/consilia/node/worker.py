@@ -24,7 +24,7 @@ from consilia.core.weights import DTYPES, Array, Weights, schema_of
 from consilia.data.table import Table
 from consilia.errors import ConsiliaError, DataError, PlanError, WireError, WorkerError
 from consilia.plans.contract import Context, Outcome, contiguous, run_task
-from consilia.plans.load import load_plan
+from consilia.plans.load import fresh_plan, load_plan
 from consilia.plans.requirements import missing_requirements
 from consilia.wire import frames
 from consilia.wire.v1 import FailureCause, Metrics
@@ -112,20 +112,24 @@ class Tasks:
 
     def _audit(self, task: Run, weights: Weights | None, context: Context) -> Outcome:
         """Run a task of an audit of privacy."""
-        from consilia.plans import attack  # noqa: PLC0415  imports torch
-
         if task.audit is None or self._table is None:
             raise WireError("a task of kind 'audit' needs to say of what, on a dataset")
+
+        def of_round(number: int) -> Context:
+            return replace(context, round=number, seed=context.seed + number)
+
         # a plan of its own: what one task keeps of its records is not for the next
-        plan = load_plan(self._load.plan)
-        found = attack.run(
-            task.audit,
-            plan,
-            weights,
-            self._table,
-            task.arguments,
-            lambda number: replace(context, round=number, seed=context.seed + number),
-        )
+        with fresh_plan(self._load.plan) as plan:
+            if plan.audit is None:
+                raise PlanError(
+                    f"this {plan.framework} plan does not tell the loss of one record, from "
+                    "which every attack starts; needed torch_plan(dp=DpParts(loss=...)), or "
+                    "loss= and optimizer="
+                )
+            data, given = self._table, task.arguments
+            found = plan.audit(plan, task.audit, weights, data, given, of_round)
+        del plan
+        gc.collect()
         return Outcome({n: contiguous(a) for n, a in found.items()}, self._table.records, {})
 
     def forget(self) -> None:

@@ -35,6 +35,7 @@ from consilia.core.weights import Array, Weights
 from consilia.data.table import Column, Table
 from consilia.errors import PlanError
 from consilia.plans.contract import (
+    Auditing,
     Context,
     TrainingPlan,
     check_arguments,
@@ -64,6 +65,23 @@ class Probe:
     x: Tensor
     y: Tensor
     parts: DpParts
+
+
+ProbeOf = Callable[[Weights, Table, Arguments, Context], Probe]
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """A plan under audit, with the arguments of its experiment."""
+
+    plan: TrainingPlan
+    probe: ProbeOf
+    given: Arguments
+
+    def probed(self, weights: Weights, table: Table, context: Context) -> Probe:
+        """Open a model with the records of a table."""
+        arguments = check_arguments(self.plan.arguments, self.given)
+        return self.probe(weights, table, arguments, context)
 
 
 class Part(Table):
@@ -106,11 +124,33 @@ class Part(Table):
         return np.array(names, object)
 
 
-def losses(
-    plan: TrainingPlan, weights: Weights, table: Table, given: Arguments, context: Context
-) -> Floats:
-    """Return the loss of each record under a model; raise PlanError for a plan without one."""
-    probe = _probe(plan, weights, table, given, context)
+def auditing(probe: ProbeOf) -> Auditing:
+    """Return what runs the audit tasks of plans whose models `probe` opens."""
+
+    def run(  # noqa: PLR0913, PLR0917  the parameters of contract.Auditing
+        plan: TrainingPlan,
+        audit: Audit,
+        weights: Weights | None,
+        table: Table,
+        given: Arguments,
+        contexts: Contexts,
+    ) -> Weights:
+        attacked = Attacked(plan, probe, given)
+        part = Part(table, audit, contexts(0).patient)
+        if audit.do == "fit":
+            return fit(attacked, part, audit.rounds, contexts)
+        if weights is None:
+            raise PlanError(f"an audit's task {audit.do!r} needs a model, and names none")
+        if audit.do == "losses":
+            return {LOSSES: losses(attacked, weights, part, contexts(0))}
+        return invert(attacked, weights, part, contexts(0))
+
+    return run
+
+
+def losses(attacked: Attacked, weights: Weights, table: Table, context: Context) -> Floats:
+    """Return the loss of each record under a model."""
+    probe = attacked.probed(weights, table, context)
     module = probe.module.eval()
 
     def one(x: Tensor, y: Tensor) -> Tensor:
@@ -133,19 +173,16 @@ def losses(
     return values
 
 
-def fit(
-    plan: TrainingPlan, table: Table, given: Arguments, rounds: int, contexts: Contexts
-) -> Weights:
+def fit(attacked: Attacked, table: Table, rounds: int, contexts: Contexts) -> Weights:
     """Return the plan's model after `rounds` rounds at this site alone, from its own start."""
+    plan, given = attacked.plan, attacked.given
     weights = copy_weights(run_task(plan, None, None, given, contexts(0)).weights)
     for number in range(1, rounds + 1):
         weights = run_task(plan, weights, table, given, contexts(number)).weights
     return copy_weights(weights)
 
 
-def invert(
-    plan: TrainingPlan, weights: Weights, part: Part, given: Arguments, context: Context
-) -> Weights:
+def invert(attacked: Attacked, weights: Weights, part: Part, context: Context) -> Weights:
     """Return how near a hub comes to each record of `part` from one update, plain and masked.
 
     PLAIN, MASKED: the distance to the nearest guess, record by record, as the root mean square
@@ -153,15 +190,15 @@ def invert(
     VIEW: the correlation of what the hub sees of a masked update with the update, and over how
     many numbers.
     """
-    whole = _probe(plan, weights, part.whole, given, context)
+    whole = attacked.probed(weights, part.whole, context)
     layer, spread = _first_layer(whole), whole.x.double().cpu().numpy().std(0)
+    spread = np.where(spread > 0, spread, 1.0)
     before = copy_weights(weights)
-    after = run_task(plan, weights, part, given, context).weights
+    after = run_task(attacked.plan, weights, part, attacked.given, context).weights
     change = {n: _float(after[n]) - _float(before[n]) for n in before if _is_float(before[n])}
-    x = _probe(plan, after, part, given, context).x.double().cpu().numpy()
+    x = attacked.probed(after, part, context).x.double().cpu().numpy()
     seen = _masked(change, context.random(32))
     flat, view = (np.concatenate([c.ravel() for c in d.values()]) for d in (change, seen))
-    spread = np.where(spread > 0, spread, 1.0)
     return {
         PLAIN: _distances(x, _guesses(change, layer), spread),
         MASKED: _distances(x, _guesses(seen, layer), spread),
@@ -169,42 +206,7 @@ def invert(
     }
 
 
-def run(  # noqa: PLR0913, PLR0917  what a task consists of
-    audit: Audit,
-    plan: TrainingPlan,
-    weights: Weights | None,
-    table: Table,
-    given: Arguments,
-    contexts: Contexts,
-) -> Weights:
-    """Run one audit task on the records it chooses; return its arrays."""
-    first = contexts(0)
-    part = Part(table, audit, first.patient)
-    if audit.do == "fit":
-        return fit(plan, part, given, audit.rounds, contexts)
-    if weights is None:
-        raise PlanError(f"an audit's task {audit.do!r} needs a model, and names none")
-    if audit.do == "losses":
-        return {LOSSES: losses(plan, weights, part, given, first)}
-    return invert(plan, weights, part, given, first)
-
-
 # ---- inside ----------------------------------------------------------------------------------
-
-
-def _probe(
-    plan: TrainingPlan, weights: Weights, table: Table, given: Arguments, context: Context
-) -> Probe:
-    if plan.probe is None:
-        raise PlanError(
-            f"this {plan.framework} plan does not tell the loss of one record, from which "
-            "every attack starts; needed torch_plan(dp=DpParts(loss=...)), or loss= and "
-            "optimizer="
-        )
-    found = plan.probe(weights, table, check_arguments(plan.arguments, given), context)
-    if not isinstance(found, Probe):
-        raise PlanError(f"the plan's probe is of type {type(found).__name__}; needed a Probe")
-    return found
 
 
 def _first_layer(probe: Probe) -> tuple[str, str]:

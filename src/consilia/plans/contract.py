@@ -32,6 +32,7 @@ from consilia.wire.v1 import (
     Metrics,
     Scalar,
 )
+from consilia.wire.worker import Audit
 
 PROXIMAL_MU = "proximal_mu"  # set by the FedProx strategy; every plan accepts it
 
@@ -98,8 +99,13 @@ class TrainingPlan:
     arguments: Mapping[str, Scalar] = field(default_factory=dict)  # names and defaults
     selection: Selection | None = None  # the columns it asks for; None: it takes the table
     private: bool = False  # trains by itself with privacy at record and patient level
-    # (weights, table, arguments, context) -> plans.attack.Probe, for audits of privacy
-    probe: Callable[[Weights, Table, Arguments, Context], Any] | None = None
+    audit: "Auditing | None" = None  # runs tasks of an audit of privacy (plans.attack)
+
+
+# plan, task, model, whole table, arguments, round -> its context; gives the task's arrays
+Auditing = Callable[
+    [TrainingPlan, Audit, Weights | None, Table, Arguments, Callable[[int], Context]], Weights
+]
 
 
 def run_task(

@@ -14,7 +14,8 @@ import keyword
 import linecache
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import PurePosixPath
@@ -33,6 +34,20 @@ def load_plan(plan: Plan) -> TrainingPlan:
     Raises PlanError, with file and line where there is one; its `__cause__` is what the
     plan's own code raised, so a ModuleNotFoundError there means a missing requirement.
     """
+    return _load(plan)[0]
+
+
+@contextmanager
+def fresh_plan(plan: Plan) -> Iterator[TrainingPlan]:
+    """Load a plan anew for the time of a block; what it kept of its data goes with it."""
+    found, finder = _load(plan)
+    try:
+        yield found
+    finally:
+        finder.forget()
+
+
+def _load(plan: Plan) -> "tuple[TrainingPlan, _PlanModules]":
     module_name, attribute = _entry(plan)
     files = {_module(path, plan.name): (path, source) for path, source in plan.files.items()}
     if sum(len(s.encode()) for s in plan.files.values()) > MAX_PLAN:
@@ -57,7 +72,7 @@ def load_plan(plan: Plan) -> TrainingPlan:
             f"plan {plan.name!r}: entry {plan.entry!r} {what}; needed a plan made with "
             "torch_plan, sklearn_plan or numpy_plan"
         )
-    return found
+    return found, finder
 
 
 class _PlanModules(MetaPathFinder, InspectLoader):

@@ -37,7 +37,7 @@ from consilia.data.contract import Selection
 from consilia.data.table import Table, batch_stop
 from consilia.errors import PlanError
 from consilia.plans import dp as private
-from consilia.plans.attack import Probe
+from consilia.plans.attack import Probe, ProbeOf, auditing
 from consilia.plans.contract import (
     PROXIMAL_MU,
     Context,
@@ -176,20 +176,22 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
         metrics |= train(module, data, args, context) or {}
         return Outcome(held.weights(module, weights), table.records, metrics)  # type: ignore[arg-type]
 
+    arguments = check_declared(declared)
+    audit = None if parts is None else auditing(_probe(held, selection, parts))
+    return TrainingPlan("torch", init, run, arguments, selection, parts is not None, audit)
+
+
+def _probe(held: "_Held", selection: Selection, parts: DpParts) -> ProbeOf:
+    """Return what hands an audit the model with the records of a table."""
+
     def probe(weights: Weights, table: Table, args: Arguments, context: Context) -> Probe:
         device = torch.device("cuda" if context.cuda and torch.cuda.is_available() else "cpu")
         module = held.module(args, device)
         held.load(module, weights)
         data = held.data(table, selection, device, context.seed)
-        if parts is None:
-            raise PlanError("the plan tells no loss of one record")
         return Probe(module, data.x, data.y, parts)
 
-    arguments = check_declared(declared)
-    private_too = parts is not None
-    return TrainingPlan(
-        "torch", init, run, arguments, selection, private_too, probe if private_too else None
-    )
+    return probe
 
 
 def _parts(

@@ -31,8 +31,9 @@ record, on logit-scaled losses).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ from consilia.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Side = Literal["members", "others"]
 
 GUESSES = (1.0, 0.5, 0.25, 0.1)  # shares of the canaries guessed; fixed before any is seen
 _CANDIDATES = 64  # thresholds tried on the choosing half
@@ -65,7 +67,7 @@ class Tail:
     tpr: float
     fpr: float
     epsilon: float  # lower bound, 0 when nothing is proved
-    side: str  # "members" when high scores betray, "others" when low ones do
+    side: Side  # "members" when high scores betray, "others" when low ones do
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,30 +179,43 @@ def threshold_audit(
         return Tail(math.inf, 0.0, 0.0, 0.0, "members")
     m, o = rng.permutation(members), rng.permutation(others)
     half, part = len(m) // 2, len(o) // 2
-    # each of the two rates may err with half the chance
-    prove = partial(_proved, delta=delta, each=1 - (1 - confidence) / 2)
-    pool = np.concatenate([m[:half], o[:part]])
-    levels = np.unique(np.quantile(pool, np.linspace(0, 1, _CANDIDATES)))
-    tried = [prove(m[:half], o[:part], t, s) for t in levels for s in ("members", "others")]
-    best = max(tried, key=lambda t: t.epsilon)
-    if best.epsilon == 0.0:  # nothing chosen by proof: take the widest gap
-        best = max(tried, key=lambda t: t.tpr - t.fpr)
-    return prove(m[half:], o[part:], best.threshold, best.side)
-
-
-def _proved(
-    members: Floats, others: Floats, level: float, side: str, *, delta: float, each: float
-) -> Tail:
-    """Return what a threshold proves, each of its two rates with confidence `each`."""
-    hits, alarms = int((members >= level).sum()), int((others >= level).sum())
+    each = 1 - (1 - confidence) / 2  # for each of the two rates
+    level, side = _telling(m[:half], o[:part], NormalDist().inv_cdf(each))
+    hits, alarms = int((m[half:] >= level).sum()), int((o[part:] >= level).sum())
+    m_count, o_count = len(m) - half, len(o) - part
     if side == "members":
-        low = at_least(hits, len(members), each)
-        high = at_most(alarms, len(others), each)
+        low, high = at_least(hits, m_count, each), at_most(alarms, o_count, each)
     else:  # of those below the threshold, few are members
-        low = at_least(len(others) - alarms, len(others), each)
-        high = at_most(len(members) - hits, len(members), each)
-    epsilon = rates_epsilon(low, high, delta)
-    return Tail(float(level), hits / len(members), alarms / len(others), epsilon, side)
+        low = at_least(o_count - alarms, o_count, each)
+        high = at_most(m_count - hits, m_count, each)
+    proved = rates_epsilon(low, high, delta)
+    return Tail(float(level), hits / m_count, alarms / o_count, proved, side)
+
+
+def _telling(members: Floats, others: Floats, z: float) -> tuple[float, Side]:
+    """Return the threshold, and its side, that would prove most, by Wilson's bounds.
+
+    A choice may be rough: what is proved is bounded exactly, on other scores.
+    """
+    pool = np.concatenate([members, others])
+    levels = np.unique(np.quantile(pool, np.linspace(0, 1, _CANDIDATES)))
+    tpr, fpr = (
+        (len(s) - np.searchsorted(np.sort(s), levels, "left")) / len(s)
+        for s in (members, others)
+    )
+    m, o = len(members), len(others)
+    high = _wilson(tpr, m, -z) / _wilson(fpr, o, z)
+    low = _wilson(1 - fpr, o, -z) / _wilson(1 - tpr, m, z)
+    if low.max() > high.max():
+        return float(levels[low.argmax()]), "others"
+    return float(levels[high.argmax()]), "members"
+
+
+def _wilson(rate: Floats, trials: int, z: float) -> Floats:
+    """Return Wilson's bound on a chance: above the rate for z > 0, below it for z < 0."""
+    spread = np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    bound: Floats = (rate + z * z / (2 * trials) + z * spread) / (1 + z * z / trials)
+    return np.clip(bound, _TINY, 1.0)
 
 
 # ---- canaries --------------------------------------------------------------------------------
@@ -292,7 +307,8 @@ def calibrated(target: Floats, references: Floats, inside: Flags) -> Floats:
     unseen = (~inside).sum(0)
     if not unseen.all():
         raise ValueError("a record was in every reference model; needed one without it")
-    return target - np.where(inside, 0.0, references).sum(0) / unseen
+    surer: Floats = target - np.where(inside, 0.0, references).sum(0) / unseen
+    return surer
 
 
 def correlation(a: Floats, b: Floats) -> float:
@@ -315,10 +331,20 @@ def _placements(scores: Floats, among: Floats) -> Floats:
 
 def _pmf(trials: int, chance: float) -> Floats:
     """Return P[Binomial(trials, chance) = k] for k = 0 ... trials; chance inside (0, 1)."""
-    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
     k = np.arange(trials + 1)
-    logs = factorials[-1] - factorials - factorials[::-1]
-    return np.exp(logs + k * math.log(chance) + (trials - k) * _log1m(chance))
+    chances: Floats = np.exp(
+        _log_choose(trials) + k * math.log(chance) + (trials - k) * _log1m(chance)
+    )
+    return chances
+
+
+@lru_cache(maxsize=32)
+def _log_choose(trials: int) -> Floats:
+    """Return log(trials choose k) for k = 0 ... trials. Not to be changed."""
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    logs: Floats = factorials[-1] - factorials - factorials[::-1]
+    logs.flags.writeable = False
+    return logs
 
 
 def _log1m(chance: float) -> float:

@@ -54,9 +54,11 @@ _COLOURS: dict[Word, str] = {
 _INK, _PALE, _MEMBERS, _OTHERS = "#222", "#ddd", "#b3261e", "#2457a6"
 _WIDTH, _HEIGHT, _EDGE = 360, 260, 40
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:52rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;vertical-align:top}
+body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:52rem;margin:2rem auto;
+padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;
+vertical-align:top}
 .verdict{border-left:.5rem solid;padding:.5rem 1rem;background:#f6f6f6}
 .verdict h2{margin:.2rem 0}figure{display:inline-block;margin:.5rem 1rem .5rem 0}
 figcaption{font-size:.85rem;max-width:22rem}.small{font-size:.85rem;color:#444}
@@ -103,7 +105,8 @@ def _summary(found: Findings, verdict: Verdict) -> str:
     day = datetime.fromtimestamp(s.at, UTC).strftime("%Y-%m-%d %H:%M UTC")
     reasons = "".join(f"<li>{_sentence(text)}</li>" for text in verdict.because)
     return (
-        f"<p>Site {escape(s.site)}, dataset {escape(s.dataset)} ({s.records} records), {day}.</p>"
+        f"<p>Site {escape(s.site)}, dataset {escape(s.dataset)} ({s.records} records), "
+        f"{day}.</p>"
         f'<section class="verdict" style="border-color:{_COLOURS[word]}">'
         f'<h2 style="color:{_COLOURS[word]}">{_TITLES[word]}</h2>'
         f"<p>{_MEANING[word]}</p><p>Why:</p><ul>{reasons}</ul></section>"
@@ -114,13 +117,14 @@ def _limits(found: Findings) -> str:
     s = found.subject
     about = (
         "No records were named that the model has never seen, so the delivered model itself "
-        "could not be attacked. Attacked was a stand-in, trained here by the same plan on a part "
-        "of the dataset. It shows what the plan gives away when this hospital trains alone; a "
-        "model of several hospitals usually gives away less of each."
+        "could not be attacked. Attacked was a stand-in, trained here by the same plan on a "
+        "part of the dataset. It shows what the plan gives away when this hospital trains "
+        "alone; a model of several hospitals usually gives away less of each."
         if s.stand_in
-        else "The delivered model was attacked with records it was trained on and with records "
-        f"of {escape(s.holdout)}, which it never saw. Where those two are of different kinds "
-        "(another year, another ward), an attack can seem to succeed by telling the kinds apart."
+        else "The delivered model was attacked with records it was trained on and with "
+        f"records of {escape(s.holdout)}, which it never saw. Where those two are of different "
+        "kinds (another year, another ward), an attack can seem to succeed by telling the "
+        "kinds apart."
     )
     claim = found.claim
     told = (
@@ -129,8 +133,8 @@ def _limits(found: Findings) -> str:
         else f"Differential privacy at {escape(claim.level)} level is promised with epsilon "
         f"{claim.epsilon:.3g} at delta {claim.delta:.0e}, by "
         + (
-            "what this site's own privacy ledger charged the job. That the model is of this job "
-            "is the word of whoever asked for the report."
+            "what this site's own privacy ledger charged the job. That the model is of this "
+            "job is the word of whoever asked for the report."
             if claim.source == "ledger"
             else "the experiment's own figures. That the model was made by this experiment is "
             "the word of whoever asked for the report; the site's ledger was not asked."
@@ -202,9 +206,11 @@ def _planted(found: Findings) -> str:
         ("epsilon that this training promises", accounted),
     ]
     return (
-        "<h2>Canaries</h2><p>Records that never were are added to the training, each by the toss "
-        "of a coin. Afterwards the model is asked which ones were added. Every right guess above "
-        "one half is memory of a single record.</p>" + _bars(bars) + _table((), rows)
+        "<h2>Canaries</h2><p>Records that never were are added to the training, each by the "
+        "toss of a coin. Afterwards the model is asked which ones were added. What it gets "
+        "right beyond one half is memory of a single record.</p>"
+        + _bars(bars)
+        + _table((), rows)
     )
 
 
@@ -230,17 +236,16 @@ def _inversions(found: Sequence[Inversion]) -> str:
         "<h2>What a hub sees of one update</h2><p>One round is run on a few records, and its "
         "update is turned back into records by a formula: as the hub sees it without secure "
         f"aggregation, and masked. Rebuilt means within {NEAR:g} standard deviations of every "
-        "feature, on average. A masked update is uniform noise: it correlates with the true one "
-        "by chance only.</p>" + _table(heads, rows)
+        "feature, on average. A masked update is uniform noise: it correlates with the true "
+        "one by chance only.</p>" + _table(heads, rows)
     )
 
 
 def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
-    return (
-        "<h2>Not tried</h2><ul>" + "".join(f"<li>{_sentence(n)}</li>" for n in notes) + "</ul>"
-    )
+    lines = "".join(f"<li>{_sentence(n)}</li>" for n in notes)
+    return f"<h2>Not tried</h2><ul>{lines}</ul>"
 
 
 # ---- plots and parts -------------------------------------------------------------------------
@@ -302,7 +307,8 @@ def _figure(inner: str, x: str, y: str, caption: str, *, axes: bool = True) -> s
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         f'role="img" aria-label="{escape(caption)}" font-size="13" fill="{_INK}">'
-        f"{inner}{frame if axes else ''}</svg><figcaption>{escape(caption)}</figcaption></figure>"
+        f"{inner}{frame if axes else ''}</svg>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

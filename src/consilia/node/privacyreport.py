@@ -1,0 +1,242 @@
+"""A privacy report at a site: who may have one made, of what, where it runs, and its trace.
+
+The site's own staff ask for it. The plan must be approved here and the dataset registered and
+unchanged, as for training, and the plan's code runs behind the same walls. An audit line says
+that it began, another how it ended. All files it works with lie in DIR/audit, readable by the
+node's user alone, and are gone at the end; a running agent is not disturbed.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+import consilia
+from consilia.core.weights import Weights
+from consilia.data.registry import Dataset
+from consilia.errors import ConfigError, Conflict, NotFound, Refused, StorageError, WireError
+from consilia.node import approvals, config, datasets, evidence
+from consilia.node.config import NodeConfig
+from consilia.node.evidence import Asked, Measured
+from consilia.node.policy import short
+from consilia.node.runner import Runner, choose_launcher
+from consilia.node.store import Store
+from consilia.privacy import verdict as verdicts
+from consilia.privacy.accountant import cost, epsilon
+from consilia.privacy.verdict import Claim, Findings, Subject, Verdict
+from consilia.wire import frames
+from consilia.wire.v1 import Arguments, Dp, plan_digest
+
+FOLDER = "audit"
+ACTION = "privacy.report"
+DEFAULT_ROUNDS = 10
+MOST_CANARIES = 1000
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person asked for."""
+
+    model: Path
+    plan: str  # digest, or its beginning
+    dataset: str
+    holdout: str = ""  # "" for none: `split` of the dataset is held out from a stand-in
+    split: float = 0.2
+    job: str = ""  # whose charges the ledger is asked for
+    rounds: int = 0  # 0: DEFAULT_ROUNDS
+    references: int = 8
+    canaries: int = -1  # -1: as many as the dataset has records, at most MOST_CANARIES
+    arguments: Arguments = field(default_factory=dict)
+    dp: Dp | None = None
+
+
+def make(  # noqa: PLR0913  by keyword
+    store: Store,
+    directory: Path,
+    wanted: Wanted,
+    *,
+    actor: str,
+    today: date,
+    now: Callable[[], float],
+    tell: Tell,
+) -> tuple[Findings, Verdict]:
+    """Run the attacks and return what they found, with the verdict.
+
+    Raises Refused for a plan that is not approved, NotFound and DataError for the dataset,
+    ConfigError for what cannot be examined, WorkerError when a task fails.
+    """
+    settings = config.load(directory)
+    with _workplace(directory) as folder:
+        asked = _asked(store, settings, wanted, folder, today)
+        evidence.check(asked)
+        claim = _claim(store, wanted, asked)
+        digest = frames.read_header(asked.model).digest
+        about = f"plan {short(_digest(asked))}, model {digest}, by {wanted.model.name}"
+        with store.write() as tx:
+            tx.audit(now(), actor, ACTION, wanted.dataset, "started", about)
+        try:
+            measured = asyncio.run(_measured(settings, asked, folder, tell))
+        except BaseException as error:
+            with store.write() as tx:
+                tx.audit(now(), actor, ACTION, wanted.dataset, "failed", type(error).__name__)
+            raise
+        subject = _subject(settings, wanted, asked, digest, now())
+        found = Findings(
+            subject,
+            claim,
+            measured.attacks,
+            measured.planted,
+            measured.inversions,
+            measured.notes,
+        )
+        judged = verdicts.judge(found)
+        with store.write() as tx:
+            tx.audit(now(), actor, ACTION, wanted.dataset, judged.word, about)
+    return found, judged
+
+
+async def _measured(settings: NodeConfig, asked: Asked, folder: Path, tell: Tell) -> Measured:
+    """Run the attack tasks in sandboxed workers of their own."""
+    launcher = choose_launcher(settings.sandbox)
+    if said := launcher.warning:
+        tell(f"WARNING: the plan's code runs {said}")
+    runner = Runner(launcher, folder, settings.limits, site=settings.site, cuda=settings.cuda)
+    try:
+        rng = np.random.default_rng(int.from_bytes(os.urandom(16), "big"))
+        return await evidence.measure(runner, asked, folder, rng, tell)
+    finally:
+        await runner.close()
+
+
+@contextlib.contextmanager
+def _workplace(directory: Path) -> Iterator[Path]:
+    """Hold DIR/audit, empty, for one report at a time; leave nothing behind but its lock."""
+    folder = directory / FOLDER
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(directory / "audit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise StorageError(f"{folder}: {e.strerror}") from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another privacy report is being made in {directory}") from None
+        shutil.rmtree(folder)  # of a report that was killed
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(fd)
+
+
+def _asked(
+    store: Store, settings: NodeConfig, wanted: Wanted, folder: Path, today: date
+) -> Asked:
+    record = approvals.get(store, wanted.plan, today)
+    if record.digest not in approvals.grants(store) or record.state != "approved":
+        raise Refused(
+            f"plan {short(record.digest)} is {record.state} here; needed an approval: "
+            "consilia node approve"
+        )
+    dataset = _dataset(store, wanted.dataset)
+    holdout = _dataset(store, wanted.holdout) if wanted.holdout else None
+    canaries = wanted.canaries
+    if canaries < 0:
+        canaries = min(dataset.records, MOST_CANARIES)
+    return Asked(
+        record.plan,
+        dataset,
+        holdout,
+        wanted.split,
+        _frame(wanted.model, folder / "model.frame"),
+        wanted.arguments,
+        wanted.rounds or DEFAULT_ROUNDS,
+        wanted.dp,
+        wanted.references,
+        canaries,
+        settings.limits.seconds,
+    )
+
+
+def _dataset(store: Store, name: str) -> Dataset:
+    found = datasets.get(store, name)
+    if not found.enabled:
+        raise Refused(
+            f"dataset {name!r} is disabled: no task may use it; consilia dataset enable {name}"
+        )
+    datasets.check_unchanged(found.dataset)
+    return found.dataset
+
+
+def _claim(store: Store, wanted: Wanted, asked: Asked) -> Claim | None:
+    """Return what is promised: by the ledger where a job is named, else by the experiment."""
+    if wanted.job:
+        return evidence.ledger_claim(store, wanted.job, wanted.dataset)
+    if asked.dp is None:
+        return None
+    spent = epsilon(cost(asked.dp, asked.rounds), asked.dp.delta)
+    return Claim(spent, asked.dp.delta, asked.dp.level, "experiment")
+
+
+def _frame(source: Path, target: Path) -> Path:
+    """Write a model as a tensor frame of our own; it is checked whole on the way."""
+    try:
+        weights = _npz(source) if source.suffix == ".npz" else frames.read(source)
+        frames.write(target, weights)
+    except FileNotFoundError:
+        raise NotFound(f"{source}: no such model file") from None
+    except (OSError, ValueError, WireError, zipfile.BadZipFile) as e:
+        raise ConfigError(
+            f"{source} is no model: {e}; needed NAME.npz or a frame, as consilia models "
+            "download writes them"
+        ) from None
+    return target
+
+
+def _npz(source: Path) -> Weights:
+    with np.load(source, allow_pickle=False) as archive:
+        return {name: np.ascontiguousarray(archive[name]) for name in archive.files}
+
+
+def _subject(
+    settings: NodeConfig, wanted: Wanted, asked: Asked, digest: str, at: float
+) -> Subject:
+    dp = asked.dp
+    private = ""
+    if dp is not None:
+        private = (
+            f"{dp.level} level, noise {dp.noise_multiplier:g}, clip {dp.clip:g}, sampling "
+            f"{dp.sampling:g}, {dp.steps} steps a round, {asked.rounds} rounds"
+        )
+    return Subject(
+        settings.site,
+        wanted.model.name,
+        digest,
+        asked.plan.name,
+        _digest(asked),
+        asked.dataset.name,
+        asked.dataset.records,
+        asked.holdout.name if asked.holdout else "",
+        asked.holdout is None,
+        asked.rounds,
+        asked.references,
+        private,
+        at,
+        consilia.__version__,
+    )
+
+
+def _digest(asked: Asked) -> str:
+    return plan_digest(asked.plan)
