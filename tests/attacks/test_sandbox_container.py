@@ -202,7 +202,7 @@ async def test_a_worker_sees_what_it_needs(tmp_path: Path) -> None:
                 while True:
                     kept.append(np.ones(4 << 20, np.float64))
             """,
-            "memory",
+            {"memory"},
         ),
         (
             """
@@ -212,7 +212,7 @@ async def test_a_worker_sees_what_it_needs(tmp_path: Path) -> None:
                 while True:
                     threading.Thread(target=stop.wait, daemon=True).start()
             """,
-            "crashed",
+            {"crashed", "plan-error"},  # seen by the watcher, or out of stacks before
         ),
         (
             """
@@ -220,14 +220,14 @@ async def test_a_worker_sees_what_it_needs(tmp_path: Path) -> None:
                 while True:
                     pass
             """,
-            "timeout",
+            {"timeout"},
         ),
     ],
 )
-async def test_limits_hold(tmp_path: Path, body: str, expected: str) -> None:
+async def test_limits_hold(tmp_path: Path, body: str, expected: set[str]) -> None:
     limits = Limits(threads=1, memory_bytes=300 * MIB, processes=40)
     cause, seconds = await broken(tmp_path, body, limits, 4.0, Container())
-    assert cause == expected
+    assert cause in expected
     assert seconds < 8
 
 

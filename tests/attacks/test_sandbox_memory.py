@@ -190,7 +190,8 @@ async def test_memory_that_no_process_shows(tmp_path: Path, where: str) -> None:
     """Each would have held more than the limit for ever, by resident memory alone."""
     limits = Limits(threads=1, memory_bytes=300 * MIB, processes=40)
     cause, seconds = await broken(tmp_path, HELD[where], limits, timeout=60)
-    assert cause == ("crashed" if where == "in threads" else "memory")
+    # threads: seen by the watcher, or out of stacks before it looks
+    assert cause in ({"crashed", "plan-error"} if where == "in threads" else {"memory"})
     assert seconds < 40
 
 

@@ -33,7 +33,8 @@ from consilia.errors import (
     WireError,
 )
 from consilia.hub.blobplane import SITE_TRANSFERS, Timings
-from consilia.hub.listener import Bounds, Pace
+from consilia.hub.listener import Bounds
+from consilia.hub.pace import Pace
 from consilia.hub.rest.server import PeopleServer
 from consilia.node.line import Credentials, Retry, client_context, parse_proxy
 from consilia.node.link import HttpLink, HubLink, enrol

@@ -18,7 +18,7 @@ STUDY = Study("hearts", "to learn", tuple(KEYS), ("cohort",))
 DIGEST = study_digest(STUDY)
 NOW = 1_700_000_000.0
 
-# A person compares these by telephone, perhaps with a site of another release: they never change.
+# People compare these by telephone, perhaps with a site of another release: they never change.
 GOLDEN = {
     bytes(32): "pijod valul purok dojin nukuv pikij",
     bytes(range(32)): "nimag jaduh sobub gorum hohik kibag",

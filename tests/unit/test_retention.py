@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from consilia.core.round import JobState
 from consilia.errors import Conflict, StorageError
-from consilia.hub import audit, records, tables
+from consilia.hub import audit, bases, records, tables
 from consilia.hub.blobs import Blobs, DiskBlobs
 from consilia.hub.config import Retention
 from consilia.hub.records import JobRecord, Version
@@ -290,9 +290,9 @@ async def test_unused_uploads_go_when_they_are_old(place: Place) -> None:
     used, idle = place.frame("used"), place.frame("idle")
 
     def sent(db: Connection) -> None:
-        records.add_upload(db, used, "ada", 10, place.at[0])
-        records.add_upload(db, idle, "ada", 20, place.at[0])
-        records.add_upload(db, idle, "bob", 20, place.at[0] + DAY)
+        bases.add_upload(db, used, "ada", 10, place.at[0])
+        bases.add_upload(db, idle, "ada", 20, place.at[0])
+        bases.add_upload(db, idle, "bob", 20, place.at[0] + DAY)
 
     await place.store.write(sent)
     await place.job("job-1", base=used)
@@ -301,7 +301,7 @@ async def test_unused_uploads_go_when_they_are_old(place: Place) -> None:
     assert (await collector.sweep()).uploads == ()
     place.at[0] += 1
     assert (await collector.sweep()).uploads == (idle,)  # ada's; bob's is newer
-    assert await place.store.read(lambda db: records.uploaded_bytes(db, "ada")) == 10
+    assert await place.store.read(lambda db: bases.uploaded_bytes(db, "ada")) == 10
     assert await settled(place, collector) == ()
     place.at[0] += DAY
     assert (await collector.sweep()).uploads == (idle,)

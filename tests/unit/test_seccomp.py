@@ -27,7 +27,7 @@ def verdict(program: bytes, arch: int, number: int, *arguments: int) -> int:
     """Run classic BPF over struct seccomp_data, as the kernel does; ERRNO as a plain number."""
     padded = [a & (1 << 64) - 1 for a in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
     data = struct.pack("<IIQ6Q", number & 0xFFFFFFFF, arch, 0, *padded)
-    steps = list(struct.iter_unpack("=HBBI", program))
+    steps: list[tuple[int, int, int, int]] = list(struct.iter_unpack("=HBBI", program))
     at = loaded = 0
     while True:
         code, yes, no, k = steps[at]

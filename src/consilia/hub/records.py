@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from consilia.core.ids import name as checked_name
 from consilia.errors import Conflict, NotFound
+from consilia.hub import bases
 from consilia.hub import tables as t
 from consilia.hub.paging import MAX_PAGE, Listing, Page, everything
 from consilia.wire.people import Experiment, Strategy
@@ -142,7 +143,7 @@ def add_job(db: Connection, job: JobRecord) -> None:
 
     Raises Conflict when the frame that it would start from is gone, or about to go.
     """
-    check_base(db, job.experiment.base)
+    bases.check_base(db, job.experiment.base)
     db.execute(
         sa.insert(t.jobs).values(
             id=job.id,
@@ -192,25 +193,6 @@ def unfinished_jobs(db: Connection) -> tuple[JobRecord, ...]:
     """Jobs a starting hub has to go on with, oldest first."""
     query = sa.select(t.jobs).where(t.jobs.c.phase.in_(("waiting", "running", "closing")))
     return tuple(map(_job, db.execute(query.order_by(t.jobs.c.created, t.jobs.c.id))))
-
-
-def check_base(db: Connection, base: str | None) -> None:
-    """Raise Conflict when retention has given up the frame of a version id or digest."""
-    v = t.versions.c
-    rows = db.execute(sa.select(v.deleted).where((v.id == base) | (v.digest == base))).all()
-    sent = sa.select(t.uploads.c.digest).where(t.uploads.c.digest == base).limit(1)
-    if rows and all(row.deleted for row in rows) and not db.execute(sent).first():
-        raise Conflict(
-            f"the frame of {(base or '')[:80]!r} was deleted by the hub's retention rule; "
-            "start from a version that still has its frame, or upload the frame again"
-        )
-
-
-def based_on(db: Connection) -> frozenset[str]:
-    """Return the version ids and frame digests that any job has started from."""
-    naming = sa.select(t.jobs.c.experiment).where(t.jobs.c.experiment.contains('"base":"'))
-    found = (json.loads(text).get("base") for text in db.execute(naming).scalars())
-    return frozenset(base for base in found if base is not None)
 
 
 # ---- studies --------------------------------------------------------------------------------
@@ -451,31 +433,6 @@ def list_versions(
     if author is not None:
         found = found.where(t.versions.c.study.in_(_studies_by(author)))
     return found.page(db, limit, cursor)
-
-
-# ---- uploaded base frames -------------------------------------------------------------------
-
-
-def add_upload(db: Connection, digest: str, author: str, size: int, at: float) -> None:
-    """Record that somebody has uploaded a frame; doing so again makes it new again."""
-    u = t.uploads.c
-    mine = (u.digest == digest) & (u.author == author)
-    if not db.execute(sa.update(t.uploads).where(mine).values(at=at)).rowcount:
-        row = {"digest": digest, "author": author, "bytes": size, "at": at}
-        db.execute(sa.insert(t.uploads), row)
-
-
-def uploaded_bytes(db: Connection, author: str) -> int:
-    """Return the bytes of all frames that somebody has uploaded and that are kept."""
-    total = sa.select(sa.func.sum(t.uploads.c.bytes)).where(t.uploads.c.author == author)
-    return int(db.execute(total).scalar() or 0)
-
-
-def has_uploaded(db: Connection, author: str, digest: str) -> bool:
-    """Whether somebody has uploaded this frame themselves."""
-    u = t.uploads.c
-    mine = sa.select(u.digest).where(u.digest == digest, u.author == author)
-    return db.execute(mine).first() is not None
 
 
 # ---- rows and pages -------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 
 Kept whatever the rule: a job's newest version and its optimizer state (every job can be
 resumed), what any job started from, what live jobs hold, and all versions of an unfinished job
-whose `watch` may lead it back to one of them. `records.add_job` refuses a base
+whose `watch` may lead it back to one of them. `bases.check_base` refuses a base
 whose frame is marked, so between mark and deletion nothing can begin to need a file; SETTLE
 covers what was under way. A crash between the two steps leaves a file for the next sweep.
 
@@ -25,9 +25,9 @@ from sqlalchemy import Connection
 
 from consilia.core.round import JobState
 from consilia.hub import audit, tables
+from consilia.hub.bases import based_on
 from consilia.hub.blobs import Blobs
 from consilia.hub.config import Retention
-from consilia.hub.records import based_on
 from consilia.hub.store import Store
 
 EVERY = 300.0  # seconds between two sweeps

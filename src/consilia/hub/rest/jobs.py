@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from consilia.core import ids
 from consilia.errors import NotFound, Refused
-from consilia.hub import records, tables
+from consilia.hub import bases, records, tables
 from consilia.hub.experiments import MAX_ROUNDS
 from consilia.hub.job import TICKS
 from consilia.hub.paging import within
@@ -64,8 +64,8 @@ def may_start_from(db: Connection, who: Caller, base: str) -> None:
     Conflict when its frame was deleted.
     A digest names a frame; it does not entitle anybody to it.
     """
-    records.check_base(db, base)
-    if who.role == "operator" or records.has_uploaded(db, who.name, base):
+    bases.check_base(db, base)
+    if who.role == "operator" or bases.has_uploaded(db, who.name, base):
         return
     v, seen = tables.versions.c, visible_studies(db, who)
     rows = db.execute(sa.select(v.study).where((v.id == base) | (v.digest == base)))

@@ -14,7 +14,7 @@ from litestar.response import Stream
 from sqlalchemy import Connection
 
 from consilia.errors import ConfigError, NotFound, Refused, TransferError, WireError
-from consilia.hub import audit, records
+from consilia.hub import audit, bases, records
 from consilia.hub.blobs import Blob
 from consilia.hub.records import Version
 from consilia.hub.rest.governance import READERS, WRITERS
@@ -150,7 +150,7 @@ async def put_frame(hub: Hub, who: Who, request: Request[Any, Any, Any]) -> Fram
 async def _room(hub: Services, who: Caller, size: int) -> AbstractContextManager[None]:
     """Return the hold on `size` bytes of the caller's allowance; Refused when it is spent."""
     most = hub.config.retention.upload_bytes
-    stored = await hub.store.read(lambda db: records.uploaded_bytes(db, who.name))
+    stored = await hub.store.read(lambda db: bases.uploaded_bytes(db, who.name))
     arriving = hub.arriving.get(who.name, 0)
     if stored + arriving + size > most:
         raise Refused(
@@ -178,7 +178,7 @@ async def _keep(hub: Services, who: Caller, name: str, header: Header) -> None:
     at, digest, size = hub.now(), header.digest, header.total_bytes
 
     def write(db: Connection) -> None:
-        records.add_upload(db, digest, who.name, size, at)
+        bases.add_upload(db, digest, who.name, size, at)
         audit.append(db, at, who.actor, "frame.upload", digest, detail=str(size))
 
     async with hub.judging:  # between the two steps nothing refers to the file
