@@ -45,7 +45,7 @@ async def test_the_kernel_ends_what_grows_too_fast_to_be_seen(tmp_path: Path) ->
     limits = Limits(threads=1, memory_bytes=300 * MIB)
     cause, seconds = await broken(tmp_path, body, limits)
     assert cause == "memory"
-    assert seconds < 10
+    assert seconds < 20
 
 
 async def test_the_kernel_refuses_processes_of_root_too(tmp_path: Path) -> None:

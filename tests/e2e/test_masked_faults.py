@@ -8,17 +8,17 @@ round fails closed, says so, and is done again with fresh keys.
 import base64
 import contextlib
 import itertools
+import json
 import os
 import signal
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
 from bench.local import STUDY
-from faultkit import Lab, accepted, journal, until
+from faultkit import Lab, accepted, configure, journal, until
 
 from consilia.core.select import site_seed
 from consilia.sdk.client import Client
@@ -35,17 +35,27 @@ SEED = 7
 sizes = itertools.count(8192, 4)
 
 
-def start(lab: Lab, client: Client, rounds: int = 1, **changes: object) -> str:
-    """Start a masked job of a model of its own: a sum of one model is opened once only."""
-    arguments = {"parameters": next(sizes), **changes.pop("arguments", {})}  # type: ignore[dict-item]
-    usual = {"privacy": SECURE, "min_updates": 3, "min_sites": 4, "grace": 3.0}
+def start(
+    lab: Lab, client: Client, rounds: int = 1, wait: float = 0.0, **changes: float
+) -> str:
+    """Start a masked job of a model of its own: of one model only one sum is ever opened.
+
+    In round 1 site a trains `wait` seconds.
+    """
+    slow = {"wait": wait, "slow": lab.sizes["a"], "slow_round": 1}
+    usual = {"privacy": SECURE, "min_updates": 3, "min_sites": 4, "grace": 30.0}
+    arguments = {"parameters": next(sizes), **slow}
     return lab.start(client, rounds, **{**usual, **changes}, arguments=arguments)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab(tmp_path_factory.mktemp("masked")) as lab:
-        lab.open(SITES, presence=4.0)
+        lab.make_hub()
+        configure(lab.hub_directory / "hub.yaml", presence_seconds=10.0)
+        lab.start_hub()
+        lab.each(SITES, lab.enter)
+        lab.agree_all(SITES, invited=("e",))
         yield lab
 
 
@@ -110,34 +120,292 @@ class Hold:
             self.disks[site] = sqlite3.connect(path, timeout=20, isolation_level=None)
             self.disks[site].execute("BEGIN IMMEDIATE")
 
-    def release(self) -> None:
+    def thaw(self) -> None:
         for site in self.frozen:
             if site in self.lab.processes:
                 os.killpg(self.lab.processes[site].pid, signal.SIGCONT)
+        self.frozen = []
+
+    def release(self) -> None:
+        self.thaw()
         for disk in self.disks.values():
             disk.execute("ROLLBACK")
             disk.close()
-        self.frozen, self.disks = [], {}
+        self.disks = {}
 
 
 @contextlib.contextmanager
-def held(lab: Lab, client: Client, step: str, **changes: object) -> Iterator[tuple[str, Hold]]:
-    """Start a job and hold its first round in a step that c and d have not done.
+def held(
+    lab: Lab, client: Client, step: str, rounds: int = 1, **changes: float
+) -> Iterator[tuple[str, Hold]]:
+    """Start a job and hold its first round open in a step; let go of it at the end.
 
-    Where one site is enough to hold a step, c has done it.
+    Site d has not done the step: neither has c in consent, which ends with three. In the
+    update step it is a that has not done it: it trains.
     """
     lab.ready(*SITES)
     hold = Hold(lab)
-    slow = {"wait": 4.0, "slow": lab.sizes["a"], "slow_round": 1}
-    usual: dict[str, object] = {"grace": 30.0, "arguments": slow}
     try:
-        if step == "keys":
-            hold.freeze("d")
-        job = start(lab, client, **{**usual, **changes})
-        if step == "keys":
-            until(lab, "the others' keys", lambda: set(said(client, job, "keys")) == set("abc"))
-        elif step == "shares":
-            pass
+        if step in ("keys", "shares"):  # c makes the first model
+            hold.freeze("d" if step == "keys" else "b")
+        training = step in ("update", "consent", "unmask")
+        job = start(lab, client, rounds, wait=6.0 if training else 0.0, **changes)
+        if step == "shares":
+            until(lab, "d trains", lambda: lab.trained("d", job) == [1])
+            until(lab, "d's keys", lambda: "d" in said(client, job, "keys"))
+            hold.fill("d")
+            hold.thaw()
+        if training:
+            until(lab, "three updates", lambda: len(accepted(client, job)) == 4)  # and a first
+            hold.fill(*{"consent": ("c", "d"), "unmask": ("d",)}.get(step, ()))
+        if step != "update":
+            done = {"a", "b"} if step == "consent" else {"a", "b", "c"}
+            until(lab, f"{step} held", lambda: set(said(client, job, step)) == done)
+        assert client.job(job).state == "running"
         yield job, hold
     finally:
         hold.release()
+
+
+# ---- undisturbed -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_four_sites_train_to_the_exact_mean(lab: Lab) -> None:
+    with lab.client() as client:
+        lab.ready(*SITES)
+        job = start(lab, client, 5)
+        view = lab.finish(client, job)
+        assert [r.sites for r in view.rounds[1:]] == [SITES] * 5
+        assert [r.records for r in view.rounds[1:]] == [sum(lab.sizes.values())] * 5
+        check(lab, client, view)
+        for round in view.rounds[1:]:
+            expected = mean(lab, round.round, SITES)
+            assert round.metrics["amount"] == pytest.approx(expected, abs=1e-6)
+    for site in SITES:
+        until(lab, f"{site} forgets", lambda site=site: secrets(lab, site) == 0)  # type: ignore[misc]
+
+
+def secrets(lab: Lab, site: str) -> int:
+    """How many rounds' secrets lie on a node's disk."""
+    path = lab.node_directory(site) / "node.sqlite"
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
+        return int(store.execute("SELECT count(*) FROM masked").fetchone()[0])
+
+
+# ---- the hub ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_hub_killed_in_a_step_goes_on_in_it(lab: Lab, step: str) -> None:
+    """No word is lost and none asked for again: the same attempt ends with all four sites."""
+    with lab.client() as client:
+        with held(lab, client, step) as (job, _):
+            words = {known: said(client, job, known) for known in STEPS}
+            lab.kill("hub")
+            lab.start_hub()
+        view = lab.finish(client, job)
+        for known, bodies in words.items():
+            found = said(client, job, known)
+            assert bodies.items() <= found.items(), f"{known} were said anew"
+        assert {lease.split(".")[2] for lease in accepted(client, job)} == {"0"}
+        assert view.rounds[1].sites == SITES and not view.rounds[1].rejected
+        assert all(lab.trained(site, job) == [1] for site in SITES), "a site trained again"
+        check(lab, client, view)
+
+
+# ---- agents ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_agent_killed_in_a_step_and_restarted_goes_on(lab: Lab, step: str) -> None:
+    """It is back before the others have given up on it: the round has all four sites."""
+    victim = "a" if step == "update" else "d"
+    with lab.client() as client:
+        with held(lab, client, step) as (job, _):
+            lab.kill(victim)
+        lab.start_node(victim)
+        view = lab.finish(client, job)
+        assert view.rounds[1].sites == SITES and not view.rounds[1].rejected
+        assert {lease.split(".")[2] for lease in accepted(client, job)} == {"0"}
+        check(lab, client, view)
+        until(lab, "it forgets", lambda: secrets(lab, victim) == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_one_of_four_may_be_lost_in_any_step(lab: Lab, step: str) -> None:
+    """The round closes without it, or with its update and without its words; it comes back."""
+    victim = "a" if step == "update" else "d"
+    with lab.client() as client:
+        with held(lab, client, step, rounds=2, grace=2.0) as (job, _):
+            lab.kill(victim)
+        until(lab, "round 1 closes", lambda: len(client.job(job).rounds) > 1)
+        early = step in ("keys", "shares", "update")
+        rest = tuple(site for site in SITES if site != victim)
+        assert client.job(job).rounds[1].sites == (rest if early else SITES)
+        lab.start_node(victim)
+        view = lab.finish(client, job)
+        assert view.rounds[2].sites == SITES
+        check(lab, client, view)
+        until(lab, "it forgets", lambda: secrets(lab, victim) == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_two_of_four_lost_fails_closed_and_is_done_anew(lab: Lab, step: str) -> None:
+    victims = ("a", "d") if step == "update" else ("c", "d")
+    with lab.client() as client:
+        with held(lab, client, step, grace=2.0, deadline=16.0) as (job, _):
+            for victim in victims:
+                lab.kill(victim)
+        until(lab, "the job fails", lambda: client.job(job).state == "failed")
+        view = client.job(job)
+        assert "found 2 of 3" in view.cause, view.cause
+        assert len(view.rounds) == 1, "a model was made of a round that failed"
+        before = public_keys(client, job, 0)
+        for victim in victims:
+            lab.start_node(victim)
+        lab.ready(*SITES)
+        client.resume(job)
+        view = lab.finish(client, job)
+        assert view.rounds[1].sites == SITES
+        after = public_keys(client, job, 1)
+        assert len(after) == 8 and not before & after, "a key was used in two attempts"
+        check(lab, client, view)
+    for site in SITES:
+        until(lab, f"{site} forgets", lambda site=site: secrets(lab, site) == 0)  # type: ignore[misc]
+
+
+def public_keys(client: Client, job: str, attempt: int) -> set[bytes]:
+    found = [decode(body, masks.Keys) for body in said(client, job, "keys", attempt).values()]
+    return {key for keys in found for key in (keys.sealing, keys.masking)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_stopped_in_a_step_and_resumed_begins_with_fresh_keys(lab: Lab, step: str) -> None:
+    with lab.client() as client:
+        with held(lab, client, step) as (job, _):
+            client.stop(job)
+            before = public_keys(client, job, 0)
+        for site in SITES:
+            until(lab, f"{site} forgets", lambda site=site: secrets(lab, site) == 0)  # type: ignore[misc]
+        assert len(client.job(job).rounds) == 1
+        client.resume(job)
+        view = lab.finish(client, job)
+        assert view.rounds[1].sites == SITES
+        assert not before & public_keys(client, job, 1)
+        check(lab, client, view)
+
+
+@pytest.mark.slow
+def test_worker_killed_while_it_trains(lab: Lab) -> None:
+    with lab.client() as client, held(lab, client, "update", rounds=2, grace=2.0) as (job, _):
+        until(lab, "a trains", lambda: lab.trained("a", job) == [1])
+        os.kill(lab.workers("a")[-1].pid, signal.SIGKILL)
+        view = lab.finish(client, job)
+        assert view.rounds[1].sites == ("b", "c", "d")
+        assert view.rounds[1].rejected == {"a": "failed: crashed"}
+        assert view.rounds[2].sites == SITES
+        check(lab, client, view)
+
+
+# ---- what the hub holds ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_hub_holds_no_plain_update(lab: Lab) -> None:
+    """Every frame it was sent looks like noise, and no file of it holds what a site trained."""
+    with lab.client() as client:
+        with held(lab, client, "update") as (job, _):
+            spool = lab.hub_directory / "spool"
+            sent = {site: (spool / f"{job}.1.0.{site}").read_bytes() for site in "bcd"}
+            for site in "bcd":
+                frame = lab.root / "sent.frame"
+                frame.write_bytes(sent[site])
+                tensors = frames.read(frame)
+                for name, array in tensors.items():
+                    if array.size > 1000:
+                        assert uniform(array.tobytes()), f"{name} of {site} shows structure"
+        view = lab.finish(client, job)
+        check(lab, client, view)
+        first = model(lab, client, f"{job}.0")
+        plain = {
+            site: [(w[:16] + np.float32(amount(1, site))).tobytes() for w in first.values()]
+            for site in SITES
+        }
+        told = {site: repr(amount(1, site)).encode() for site in SITES}
+        files = [p for p in lab.hub_directory.rglob("*") if p.is_file()]
+        assert any(p.name.startswith("hub.sqlite") for p in files)
+        assert (lab.hub_directory / "blobs").is_dir()
+        for path in files:
+            held_bytes = path.read_bytes()
+            for site in SITES:
+                assert told[site] not in held_bytes, f"{path} tells the metric of {site}"
+                for piece in plain[site]:
+                    assert piece not in held_bytes, f"{path} holds the update of {site}"
+
+
+def uniform(body: bytes) -> bool:
+    """Chi-square of the bytes' frequencies: six deviations from what chance makes of noise."""
+    counts = np.bincount(np.frombuffer(body, np.uint8), minlength=256)
+    expected = len(body) / 256
+    found = float(((counts - expected) ** 2 / expected).sum())
+    return abs(found - 255) < 6 * (2 * 255) ** 0.5
+
+
+def test_the_test_of_noise_tells_an_update_from_noise() -> None:
+    """An update that is not masked, of the size these jobs have, fails it by far."""
+    rng = np.random.default_rng(0)
+    steps = np.rint(rng.normal(0, 0.01, 2048) * 2**28).astype(np.int64).astype(np.uint32)
+    assert not uniform(steps.tobytes())
+    assert uniform(rng.integers(0, 1 << 32, 2048, np.uint32).tobytes())
+
+
+# ---- people ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_site_that_joins_late_is_pinned_first(lab: Lab) -> None:
+    """Until then the others refuse a round with it: the hub could have made it up."""
+    with lab.client() as client:
+        with held(lab, client, "update", rounds=2) as (job, _):
+            lab.enter("e")
+            lab.agree("e", lab.plan)
+            until(lab, "e takes part", lambda: client.job(job).sites["e"] == "ready")
+        until(lab, "the others refuse", lambda: client.job(job).state == "failed")
+        view = client.job(job)
+        assert view.rounds[-1].sites == SITES, "the round that was open went on without it"
+        assert "a: declined" in view.cause
+        assert "the keys of e are not pinned" in lab.audit_lines("a", "task.stop")[-1]
+        for site in SITES:
+            where = lab.node_directory(site)
+            shown = {p["site"]: p for p in json.loads(
+                lab.cli("node", "peers", STUDY, "--dir", where, "--json")
+            )}
+            assert {n: p["key"] for n, p in shown.items()} == dict.fromkeys(SITES, "pinned") | {
+                "e": "new"
+            }
+            own = json.loads(lab.cli(
+                "node", "peers", STUDY, "--dir", lab.node_directory("e"), "--json"
+            ))
+            mine = next(p for p in own if p["site"] == "e")
+            assert shown["e"]["told by the hub"] == mine["pinned"], "not what e sees of itself"
+            assert "pinned 1 key" in lab.cli("node", "pin", STUDY, "--dir", where)
+            again = lab.run("node", "pin", STUDY, "--dir", where)
+            assert again.returncode and "pinned already" in again.stderr
+        client.resume(job)
+        view = lab.finish(client, job)
+        assert view.rounds[2].sites == (*SITES, "e")
+        check(lab, client, view)
+        lab.intact(*SITES, "e")
+
+
+def test_nothing_is_left_lying_about(lab: Lab) -> None:
+    for site in SITES:
+        assert secrets(lab, site) == 0
+        assert not any((lab.node_directory(site) / "outbox").iterdir())
+    until(lab, "spools go", lambda: not any((lab.hub_directory / "spool").iterdir()))

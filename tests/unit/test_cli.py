@@ -45,7 +45,8 @@ def test_every_command_of_the_manual_is_there() -> None:
         |dataset remove|plan submit|plan list|plan show|plan diff
         |study create|study submit|study show|study list|study close
         |experiment run|experiment validate|jobs|stop|resume
-        |models list|models get|models download|audit verify|audit list|audit export|login"""
+        |models list|models get|models download|audit verify|audit list|audit export|login
+        |node privacy-report"""
     assert {" ".join(path) for path in COMMANDS} == {c.strip() for c in needed.split("|")}
 
 

@@ -173,6 +173,15 @@ def test_buffers_are_read_and_never_written(table: Table) -> None:
     assert after["calls"] == 0
     assert not np.array_equal(first["head.weight"], after["head.weight"])
 
+    class Keeping(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.data.copy_(x.detach().sum())
+            out: Tensor = self.head(x)
+            return out
+
+    with pytest.raises(PlanError, match="write to buffers"):
+        trained(made(lambda a: Keeping()), table)
+
 
 # ---- plans that cannot, and plans that can -------------------------------------------------
 

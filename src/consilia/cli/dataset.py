@@ -34,6 +34,9 @@ def add(
         list[str] | None,
         typer.Option(help="NAME=TYPE where the type found is not the one meant."),
     ] = None,
+    patient: Annotated[
+        str, typer.Option(help="The column of patient ids, for privacy at patient level.")
+    ] = "",
     directory: NodeDir = None,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +53,7 @@ def add(
             missing=tuple(missing) if missing else MISSING,
             types=pairs(column or (), "--column"),
             description=description,
+            patient=patient,
         )
         found = datasets.add(store, measured, actor=actor(), now=time.time())
     _tell(found, as_json)
@@ -136,6 +140,7 @@ def edit(
                 format=old.format,
                 missing=old.missing,
                 types=old.columns,
+                patient=old.patient,
             )
         found = datasets.edit(
             store,

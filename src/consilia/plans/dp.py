@@ -192,8 +192,8 @@ def unit_gradients(  # noqa: PLR0913, PLR0917  see `train`
     share = torch.from_numpy(held / held.sum(1, keepdims=True)).to(x.device, torch.float32)
     alone = _recurrent(module)
     inner = _Loss(module, parts)
-    # copies: what a layer writes into its buffers is dropped, never handed to the next unit
-    rest = {n: b.detach().clone() for n, b in inner.named_buffers()}
+    # torch refuses to write into what `grad` did not pass; a new tensor in its place is dropped
+    rest = {n: b.detach() for n, b in inner.named_buffers()}
     rest |= {n: p.detach() for n, p in inner.named_parameters() if not p.requires_grad}
 
     def one(values: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
@@ -262,13 +262,13 @@ def _differentiate(
 ) -> dict[str, Tensor]:
     """Return grad(unit) for each element of `data`, stacked."""
     gradient = grad(unit)
-    if one_by_one:
-        found = [gradient(values, *parts) for parts in zip(*data, strict=True)]
-        return {n: torch.stack([f[n] for f in found]) for n in values}
     each = vmap(gradient, in_dims=(None, 0, 0, 0), randomness="different")
     try:
-        batched: dict[str, Tensor] = each(values, *data)
-        return batched
+        if not one_by_one:
+            batched: dict[str, Tensor] = each(values, *data)
+            return batched
+        found = [gradient(values, *parts) for parts in zip(*data, strict=True)]
+        return {n: torch.stack([f[n] for f in found]) for n in values}
     except RuntimeError as error:
         if "alloc" in str(error) or "memory" in str(error):
             raise
