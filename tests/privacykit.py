@@ -72,7 +72,7 @@ def tasks(work: Plan, dataset: Dataset) -> Tasks:
     return Tasks(Load(work, to_source(dataset), 1, cuda=False, site="here"))
 
 
-def outcome(
+def outcome(  # noqa: PLR0917
     worker: Tasks,
     audit: Audit,
     model: Path | None = None,
@@ -85,7 +85,7 @@ def outcome(
     return worker.run(run, lambda fraction, metrics: None).weights
 
 
-def fitted(
+def fitted(  # noqa: PLR0917
     folder: Path, work: Plan, dataset: Dataset, given: Arguments, dp: Dp | None, rounds: int
 ) -> Path:
     """Train a model at the site and keep it as a frame."""
@@ -108,6 +108,4 @@ def asked(
     work = work or plan()
     given = OVERFITTED if dp is None else PRIVATE
     model = fitted(folder, work, here, given, dp, rounds)
-    return Asked(
-        work, here, never, 0.0, model, given, rounds, dp, references, canaries, 600.0
-    )
+    return Asked(work, here, never, 0.0, model, given, rounds, dp, references, canaries, 600.0)

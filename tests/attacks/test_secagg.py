@@ -11,12 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from tests.maskkit import Dice, Play, names, signer, total, vectors
 
 from consilia.errors import AuthError, EmptyRound, Refused, WireError
 from consilia.privacy import graph, sealing, secagg, shamir
 from consilia.privacy.streams import Streams
 from consilia.wire import masks, v1
+from maskkit import Dice, Play, names, signer, total, vectors
 
 U32 = NDArray[np.uint32]
 LOW_ORDER = bytes(32)

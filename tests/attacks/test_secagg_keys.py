@@ -3,11 +3,11 @@
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
-from tests.maskkit import Dice, Play, key_of, names, pins, signer
 
 from consilia.errors import AuthError, Refused, WireError
 from consilia.privacy import sealing, secagg
 from consilia.wire import masks, v1
+from maskkit import Dice, Play, key_of, names, pins, signer
 
 LOW_ORDER = bytes(32)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from tests.maskkit import Play, key_of, names, total, vectors
 
 from consilia.errors import EmptyRound, Refused, UpdateRejected, WireError
 from consilia.privacy import sealing, secagg
 from consilia.wire import masks, v1
+from maskkit import Play, key_of, names, total, vectors
 
 U32 = NDArray[np.uint32]
 

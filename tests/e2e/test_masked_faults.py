@@ -383,15 +383,16 @@ def test_a_site_that_joins_late_is_pinned_first(lab: Lab) -> None:
         assert "the keys of e are not pinned" in lab.audit_lines("a", "task.stop")[-1]
         for site in SITES:
             where = lab.node_directory(site)
-            shown = {p["site"]: p for p in json.loads(
-                lab.cli("node", "peers", STUDY, "--dir", where, "--json")
-            )}
+            shown = {
+                p["site"]: p
+                for p in json.loads(lab.cli("node", "peers", STUDY, "--dir", where, "--json"))
+            }
             assert {n: p["key"] for n, p in shown.items()} == dict.fromkeys(SITES, "pinned") | {
                 "e": "new"
             }
-            own = json.loads(lab.cli(
-                "node", "peers", STUDY, "--dir", lab.node_directory("e"), "--json"
-            ))
+            own = json.loads(
+                lab.cli("node", "peers", STUDY, "--dir", lab.node_directory("e"), "--json")
+            )
             mine = next(p for p in own if p["site"] == "e")
             assert shown["e"]["told by the hub"] == mine["pinned"], "not what e sees of itself"
             assert "pinned 1 key" in lab.cli("node", "pin", STUDY, "--dir", where)

@@ -11,18 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: torch)")
-from tests.dpkit import (  # noqa: E402
-    PATIENT,
-    RECORD,
-    bce,
-    keyed,
-    made,
-    opened,
-    rows,
-    small,
-    start,
-    trained,
-)
 from torch import Tensor, nn  # noqa: E402  after the check
 
 from consilia.data.table import Table  # noqa: E402
@@ -36,6 +24,18 @@ from consilia.plans.dp import (  # noqa: E402
 )
 from consilia.privacy.noise import Grid, local_grid  # noqa: E402
 from consilia.wire.v1 import Arguments, Dp  # noqa: E402
+from dpkit import (  # noqa: E402
+    PATIENT,
+    RECORD,
+    bce,
+    keyed,
+    made,
+    opened,
+    rows,
+    small,
+    start,
+    trained,
+)
 
 
 @pytest.fixture

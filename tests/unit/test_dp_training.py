@@ -9,18 +9,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: torch)")
-from tests.dpkit import (  # noqa: E402
-    PATIENT,
-    RECORD,
-    bce,
-    made,
-    never,
-    opened,
-    rows,
-    small,
-    start,
-    trained,
-)
 from torch import Tensor, nn  # noqa: E402  after the check
 
 from consilia.data.registry import inspect_table, to_source  # noqa: E402
@@ -38,6 +26,18 @@ from consilia.plans.torch import torch_plan  # noqa: E402
 from consilia.wire import frames  # noqa: E402
 from consilia.wire.v1 import Arguments, Dp, Plan  # noqa: E402
 from consilia.wire.worker import Load, Run  # noqa: E402
+from dpkit import (  # noqa: E402
+    PATIENT,
+    RECORD,
+    bce,
+    made,
+    never,
+    opened,
+    rows,
+    small,
+    start,
+    trained,
+)
 
 
 @pytest.fixture

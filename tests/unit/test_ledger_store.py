@@ -13,7 +13,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.nodekit import write_table
 
 from consilia.core.chain import Break, Line
 from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, Refused, WireError
@@ -26,6 +25,7 @@ from consilia.privacy.accountant import ORDERS, cost
 from consilia.privacy.ledger import Cap, Head
 from consilia.wire import seal
 from consilia.wire.v1 import Advertisement, Dp, Sealed, decode, encode
+from nodekit import write_table
 
 DP = Dp("record", 2.0, 1.0, 0.1, 20)
 BUDGETS = Budgets()

@@ -1,4 +1,4 @@
-"""A site helps to open one sum only of what a plan makes of a model: no two can be subtracted."""
+"""A site helps to open one sum only of what a plan makes of a model."""
 
 import asyncio
 from pathlib import Path
@@ -9,8 +9,8 @@ from consilia.core.round import TimedOut
 from consilia.core.weights import Weights
 from consilia.errors import Refused
 from consilia.wire.v1 import Dp
-from tests.maskedkit import CONFIG, SECURE, SITES, MaskedHub, lab, usual
-from tests.nodekit import SITE, base_model, until
+from maskedkit import CONFIG, SECURE, SITES, MaskedHub, lab, usual
+from nodekit import SITE, base_model, until
 
 LOST = next(site for site in SITES if site != SITE)
 

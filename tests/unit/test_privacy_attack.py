@@ -67,7 +67,10 @@ async def test_the_same_plan_with_noise_passes(tmp_path: Path) -> None:
     assert found.planted.accounted == pytest.approx(spent)
     assert found.planted.found.epsilon < spent
     assert judged(found, Claim(spent, 1e-5, "record", "experiment")).word == "bounded"
-    assert judged(found, Claim(spent / 1e6, 0.0, "record", "ledger")).word in ("bounded", "leaky")
+    assert judged(found, Claim(spent / 1e6, 0.0, "record", "ledger")).word in (
+        "bounded",
+        "leaky",
+    )
 
 
 async def test_a_model_of_other_records_is_not_found_leaky(tmp_path: Path) -> None:

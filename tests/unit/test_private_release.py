@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.unit.hubkit import Node, key_of, open_hub
+from hubkit import Node, key_of, open_hub
 
 from consilia.errors import Refused
 from consilia.node import audit, clip, ledger, ledgerlog

@@ -119,7 +119,8 @@ def make(folder: Path, config: NodeConfig = CONFIG) -> Door:
     with store.write() as tx:  # whose source says how metrics may be called
         values = ("sha256:7", "line", msgspec.msgpack.encode(PLAN))
         tx.execute(
-            "INSERT INTO plans VALUES (?, ?, ?, '', 'approved', 0, '', '', 0, 0, '', '{}', '[]')",
+            "INSERT INTO plans VALUES "
+            "(?, ?, ?, '', 'approved', 0, '', '', 0, 0, '', '{}', '[]')",
             values,
         )
     base = folder / "base.frame"

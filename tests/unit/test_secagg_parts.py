@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import naive_secagg as naive
-from tests.maskkit import Dice, names, pins, signer
 
+import naive_secagg as naive
 from consilia.errors import AuthError, Refused, WireError
 from consilia.privacy import graph, sealing, shamir
 from consilia.privacy.streams import PIECE, Streams
+from maskkit import Dice, names, pins, signer
 
 # ---- Shamir ----------------------------------------------------------------------------------
 

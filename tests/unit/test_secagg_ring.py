@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.maskkit import Dice
 
 from consilia.errors import ConfigError, UpdateRejected
 from consilia.privacy import ring
 from consilia.privacy.streams import Ring
 from consilia.wire.masks import MAX_SITES
+from maskkit import Dice
 
 RINGS = (16, 32, 64)
 Kind = Literal["float32", "float64"]

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tests import naive_secagg as naive
-from tests.maskkit import Dice, Play, names, signer, total, vectors
 
+import naive_secagg as naive
 from consilia.errors import ConsiliaError, EmptyRound, Refused, WireError
 from consilia.privacy import graph, secagg
 from consilia.privacy.streams import Ring
 from consilia.wire import masks, v1
+from maskkit import Dice, Play, names, signer, total, vectors
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 

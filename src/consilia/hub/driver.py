@@ -108,7 +108,7 @@ class Driver:
                 parts.presence.withdraw(command.site, command.lease)
                 self.later(lambda: parts.uploads.forget(command.lease))
             case Tell():
-                # One commit may hold the step's end and the job's: there is nobody to tell then.
+                # One commit may hold the ends of step and job: there is nobody to tell then.
                 if command.lease in job.state.leases:
                     word = self._words.word(job.state, command)
                     parts.presence.tell(command.site, word)
