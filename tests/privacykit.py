@@ -33,9 +33,9 @@ def train(model, data, args, context):
             optimizer.step()
 
 PLAN = torch_plan(model, train, features="*", target="malignant", dp=DpParts(loss),
-                  arguments={"lr": 0.05, "epochs": 60})
+                  arguments={"lr": 0.05, "epochs": 10})
 """
-OVERFITTED: Arguments = {"lr": 0.05, "epochs": 60}
+OVERFITTED: Arguments = {"lr": 0.05, "epochs": 10}
 PRIVATE: Arguments = {"lr": 0.5, "epochs": 1}
 DP = Dp("record", 4.0, 1.0, 0.3, 20)
 

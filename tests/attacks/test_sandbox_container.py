@@ -76,7 +76,6 @@ REQUESTS: Mapping[str, str] = {
     "a signal to the agent": "os.kill(agent, signal.SIGCONT)",
     "a signal to its thread": "call(234, agent, agent, signal.SIGCONT)",
     "a signal by a descriptor": "call(424, call(434, agent, 0), signal.SIGCONT, 0, 0)",
-    "a signal on input": "call(72, os.pipe()[0], 8, agent) or os.kill(agent, 0)",
     "the agent's limits": "resource.prlimit(agent, resource.RLIMIT_CORE, (0, 0))",
     "the agent's processors": "os.sched_setaffinity(agent, os.sched_getaffinity(agent))",
     "the agent's priority": "os.setpriority(os.PRIO_PROCESS, agent, 1)",
@@ -190,6 +189,35 @@ async def test_a_worker_sees_what_it_needs(tmp_path: Path) -> None:
         assert done.metrics["size"] == 5
         log = (tmp_path / "node/log/jobs/work.log").read_text()
         assert "runs without namespaces" in log
+
+
+async def test_a_signal_sent_by_the_kernel_for_the_plan(tmp_path: Path) -> None:
+    """A process may name another that is signalled when input arrives on a descriptor."""
+    body = plan("""
+        import fcntl
+        def train(weights, data, args, context):
+            read, write = os.pipe()
+            fcntl.fcntl(read, fcntl.F_SETOWN, int(args["n"]))
+            fcntl.fcntl(read, fcntl.F_SETSIG, 15)
+            fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC)
+            os.write(write, b"x")
+            time.sleep(0.2)
+            return {"sent": 1.0}
+    """)
+    for launcher, dies in ((PlainProcess(), True), (Container(), False)):
+        victim = subprocess.Popen(["sleep", "60"])
+        try:
+            async with site(tmp_path / launcher.name, launcher) as here:
+                dataset = table(tmp_path / "cohort.csv")
+                model = await here.init(HONEST, job="honest")
+                done, _ = await here.train(
+                    body, dataset, model, arguments={"n": victim.pid}, job="attack"
+                )
+                assert done.metrics == {"sent": 1.0}
+            assert (victim.poll() is not None) is dies
+        finally:
+            victim.kill()
+            victim.wait()
 
 
 @pytest.mark.parametrize(

@@ -143,20 +143,18 @@ HELD = {
     "in full sockets": """
         import socket
         def train(weights, data, args, context):
+            for _ in range(4):  # each process may have as many again
+                os.fork()
             kept = []
-            while True:
-                pid = os.fork()  # each process may have as many again
-                if pid:
-                    os.waitpid(pid, 0)
-                    continue
-                for _ in range(500):
-                    pair = socket.socketpair()
-                    pair[0].setblocking(False)
-                    try:
-                        while True:
-                            pair[0].send(bytes(65536))
-                    except BlockingIOError:
-                        kept.append(pair)
+            for _ in range(480):
+                pair = socket.socketpair()
+                pair[0].setblocking(False)
+                try:
+                    while True:
+                        pair[0].send(bytes(65536))
+                except BlockingIOError:
+                    kept.append(pair)
+            time.sleep(60)
     """,
     "in names of empty files": """
         def train(weights, data, args, context):
@@ -265,4 +263,4 @@ def test_the_kernel_stops_a_fork_bomb_of_an_ordinary_user(tmp_path: Path) -> Non
     said = next(line for line in done.splitlines() if line.startswith("FOUND"))
     _, children, error = said.split()
     assert float(error) == errno.EAGAIN
-    assert 5 < float(children) < 24
+    assert 5 < float(children) < 24 + 4  # four pools of one thread

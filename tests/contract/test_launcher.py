@@ -11,6 +11,7 @@ from consilia.errors import ConfigError, WorkerError
 from consilia.node.config import Limits
 from consilia.node.inprocess import InProcess
 from consilia.node.launcher import Bubblewrap, Launcher, PlainProcess, WorkerSpec
+from consilia.node.processes import Place, start
 from consilia.node.runner import Runner, choose_launcher
 from workkit import Site, plan, processes_with, site, table, until
 
@@ -271,6 +272,19 @@ async def test_no_descriptor_of_the_agent_is_passed_on(
             model = await here.init(ADD)
             done, _ = await here.train(body, dataset, model)
             assert done.metrics == {"others": 0.0}
+
+
+async def test_a_worker_that_is_just_starting_is_not_charged_for_the_machine() -> None:
+    """Until bubblewrap has changed its root, its /tmp is everybody's."""
+    command = ["/bin/sh", "-c", "sleep 30 & wait"]
+    process = await start(command, {}, Place(str, ("/tmp", "/dev/shm")))  # noqa: S108
+    try:
+        assert await until(lambda: len(process.pids()) == 2)
+        assert process.unmapped() == 0
+    finally:
+        process.kill()
+        await process.wait()
+        process.close()
 
 
 # ---- choosing --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilia.errors import Conflict, WireError
+from consilia.errors import Conflict, Refused, WireError
 from consilia.node import audit, peers, studies
 from consilia.node.store import Store
 from consilia.wire.v1 import Study, study_digest
@@ -141,6 +141,22 @@ def test_a_hub_that_tells_nothing_takes_no_pin_away(store: Store) -> None:
     studies.accept(store, "hearts", actor="mara", now=NOW)
     peers.told(store, {}, NOW)
     assert peers.pins(store, DIGEST) == KEYS
+
+
+def test_a_hub_that_tells_a_false_key_of_this_very_site_is_caught(store: Store) -> None:
+    """What a site reads out on the telephone is its own key, not what the hub says."""
+    own = peers.Peer("charite", KEYS["charite"], None)
+    peers.told(store, {**KEYS, "charite": b"\x07" * 32}, NOW)
+    studies.offer(store, STUDY, NOW)
+    studies.accept(store, "hearts", actor="mara", now=NOW)
+    mine = peers.of_study(store, DIGEST, STUDY.sites, own)[1]
+    assert (mine.pinned, mine.state) == (KEYS["charite"], "changed")
+    before = peers.pins(store, DIGEST)
+    with pytest.raises(Refused, match="another key of this site 'charite'"):
+        peers.pin_again(store, DIGEST, STUDY.sites, "mara", NOW, own)
+    assert peers.pins(store, DIGEST) == before
+    peers.told(store, KEYS, NOW)
+    assert peers.pin_again(store, DIGEST, STUDY.sites, "mara", NOW, own) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from consilia.node import evidence  # noqa: E402
 from consilia.node.evidence import Asked, Measured  # noqa: E402
 from consilia.node.inprocess import InProcess  # noqa: E402
 from consilia.plans.attack import Part  # noqa: E402
+from consilia.plans.dp import units  # noqa: E402
 from consilia.privacy import verdict  # noqa: E402
 from consilia.privacy.accountant import cost, epsilon  # noqa: E402
 from consilia.privacy.verdict import Claim, Findings, Subject  # noqa: E402
 from consilia.wire import frames  # noqa: E402
 from consilia.wire.v1 import Dp  # noqa: E402
-from consilia.wire.worker import Audit  # noqa: E402
+from consilia.wire.worker import Audit, Run  # noqa: E402
 from workkit import plan as numpy_plan  # noqa: E402
 
 SUBJECT = Subject("s", "m", "b3:0", "p", "sha256:0", "d", 60, "h", False, 1, 4, "", 0.0, "0")
@@ -47,30 +48,26 @@ def judged(found: Measured, claim: Claim | None = None) -> verdict.Verdict:
 async def test_an_overfitted_model_is_found_leaky(tmp_path: Path) -> None:
     found = await measured(kit.asked(tmp_path), tmp_path)
     by_name = {a.name: a for a in found.attacks}
-    assert by_name["reference attack"].area.low > 0.5 + verdict.MARGIN
+    assert by_name["reference attack"].area.low > 0.5
     assert by_name["reference attack"].members == 60
     assert by_name["reference attack"].others == 569 - 60
     assert found.planted is not None and found.planted.accounted is None
     assert found.planted.found.epsilon > 0.5
     assert judged(found).word == "leaky"
-    one, eight, _ = found.inversions if len(found.inversions) == 3 else (*found.inversions, 0)
-    assert (one.records, one.plain, eight.records) == (1, 0.0, 8) or one.plain in (0.0, 1.0)
+    one, eight = found.inversions  # 64 are more than the site has
+    assert (one.records, one.plain, eight.records) == (1, 1.0, 8)
     assert all(i.masked == 0.0 and abs(i.correlation) < 0.1 for i in found.inversions)
     assert sorted(p.name for p in tmp_path.glob("reference*")) == []
 
 
 async def test_the_same_plan_with_noise_passes(tmp_path: Path) -> None:
-    found = await measured(kit.asked(tmp_path, kit.DP), tmp_path)
+    found = await measured(kit.asked(tmp_path, kit.DP, references=2, canaries=60), tmp_path)
     spent = epsilon(cost(kit.DP), kit.DP.delta)
     assert 0.5 < spent < 3
     assert found.planted is not None
     assert found.planted.accounted == pytest.approx(spent)
     assert found.planted.found.epsilon < spent
     assert judged(found, Claim(spent, 1e-5, "record", "experiment")).word == "bounded"
-    assert judged(found, Claim(spent / 1e6, 0.0, "record", "ledger")).word in (
-        "bounded",
-        "leaky",
-    )
 
 
 async def test_a_model_of_other_records_is_not_found_leaky(tmp_path: Path) -> None:
@@ -121,7 +118,8 @@ def test_a_layer_that_cannot_be_batched_has_losses_too(tmp_path: Path) -> None:
             "nn.Linear(64, 1))",
             "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
             "        self.r, self.h = nn.LSTM(1, 4, batch_first=True), nn.Linear(4, 1)\n"
-            "    def forward(self, x):\n        return self.h(self.r(x.unsqueeze(2))[0][:, -1])\n"
+            "    def forward(self, x):\n"
+            "        return self.h(self.r(x.unsqueeze(2))[0][:, -1])\n"
             "def model(args):\n    return Net()",
         )
     )
@@ -192,7 +190,7 @@ def test_plans_without_a_loss_of_one_record_are_refused(tmp_path: Path) -> None:
             kit.outcome(kit.tasks(work, here), Audit("fit"))
     with pytest.raises(WireError, match="needs to say of what"):
         kit.tasks(kit.plan(), here).run(
-            kit.Run("audit", 1, {}, None, 1, False), lambda fraction, metrics: None
+            Run("audit", 1, {}, None, 1, False), lambda fraction, metrics: None
         )
     with pytest.raises(PlanError, match="'losses' needs a model"):
         kit.outcome(kit.tasks(kit.plan(), here), Audit("losses"))
@@ -242,6 +240,27 @@ def test_a_part_is_the_records_that_were_chosen(tmp_path: Path) -> None:
     nobody = Audit("fit", inside=np.packbits(np.zeros(20, bool)).tobytes())
     with pytest.raises(PlanError, match="chooses no record"):
         Part(whole, nobody)
+
+
+def test_canaries_are_patients_of_their_own_in_private_training(tmp_path: Path) -> None:
+    """Patient level: the units are the table's patients and one for each planted canary."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "p.csv"
+    names = ",".join(f"f{i:02}" for i in range(30))
+    rows = [
+        f"p{i // 3}," + ",".join(f"{v:.3f}" for v in rng.normal(size=30)) for i in range(60)
+    ]
+    lines = [f"{row},{i % 2}\n" for i, row in enumerate(rows)]
+    path.write_text(f"pid,{names},malignant\n" + "".join(lines))
+    dataset = inspect_table(path, "p", ("t",), now=0.0, patient="pid")
+    whole = Table(to_source(dataset))
+    audit = Audit("fit", canaries=10, seed=1)
+    patient = Dp("patient", 2.0, 1.0, 0.5, 3)
+    assert units(patient, Part(whole, audit, "pid"), "pid").count == 20 + 10
+    worker = kit.tasks(kit.plan(), dataset)
+    first = kit.outcome(worker, audit, given=kit.PRIVATE, dp=patient)
+    again = kit.outcome(worker, audit, given=kit.PRIVATE, dp=patient)
+    assert not np.array_equal(first["0.weight"], again["0.weight"])  # noise is not seeded
 
 
 # ---- what is asked ---------------------------------------------------------------------------

@@ -23,8 +23,7 @@ def add_to(app: typer.Typer) -> None:
         "privacy-report",
         epilog=example(
             "consilia node privacy-report heart.npz --plan 3f9a1c2b --dataset hf --split 0.2",
-            "consilia node privacy-report heart.npz --plan 3f9a1c2b --dataset hf \\\\",
-            "    --holdout hf-2026 --experiment heart.yaml --job job-0123456789abcdef",
+            "consilia node privacy-report heart.npz --plan 3f9a1c2b --dataset hf --holdout new",
         ),
     )(privacy_report)
 

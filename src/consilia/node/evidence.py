@@ -42,6 +42,7 @@ INVERTED = (1, 8, 64)  # records of the updates that are turned back
 LEAST_RECORDS = 20  # of members and of others
 DELTA = 1e-5  # where no privacy is claimed
 _PAGE = 1000
+_MESSAGE = 400  # characters of a failure that people are shown; the job's log has it whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,4 +324,4 @@ def _unheard(fraction: float, metrics: Metrics) -> None:
 def _last_line(error: WorkerError) -> str:
     """Return what a traceback ends with."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else error.cause
+    return lines[-1][:_MESSAGE] if lines else error.cause

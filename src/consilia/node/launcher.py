@@ -200,7 +200,7 @@ class Bubblewrap:
                 [self._command, "--args", str(options), "--", *worker_command(wanted)],
                 {},
                 Place(lambda path: _inside(spec, path), _PRIVATE, group),
-                inherited=(options, program),
+                inherited=(options, program) if self._filters[spec.cuda] else (options,),
             )
 
     def _arguments(self, spec: WorkerSpec, program: int) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consilia.core import ids
-from consilia.errors import ConfigError, Conflict, WireError
+from consilia.errors import ConfigError, Conflict, Refused, WireError
 from consilia.node.store import Store, Transaction
 
 MAX_PEERS = 10_000
@@ -88,9 +88,13 @@ def _check(keys: Mapping[str, bytes]) -> None:
             )
 
 
-def of_study(store: Store, digest: str, sites: tuple[str, ...]) -> list[Peer]:
-    """Return the study's sites with their keys."""
+def of_study(
+    store: Store, digest: str, sites: tuple[str, ...], own: Peer | None = None
+) -> list[Peer]:
+    """Return the study's sites with their keys; `own` is this site, with the key it has."""
     pinned = pins(store, digest)
+    if own is not None and own.pinned is not None:
+        pinned[own.site] = own.pinned
     known = {str(site): bytes(key) for site, key in store.rows("SELECT site, key FROM peers")}
     return [Peer(site, pinned.get(site), known.get(site)) for site in sites]
 
@@ -117,8 +121,24 @@ def pin(tx: Transaction, digest: str, sites: tuple[str, ...], actor: str, now: f
     return len(fresh)
 
 
-def pin_again(store: Store, digest: str, sites: tuple[str, ...], actor: str, now: float) -> int:
-    """Pin a study's keys anew; Conflict when nothing is new."""
+def pin_again(  # noqa: PLR0913, PLR0917 - who, what, when, and this site's own key
+    store: Store,
+    digest: str,
+    sites: tuple[str, ...],
+    actor: str,
+    now: float,
+    own: Peer | None = None,
+) -> int:
+    """Pin a study's keys anew; Conflict when nothing is new.
+
+    Raises Refused when the hub tells another key of this very site than `own`.
+    """
+    for peer in of_study(store, digest, sites, own):
+        if own is not None and peer.site == own.site and peer.state == "changed":
+            raise Refused(
+                f"the hub tells another key of this site {own.site!r} than its own, so others "
+                "may have pinned a stranger: pin nothing and ask the hub's operator"
+            )
     with store.write() as tx:
         count = pin(tx, digest, sites, actor, now)
     if not count:

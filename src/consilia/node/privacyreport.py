@@ -197,7 +197,7 @@ def _frame(source: Path, target: Path) -> Path:
         frames.write(target, weights)
     except FileNotFoundError:
         raise NotFound(f"{source}: no such model file") from None
-    except (OSError, ValueError, WireError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, ValueError, WireError, zipfile.BadZipFile) as e:
         raise ConfigError(
             f"{source} is no model: {e}; needed NAME.npz or a frame, as consilia models "
             "download writes them"

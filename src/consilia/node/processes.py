@@ -72,9 +72,9 @@ class Process:
         Sockets are counted as if they were full.
         """
         inner = _children(self.pid) if self._private else []
-        if not inner:
-            return 0
-        view = f"/proc/{inner[0]}"
+        view = f"/proc/{inner[0]}" if inner else ""
+        if not view or not _elsewhere(f"{view}/root"):
+            return 0  # it is just starting, and what it sees is still the machine's
         total = _sockets(f"{view}/net/sockstat") * _SOCKET_BYTES
         for path in self._private:
             # a worker cannot put a link here: these are mounts on a read-only folder
@@ -163,6 +163,14 @@ def _children(pid: int) -> list[int]:
     except OSError:  # it has just ended
         return found
     return found
+
+
+def _elsewhere(root: str) -> bool:
+    """Say whether a process's root is another than this process's."""
+    try:
+        return not os.path.samefile(root, "/")  # noqa: PTH121  a magic link, as it is
+    except OSError:
+        return False
 
 
 def _sockets(path: str) -> int:

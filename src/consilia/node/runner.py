@@ -45,6 +45,7 @@ from consilia.wire.worker import Broke, Done, FromWorker, Load, Ready, Run, Step
 
 _WATCH = 0.1  # seconds between looks at a worker with a task; a shorter task is never looked at
 _WATCH_IDLE = 1.0
+_POOLS = 4  # numpy's, torch's within and between operations, one of a plan's libraries
 _DEATH = 5.0  # seconds the kernel may take to end a killed worker
 _LOG = structlog.get_logger("consilia.node.runner")
 
@@ -147,10 +148,12 @@ class Runner:
         self._launcher = launcher
         self._models = directory / "jobs"
         self._logs = directory / "log" / "jobs"
-        self._limits = limits
+        self._threads = limits.threads or own_share(os.environ)
+        # numeric libraries keep a pool of that many threads each: beside what a plan starts
+        most = limits.processes + _POOLS * self._threads
+        self._limits = msgspec.structs.replace(limits, processes=most)
         self._site = site
         self._cuda = cuda
-        self._threads = limits.threads or own_share(os.environ)
         self._workers: dict[str, _Worker] = {}
         self._loading: dict[str, _Loading] = {}
         self._locks: dict[str, asyncio.Lock] = {}
