@@ -60,16 +60,15 @@ def head_told(sealed: Sealed) -> tuple[str, int]:
 
 def test_a_sites_whole_update_is_clipped_and_noised(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    old = {"w": rng.normal(size=40_000).astype(np.float32), "n": np.arange(5)}
-    new = {"w": old["w"] + np.float32(3.0), "n": old["n"] + 7}
-    frames.write(tmp_path / "old", old)
-    frames.write(tmp_path / "new", new)
+    weights, counts = rng.normal(size=40_000).astype(np.float32), np.arange(5)
+    frames.write(tmp_path / "old", {"w": weights, "n": counts})
+    frames.write(tmp_path / "new", {"w": weights + np.float32(3.0), "n": counts + 7})
     with frames.opened(tmp_path / "new") as a, frames.opened(tmp_path / "old") as b:
         header = clip.private(a, b, CLIENT, os.urandom, tmp_path / "out")
     found = frames.read(tmp_path / "out")
     assert header.schema == frames.read_header(tmp_path / "old").schema
-    assert np.array_equal(found["n"], old["n"])  # a count without noise would tell itself
-    change = found["w"].astype(np.float64) - old["w"]
+    assert np.array_equal(found["n"], counts)  # a count without noise would tell itself
+    change = found["w"].astype(np.float64) - weights
     # 40,000 equal changes of norm 600 become a mean of 1 / 200, under noise of deviation 2.
     assert abs(change.mean() - 1 / 200) < 5 * 2.0 / 200
     assert 1.95 < change.std() < 2.05

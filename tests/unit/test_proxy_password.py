@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from consilia.cli import main
@@ -16,7 +17,8 @@ SECRET = "p@ss:w/ord %"  # noqa: S105 - all that a URL has a meaning for
 
 
 def node(**fields: str) -> NodeConfig:
-    return NodeConfig(site="north", hub="https://hub:1", **fields)
+    plain = {"site": "north", "hub": "https://hub:1", **fields}
+    return msgspec.convert(plain, NodeConfig)
 
 
 def private(path: Path, text: str = f"{SECRET}\nsecond line\n") -> Path:
