@@ -139,6 +139,7 @@ class MaskedHub(MemoryHub):
         self.waiting: list[Tell | GiveLease] = []
         self.forge: Callable[[Word], Word | None] = lambda word: word
         self.updates: dict[str, Weights] = {}
+        self.lenient = False  # let pass whatever the node says: a hub that has made it say so
         self.own = SITE  # the site that is a whole node
         self.silent: dict[str, str] = {}  # peer -> the step from which on it says nothing
         self.trained: Callable[[Weights, str], Weights] = usual
@@ -275,7 +276,8 @@ class MaskedHub(MemoryHub):
     def take(self, payload: bytes, site: str) -> None:
         """Take a site's word as hub.federation does."""
         said = decode(payload, Said)
-        masking.check(self.state, site, said, self.keys[site])
+        if site != self.own or not self.lenient:
+            masking.check(self.state, site, said, self.keys[site])
         body = base64.b64encode(said.body).decode()
         self.feed(Spoke(1.0, said.lease, said.step, body))
 

@@ -721,7 +721,7 @@ class TestJournal:
         assert "\0" not in body
 
     def test_the_codec_knows_every_event(self) -> None:
-        assert len(journal.kinds(core.Event)) == 12
+        assert len(journal.kinds(core.Event)) == 13
 
     async def test_append_and_replay(self, seeded: Store) -> None:
         events: list[core.Event] = [

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hubkit import Node, key_of, open_hub
 
+from consilia.core.weights import Weights
 from consilia.errors import Refused
 from consilia.node import audit, clip, ledger, ledgerlog
 from consilia.node.config import Budgets, NodeConfig
@@ -61,8 +62,10 @@ def head_told(sealed: Sealed) -> tuple[str, int]:
 def test_a_sites_whole_update_is_clipped_and_noised(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights, counts = rng.normal(size=40_000).astype(np.float32), np.arange(5)
-    frames.write(tmp_path / "old", {"w": weights, "n": counts})
-    frames.write(tmp_path / "new", {"w": weights + np.float32(3.0), "n": counts + 7})
+    old: Weights = {"w": weights, "n": counts}
+    new: Weights = {"w": weights + np.float32(3.0), "n": counts + 7}
+    frames.write(tmp_path / "old", old)
+    frames.write(tmp_path / "new", new)
     with frames.opened(tmp_path / "new") as a, frames.opened(tmp_path / "old") as b:
         header = clip.private(a, b, CLIENT, os.urandom, tmp_path / "out")
     found = frames.read(tmp_path / "out")

@@ -133,6 +133,8 @@ class Masking:
             case "inbox":
                 member = secagg.receive(member, word.body)
             case "survivors":
+                if not member.spent:
+                    raise Refused("survivors were told before this site has sent its update")
                 member, body = secagg.consent(member, word.body, self._key.sign)
                 said, detail = self._seal(lease, "consent", body), "to the survivors told"
             case "consents":

@@ -195,7 +195,11 @@ class Store:
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._writer = _connect(path)
-        self._reader = _connect(path)
+        try:
+            self._reader = _connect(path)
+        except BaseException:
+            self._writer.close()
+            raise
         self._seen: tuple[int, int] | None = None  # (data_version, revision)
 
     @classmethod
@@ -283,6 +287,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+    except sqlite3.Error as e:
+        raise _storage_error(path, e) from e
+    try:
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
@@ -291,6 +298,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         ):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.Error as e:
+        connection.close()
         raise _storage_error(path, e) from e
     return connection
 
