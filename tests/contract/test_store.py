@@ -700,6 +700,13 @@ EVENTS: st.SearchStrategy[core.Event] = st.one_of(
     st.builds(
         core.Settled, TIMES, WORDS, st.sampled_from(["rejected", "failed", "declined"]), WORDS
     ),
+    st.builds(
+        core.Spoke,
+        TIMES,
+        WORDS,
+        st.sampled_from(["keys", "shares", "consent", "unmask"]),
+        st.text("AZaz09+/=", max_size=30),
+    ),
     st.builds(core.TimedOut, TIMES, NUMBERS),
     st.builds(core.Closed, TIMES, NUMBERS, st.just(FRAME)),
     st.builds(core.CloseFailed, TIMES, NUMBERS, WORDS),
