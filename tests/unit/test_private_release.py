@@ -121,7 +121,7 @@ def test_a_node_restored_from_a_backup_trains_no_more(tmp_path: Path) -> None:
     spending = Spending(store, Budgets(), time.time)
     spending.reserve(lease("j.1.0.here"), "cohort")
     store.close()
-    shutil.copytree(tmp_path, tmp_path.parent / "backup")
+    shutil.copytree(tmp_path, tmp_path / "backup")
 
     store = Store.open(tmp_path)
     Spending(store, Budgets(), time.time).reserve(lease("j.2.0.here"), "cohort")
@@ -132,8 +132,8 @@ def test_a_node_restored_from_a_backup_trains_no_more(tmp_path: Path) -> None:
     assert head_told(mirror) == (ledgerlog.head(store).digest, ledgerlog.head(store).length)
     store.close()
 
-    restored = Store.open(tmp_path.parent / "backup")
-    again = release(tmp_path.parent / "backup", restored)
+    restored = Store.open(tmp_path / "backup")
+    again = release(tmp_path / "backup", restored)
     again.take_mirror(mirror)
     with pytest.raises(Refused, match="accept-restore"):
         Spending(restored, Budgets(), time.time).reserve(lease("j.3.0.here"), "cohort")
