@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pgkit import Postgres
+
+# A machine that is busy must not fail a property: no test asserts on time.
+settings.register_profile(
+    "consilia", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("consilia")
 
 
 @pytest.fixture(scope="session")
