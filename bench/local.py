@@ -262,9 +262,23 @@ class LocalFederation(Programs):
             if view.state == "done":
                 return view
             if view.state in ("failed", "stopped"):
-                raise RuntimeError(f"job {job} {view.state}: {view.cause}")
+                raise RuntimeError(f"job {job} {view.state}: {view.cause}\n{self.errors()}")
             time.sleep(0.2)  # rarely: what watches a job should not weigh on it
         raise TimeoutError(f"job {job} is {client.job(job)}; logs in {self.root}")
+
+    def errors(self) -> str:
+        """Return the last errors and warnings in the logs of every process."""
+        logs = [*self.root.glob("*.log"), *self.root.glob("*/log/agent.log")]
+        found = (
+            f"{log.relative_to(self.root)}: {line}"
+            for log in sorted(logs)
+            for line in [
+                line
+                for line in log.read_text(errors="replace").splitlines()
+                if '"error"' in line or '"warning"' in line
+            ][-5:]
+        )
+        return "\n".join(found)
 
     def wait(
         self, condition: Callable[[], bool], what: str, patience: float = PATIENCE

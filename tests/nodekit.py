@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -210,7 +211,7 @@ class MemoryHub:
         source = self._folder / digest.removeprefix("b3:")
         if not source.is_file():
             raise NotFound(f"no model {digest}")
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
         shutil.copyfile(source, part)
         part.replace(path)
         return frames.read_header(path)

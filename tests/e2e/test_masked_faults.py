@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,6 +400,17 @@ def test_the_test_of_noise_tells_an_update_from_noise() -> None:
 # ---- people ----------------------------------------------------------------------------------
 
 
+def keys(lab: Lab, where: Path) -> dict[str, dict[str, str]]:
+    """What a node shows of the study's sites and their keys."""
+    shown = json.loads(lab.cli("node", "peers", STUDY, "--dir", where, "--json"))
+    return {peer["site"]: peer for peer in shown}
+
+
+def is_new(lab: Lab, where: Path) -> bool:
+    """Whether a node knows of e's key."""
+    return keys(lab, where)["e"]["key"] == "new"
+
+
 @pytest.mark.slow
 def test_a_site_that_joins_late_is_pinned_first(lab: Lab) -> None:
     """Until then the others refuse a round with it: the hub could have made it up."""
@@ -416,10 +428,8 @@ def test_a_site_that_joins_late_is_pinned_first(lab: Lab) -> None:
         assert "the keys of e are not pinned" in lab.audit_lines("a", "task.stop")[-1]
         for site in SITES:
             where = lab.node_directory(site)
-            shown = {
-                p["site"]: p
-                for p in json.loads(lab.cli("node", "peers", STUDY, "--dir", where, "--json"))
-            }
+            until(lab, "the hub tells e's key", partial(is_new, lab, where))
+            shown = keys(lab, where)
             assert {n: p["key"] for n, p in shown.items()} == dict.fromkeys(SITES, "pinned") | {
                 "e": "new"
             }

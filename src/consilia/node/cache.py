@@ -105,17 +105,28 @@ class Cache:
         with contextlib.suppress(ConsiliaError, OSError):
             size = path.stat().st_size
             if self._checked.get(digest) != size:
-                header = frames.read_header(path)
-                if header.digest != digest or size != header.total_bytes:
-                    raise WireError(f"{path} is not what its name says")
+                self._check(digest, path, size)
             os.utime(path)
             return self.adopt(digest)
-        # Not here, damaged on disk, or removed by hand: it is fetched again.
+        # Not here, damaged, or removed by hand: it is fetched again.
         with self._lock:
             self._sizes.pop(digest, None)
             self._checked.pop(digest, None)
-        path.unlink(missing_ok=True)
         return None
+
+    def _check(self, digest: str, path: Path, size: int) -> None:
+        """Remove a frame that the disk has damaged, and raise.
+
+        Only what was read and found wrong is removed: another thread may be bringing the same
+        frame, and what it has just named is whole.
+        """
+        try:
+            header = frames.read_header(path)
+            if header.digest != digest or size != header.total_bytes:
+                raise WireError(f"{path} is not what its name says")
+        except WireError:
+            path.unlink(missing_ok=True)
+            raise
 
     def _evict(self) -> None:
         total = sum(self._sizes.values())
