@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import agent, rounds, secagg, training
+from bench import agent, compressing, he, rounds, secagg, training
 
 HERE = Path(__file__).parent
 
@@ -41,6 +41,11 @@ def main(arguments: Sequence[str]) -> int:
     masks.add_argument("--params", type=int, default=1_000_000)
     masks.add_argument("--bits", type=int, default=32, choices=(16, 32))
     masks.add_argument("--peers", default=sys.executable, help="a python with their packages")
+    ciphers = names.add_parser("he", help="homomorphic encryption, beside masking")
+    ciphers.add_argument("--nodes", type=int, default=4)
+    ciphers.add_argument("--params", type=int, default=100_000)
+    packs = names.add_parser("compress", help="bytes saved by compression, and its cost")
+    packs.add_argument("--params", type=int, default=1_000_000)
     names.add_parser("agent", help="start time and memory of agent, hub and command")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="consilia-bench-") as root:
@@ -52,6 +57,10 @@ def main(arguments: Sequence[str]) -> int:
             found = training.measure(Path(root), chosen.nodes, chosen.rows, chosen.rounds)
         elif chosen.name == "secagg":
             found = secagg.measure(chosen.nodes, chosen.params, chosen.bits, chosen.peers)
+        elif chosen.name == "he":
+            found = he.measure(chosen.nodes, chosen.params)
+        elif chosen.name == "compress":
+            found = compressing.measure(Path(root), chosen.params)
         else:
             found = agent.measure(Path(root))
     print(json.dumps({"name": chosen.name, **found, **_where()}))

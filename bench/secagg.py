@@ -10,13 +10,15 @@ since other programs only ever add time; `floor_ratio` is the median of work ove
 measured right before it, since what disturbs one disturbs the other.
 
 `bytes_ratio` is everything a node sends (masked update and messages) over the update as
-float32. The peers are measured on a vector of the same size by bench/secagg_peers.py, under
-the interpreter given with --peers; one that it cannot import is reported as absent.
+float32. The peers protect the same vector (its first million numbers) in the same run, by
+bench/secagg_peers.py under the interpreter given with --peers; one that it cannot import is
+reported as absent.
 """
 
 import json
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +31,12 @@ from numpy.typing import NDArray
 
 from consilia.privacy import graph, ring, secagg
 from consilia.privacy.streams import PIECE, Ring, keystream, random_of
+from consilia.wire import frames
 
 CLIP = 0.08  # range of the changes
 PEERS_MOST = 1_000_000  # parameters; larger vectors take some peers minutes
 CONTEXT = b"bench"
+CHANGES = frames.CHUNK // 4  # float32 changes that a node reads, rounds and masks at a time
 
 
 def measure(nodes: int, params: int, bits: int, peers: str) -> dict[str, Any]:
@@ -62,6 +66,20 @@ def measure(nodes: int, params: int, bits: int, peers: str) -> dict[str, Any]:
         "correct": worst <= (1e-8 if bits == 32 else nodes / updates.scale),
     }
     return {**found, "peers": _peers(peers, nodes, min(params, PEERS_MOST))}
+
+
+def alone(nodes: int, params: int) -> dict[str, float]:
+    """Return the figures without peers and without the floor, at 32 bits."""
+    cast, updates = _Cast(nodes), _Updates(params, nodes, 32)
+    first = cast.members[cast.sites[0]]
+    protect = min(_seconds(lambda: updates.protect(first, 0)) for _ in range(5))
+    hub, error = _hub(cast, updates, 0)
+    return {
+        "protect_ms": round(protect * 1e3, 2),
+        "hub_ms": round(hub * 1e3, 1),
+        "bytes_ratio": round((updates.steps.nbytes + cast.sent()) / (4 * params), 4),
+        "max_error": error,
+    }
 
 
 def _repeats(params: int) -> int:
@@ -105,9 +123,9 @@ class _Updates:
         """Write the masked update of a site to `steps`: a node's work."""
         values = self.drawn if number == 0 else self.values(number)
         masker = secagg.masker(member)
-        for start in range(0, self.params, ring.PIECE):
-            part = values[start : start + ring.PIECE]
-            steps = self.steps[start : start + ring.PIECE]
+        for start in range(0, self.params, CHANGES):
+            part = values[start : start + CHANGES]
+            steps = self.steps[start : start + CHANGES]
             ring.quantise(part, self.scale, self.weight, steps, self.random)
             masker.mask(steps)
 
@@ -186,17 +204,20 @@ def _hub(cast: _Cast, updates: _Updates, gone: int) -> tuple[float, float]:
 
 
 def _peers(interpreter: str, nodes: int, params: int) -> dict[str, Any]:
-    """Measure the peers on `params` numbers; each with its time over ours at that size."""
+    """Measure the peers on `params` numbers; each with its time over ours on the same ones."""
     script = Path(__file__).with_name("secagg_peers.py")
-    done = subprocess.run(
-        [interpreter, str(script), str(nodes), str(params)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=900,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     updates, cast = _Updates(params, nodes, 32), _Cast(nodes)
+    with tempfile.NamedTemporaryFile(suffix=".npy") as vector:
+        np.save(vector, updates.drawn)
+        vector.flush()
+        done = subprocess.run(
+            [interpreter, str(script), str(nodes), vector.name],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=900,
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     member = cast.members[cast.sites[0]]
     ours = (
         min(_seconds(lambda: updates.protect(member, 0)) for _ in range(_repeats(params))) * 1e3

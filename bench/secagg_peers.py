@@ -2,12 +2,13 @@
 
 Run by bench/secagg.py under an interpreter that has them:
 
-    python bench/secagg_peers.py NODES PARAMS
+    python bench/secagg_peers.py NODES VECTOR.npy
 
 It imports nothing of Consilia. Prints one JSON object: for each peer what one node spends to
-protect PARAMS float32 numbers among NODES nodes (the better of two runs) and how many bytes
-it sends for each byte of float32, or why it is absent. What is timed is what their clients do
-between a trained vector and the bytes to send: quantising, masks or encryption, serialising.
+protect the float32 numbers of VECTOR.npy among NODES nodes (the better of two runs) and how
+many bytes it sends for each byte of float32, or why it is absent. What is timed is what their
+clients do between a trained vector and the bytes to send: quantising, masks or encryption,
+serialising.
 """
 
 import contextlib
@@ -88,12 +89,9 @@ def tenseal(nodes: int, vector: Vector) -> Protect:
     return protect
 
 
-def main(nodes: int, params: int) -> dict[str, dict[str, Any]]:
+def main(nodes: int, vector: Vector) -> dict[str, dict[str, Any]]:
     """Measure every peer that can be imported."""
     logging.disable()
-    rng = np.random.default_rng(1)
-    vector = np.clip(rng.standard_normal(params, np.float32) * 0.03, -0.08, 0.08)
-    vector = vector.astype(np.float32)
     found: dict[str, dict[str, Any]] = {}
     for prepare in (flower, fedbiomed, tenseal):
         try:
@@ -116,4 +114,4 @@ def main(nodes: int, params: int) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(main(int(sys.argv[1]), np.load(sys.argv[2]))))

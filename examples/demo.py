@@ -207,7 +207,7 @@ class Demo:
         ).start()  # fmt: skip
         killed = False
         began = time.monotonic()
-        for number, _ in experiment.follow():
+        for number, _ in experiment.stream_metrics():
             view = next(r for r in experiment.job.rounds if r.round == number)
             print(f"  round {number:>2}/{self.rounds}  {summary(view)}", flush=True)
             if not killed and number >= self.rounds // 4:
@@ -232,7 +232,7 @@ class Demo:
                 module, self.folder / "data" / f"{site}.csv", self.rounds, SEED
             )
             rows.append((f"{site} alone", *judge.judge(module, alone, held_out)))
-        federated = experiment.model().weights
+        federated = experiment.get_model().weights
         rows.append(("federated", *judge.judge(module, federated, held_out)))
         pooled = judge.train_without_federation(
             module, self.folder / "data" / "pooled.csv", self.rounds, SEED
@@ -259,7 +259,7 @@ class Demo:
             self._consilia("audit", "verify", "--node", self._node(site), loud=True)
 
     def _farewell(self, experiment, setup, total):
-        model = experiment.model()
+        model = experiment.get_model()
         path = model.save(self.folder / "model.npz")
         _title("Where everything lies")
         print(

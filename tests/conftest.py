@@ -14,12 +14,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pgkit import Postgres
+from s3kit import s3_server
 
 # A machine that is busy must not fail a property: no test asserts on time.
 settings.register_profile(
     "consilia", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("consilia")
+
+
+@pytest.fixture(scope="session")
+def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server that only this test session knows."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

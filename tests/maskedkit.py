@@ -11,6 +11,7 @@ import base64
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,9 @@ class Peer:
 def peer(site: str, folder: Path) -> Peer:
     directory = folder / f"peer-{site}"
     directory.mkdir()
-    return Peer(site, Store.open(directory), directory)
+    made = Peer(site, Store.open(directory), directory)
+    weakref.finalize(made, made.store.close)
+    return made
 
 
 class MaskedHub(MemoryHub):

@@ -6,4 +6,4 @@ study = Study("first", "A first model", ("county", "university"), ("breast-cance
 experiment = Experiment(Client(), study=study, plan="tumour.py", rounds=10)
 experiment.start(progress=True)
 print(experiment.history)
-experiment.model().save("tumour.npz")
+experiment.get_model().save("tumour.npz")

@@ -2,7 +2,7 @@
 
     result = simulate("heart.py", {"north": "north.csv", "south": "south.csv"}, rounds=10)
     result.history
-    result.model().state_dict()
+    result.get_model().state_dict()
 
 The hub's engine and federation and each node's agent, policy and release are the real ones,
 over an in-memory store and link; only TLS, processes and the sandbox are left out. With
@@ -96,7 +96,7 @@ class Simulation(Results):
         """The closed training rounds, oldest first."""
         return tuple(r for r in self.job.rounds if r.round > 0)
 
-    def model(self, round: int | None = None) -> Model:
+    def get_model(self, round: int | None = None) -> Model:
         """Return the model version after `round`, the newest by default."""
         version = version_of(self.job.rounds, round, self.job.id)
         return Model(self.models[version], self.folder / "models" / version)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from consilia.core.chain import Break
-from consilia.errors import WireError
+from consilia.errors import Conflict, WireError
 from consilia.node import approvals, audit, datasets, studies
 from consilia.node.config import Limits
 from consilia.node.launcher import PlainProcess
@@ -149,7 +149,11 @@ async def test_what_was_not_allowed_does_not_run(tmp_path: Path, attack: str) ->
         task = ask(n, n.hub.publish(base_model()))
         n.hub.assign(task)
         await until(lambda: n.hub.settled(task.id))
-        assert n.hub.settled(task.id) == Declined(task.id), "a reason has left the site"
+        told = reason if "argument" in attack or "truth" in attack else ""
+        settled = n.hub.settled(task.id)
+        assert isinstance(settled, Declined)
+        # a bound follows from what was asked and from settings; any other reason stays here
+        assert told in settled.disclosed if told else not settled.disclosed
         assert n.runs.tasks == [] and runner.workers == () and n.hub.uploads == {}
         assert reason in n.details("task.refuse")[0]
         assert all(line.detail.isprintable() for line, _ in audit.every(n.store))
@@ -312,3 +316,100 @@ def test_oversized_and_malformed_orders_are_refused_before_they_are_read() -> No
     for body in (b"", b"\x00", encode(Poll("s")), b"\x81\xa6leases\xdd\xff\xff\xff\xff"):
         with pytest.raises(WireError):
             decode(body, Lease)
+
+
+async def caught_up(n: Node) -> None:
+    """Wait until the node has taken in what its hub offers now."""
+    await until(lambda: n.agent._catalogue == n.hub.offer.version)
+
+
+# ---- every attempt is in the audit trail, and no hub fills the disk with them ----------------
+
+EVIL_PLANS: dict[str, tuple[dict[str, str], str]] = {
+    "parent folder": ({"plan.py": "PLAN = 1", "../evil.py": "x"}, "cannot be imported"),
+    "absolute path": (
+        {"plan.py": "PLAN = 1", "/etc/cron.d/evil.py": "x"},
+        "cannot be imported",
+    ),
+    "hidden in a folder": ({"plan.py": "PLAN = 1", "a/../../b.py": "x"}, "cannot be imported"),
+    "null byte": ({"plan.py": "PLAN = 1", "a\x00.py": "x"}, "cannot be imported"),
+    "keyword": ({"plan.py": "PLAN = 1", "class/x.py": "x"}, "cannot be imported"),
+    "too large": ({"plan.py": "x" * ((1 << 20) + 1)}, "at most"),
+    "no files": ({}, "a plan has 1 to"),
+}
+
+
+@pytest.mark.parametrize("trick", EVIL_PLANS)
+async def test_a_malformed_plan_is_audited_once_however_often_it_comes(
+    tmp_path: Path, trick: str
+) -> None:
+    files, words = EVIL_PLANS[trick]
+    evil = Plan("evil", files, "plan:PLAN")
+    async with node(tmp_path) as n, n.running():
+        before = sorted(p for p in tmp_path.rglob("*"))
+        for _ in range(3):
+            n.hub.offer_all((STUDY,), evil, PLAN)
+            await caught_up(n)
+        assert not approvals.known(n.store, plan_digest(evil))
+        refused = [line for line, _ in audit.every(n.store) if line.outcome == "refused"]
+        assert [line.subject for line in refused] == [plan_digest(evil)]
+        assert words in refused[0].detail
+        made = {p.suffix for p in sorted(tmp_path.rglob("*")) if p not in before}
+        assert made <= {".sqlite-wal", ".sqlite-shm"}
+
+
+async def test_a_forged_study_is_audited_and_a_flood_of_them_bounded(tmp_path: Path) -> None:
+    evil = tuple(Study(f"s{i}", "p", ("leuven",), ("cohort",)) for i in range(300))
+    async with node(tmp_path) as n, n.running():
+        n.hub.offer_all(evil, PLAN)
+        await caught_up(n)
+        lines = n.details("study.offer")
+        assert len(lines) == 100 and "does not invite this site" in lines[0]
+        assert "further attempts of this day are not listed" in lines[-1]
+        assert studies.list_studies(n.store, approvals.day(n.now())) == []
+
+
+async def test_a_revoked_plan_offered_again_stays_revoked(tmp_path: Path) -> None:
+    """Replayed: the same bytes, the same digest, for the same study and for another."""
+    async with node(tmp_path) as n, n.running():
+        n.accept(PLAN)
+        approvals.revoke(n.store, plan_digest(PLAN), actor="mara", now=n.now(), reason="doubts")
+        for offered in ((STUDY,), (OTHER_STUDY, STUDY)):
+            n.hub.offer_all(offered, PLAN)
+            await caught_up(n)
+        n.hub.assign(task := lease(n.hub, PLAN, model=n.hub.publish(base_model())))
+        await until(lambda: n.hub.settled(task.id))
+        assert n.runs.tasks == [] and isinstance(n.hub.settled(task.id), Declined)
+        assert (
+            approvals.get(n.store, plan_digest(PLAN), approvals.day(n.now())).state == "revoked"
+        )
+
+
+async def test_a_changed_study_does_not_inherit_the_acceptance(tmp_path: Path) -> None:
+    """The same name with another purpose waits, and is accepted by its digest only."""
+    async with node(tmp_path) as n, n.running():
+        n.accept(PLAN)
+        n.hub.offer_all((CHANGED_STUDY,), PLAN)
+        await caught_up(n)
+        with pytest.raises(Conflict, match="purpose"):
+            studies.accept(n.store, "hearts", actor="mara", now=n.now())
+        evil = lease(n.hub, PLAN, model=n.hub.publish(base_model()))
+        evil = msgspec.structs.replace(
+            evil, task=msgspec.structs.replace(evil.task, study=study_digest(CHANGED_STUDY))
+        )
+        n.hub.assign(evil)
+        await until(lambda: n.hub.settled(evil.id))
+        assert n.runs.tasks == [] and "not accepted here" in n.details("task.refuse")[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"lr.__class__": 1.0}, {"": 1.0}, {"proximal_mu": 0.5}, {"LR": 1.0}, {"lr ": 1.0}],
+)
+async def test_arguments_are_not_smuggled(tmp_path: Path, arguments: dict[str, float]) -> None:
+    async with node(tmp_path) as n, n.running():
+        n.accept(PLAN)
+        model = n.hub.publish(base_model())
+        n.hub.assign(task := lease(n.hub, PLAN, model=model, arguments=arguments))
+        await until(lambda: n.hub.settled(task.id))
+        assert n.runs.tasks == [] and "argument" in n.details("task.refuse")[0]

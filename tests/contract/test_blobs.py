@@ -14,15 +14,20 @@ import pytest
 import consilia
 from consilia.errors import ConfigError, Conflict, NotFound, StorageError
 from consilia.hub.blobs import Blobs, DiskBlobs, MemoryBlobs
+from s3kit import s3_blobs
 
 A, B = "b3:" + "a" * 64, "b3:" + "b" * 64
 LEASE = "job-1.3.1.site_a"
 SOURCE = str(Path(consilia.__file__).parents[1])
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "memory", "s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
-    made: Blobs = DiskBlobs(tmp_path) if request.param == "disk" else MemoryBlobs()
+    made: Blobs
+    if request.param == "s3":
+        made = s3_blobs(request.getfixturevalue("s3_address"), tmp_path)
+    else:
+        made = DiskBlobs(tmp_path) if request.param == "disk" else MemoryBlobs()
     yield made
     made.close()
 

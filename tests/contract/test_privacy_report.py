@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ pytest.importorskip("torch", reason="torch is not installed (extra: torch)")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: sklearn)")
 
 import privacykit as kit
+from consilia.data.loading import blocks
 from consilia.errors import (
     ConfigError,
     Conflict,
@@ -24,12 +26,14 @@ from consilia.errors import (
     Refused,
     WorkerError,
 )
-from consilia.node import approvals, audit, config, datasets, ledger
+from consilia.node import approvals, audit, config, datasets, ledger, loading
 from consilia.node.config import Limits, NodeConfig, Sandbox
 from consilia.node.launcher import Bubblewrap
 from consilia.node.store import Store
-from consilia.wire import frames
-from consilia.wire.v1 import Dp, Plan, plan_digest
+from consilia.wire import auditrequest, frames
+from consilia.wire.auditrequest import FORMAT, AuditRequest
+from consilia.wire.people import Experiment
+from consilia.wire.v1 import Arguments, Dp, Plan, plan_digest
 
 QUICK = ("--references", "2", "--canaries", "20", "--rounds", "1")
 
@@ -70,11 +74,15 @@ def node(tmp_path: Path) -> Path:
 
 
 def run(
-    node: Path, *words: str, out: str = "out", model: str = "model.npz"
+    node: Path,
+    *words: str,
+    out: str = "out",
+    model: str = "model.npz",
+    command: tuple[str, str] = ("node", "privacy-report"),
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [
-            *(sys.executable, "-m", "consilia.cli.main", "node", "privacy-report"),
+            *(sys.executable, "-m", "consilia.cli.main", *command),
             *(str(node.parent / model), "--dataset", "here"),
             *("--out", str(node.parent / out), *words),
         ],
@@ -145,6 +153,80 @@ def test_a_private_job_is_bounded_by_what_the_ledger_charged(node: Path) -> None
     assert data["claim"] is None and data["verdict"]["word"] != "bounded"
 
 
+def asked_about(
+    node: Path, digest: str, named: str = "", arguments: Arguments = kit.OVERFITTED
+) -> AuditRequest:
+    """Write node/../asked.zip about the model, as a researcher's request; `named` another's."""
+    frame = node.parent / "model.frame"
+    experiment = Experiment("s", digest, 7, arguments=arguments)
+    found = named or frames.read_header(frame).digest
+    about = AuditRequest(FORMAT, "https://h", "ada", "job-1", "job-1.1", found, 1, experiment)
+    auditrequest.write(node.parent / "asked.zip", about, frame)
+    return about
+
+
+def test_a_researchers_request_is_examined_and_printed(node: Path) -> None:
+    pytest.importorskip("fpdf", reason="fpdf2 is not installed (extra: report)")
+    digest = offer(node, kit.plan(), approved=True)
+    about = asked_about(node, digest)
+    words = ("--holdout", "never-seen", "--pdf", "--references", "2", "--canaries", "120")
+    done = run(node, *words, model="asked.zip", command=("privacy", "audit"))
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "job-1.1: leaky"), done.stderr
+    assert f"ada asks about job-1.1, trained by plan {digest}" in done.stderr
+    data = json.loads((node.parent / "out" / "report.json").read_text())
+    assert data["subject"]["model_digest"] == about.digest and data["subject"]["rounds"] == 1
+    assert data["claim"] is None  # job-1 was charged nothing here
+    pdf = node.parent / "out" / "report.pdf"
+    assert pdf.read_bytes()[:5] == b"%PDF-" and pdf.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_request_sets_only_arguments_that_a_job_may_set(node: Path) -> None:
+    digest = offer(node, kit.plan(), approved=True)
+    asked_about(node, digest, arguments={"epochs": 10**9})
+    done = run(node, *QUICK, model="asked.zip", command=("privacy", "audit"))
+    assert done.returncode == Refused.exit_code
+    assert "'epochs' = 1000000000: this site lets it keep its default" in done.stderr
+    assert trail(node) == []
+
+
+def test_a_request_for_another_model_is_refused(node: Path) -> None:
+    digest = offer(node, kit.plan(), approved=True)
+    asked_about(node, digest, named="b3:" + "0" * 64)
+    done = run(node, *QUICK, model="asked.zip", command=("privacy", "audit"))
+    assert done.returncode == ConfigError.exit_code
+    assert "is not the model that was named" in done.stderr
+    assert trail(node) == [] and not (node / "audit").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({}, "it holds nothing"),
+        ({"request.json": b"{}", "model.frame": b"", "x": b""}, "it holds"),
+        ({"request.json": b"{", "model.frame": b""}, "is no request"),
+        ({"request.json": b'{"hubb": 1}', "model.frame": b""}, "did you mean 'hub'"),
+        ({"request.json": b" " * (1 << 21), "model.frame": b""}, "has 2097152 bytes"),
+    ],
+)
+def test_what_is_no_request_is_refused(
+    tmp_path: Path, entries: dict[str, bytes], says: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(ConfigError, match=says):
+        auditrequest.read(tmp_path / "a.zip", tmp_path / "frame")
+
+
+def test_a_compressed_request_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("request.json", b"{}")
+        archive.writestr("model.frame", bytes(1 << 24))
+    with pytest.raises(ConfigError, match="it is compressed"):
+        auditrequest.read(tmp_path / "a.zip", tmp_path / "frame")
+    assert not (tmp_path / "frame").exists()
+
+
 def test_a_plan_needs_its_approval(node: Path) -> None:
     digest = offer(node, kit.plan(), approved=False)
     done = run(node, "--plan", digest, *QUICK)
@@ -170,6 +252,21 @@ def test_a_dataset_has_to_be_as_it_was_registered(node: Path) -> None:
         datasets.disable(store, "here", actor="user:eva", now=3.0)
     off = run(node, *words)
     assert off.returncode == Refused.exit_code and "is disabled" in off.stderr
+
+
+def test_records_that_a_task_would_not_get_are_not_examined(node: Path) -> None:
+    """Left out by the study's data loading plan, or because the patient opted out."""
+    digest = offer(node, kit.plan(), approved=True)
+    asked_about(node, digest, arguments={})
+    with opened(node) as store:
+        few = "name: few\nblocks:\n- {block: filter, where: f00 >= 1.2}\n"
+        loading.create(store, blocks.from_yaml(few, "few.yaml"), actor="user:eva", now=3.0)
+        _, facts = loading.attach(store, "few", "here", study="s", actor="user:eva", now=3.0)
+    assert 0 < facts.records < 20
+    done = run(node, *QUICK, "--split", "0.5", model="asked.zip", command=("privacy", "audit"))
+    assert done.returncode == ConfigError.exit_code
+    half = round(facts.records * 0.5)
+    assert f"{facts.records - half} records to recognise and {half} held out" in done.stderr
 
 
 def test_one_report_at_a_time_beside_an_agent(node: Path) -> None:

@@ -38,14 +38,15 @@ from consilia.hub.blobs import DiskBlobs
 from consilia.hub.config import Directory
 from consilia.hub.records import Version
 from consilia.hub.rest.api import HEADERS, PLAIN_ROUTES, PREFIX, ROUTES
-from consilia.hub.rest.problems import STATUS
 from consilia.sdk.client import Client
+from consilia.web.problems import STATUS
 from consilia.wire import frames
 from consilia.wire.people import Experiment, ProblemView
 from consilia.wire.token import decode_token
 from consilia.wire.v1 import MAX_PLAN, plan_digest, study_digest
 
-ALL = {"operator", "researcher", "auditor"}
+ALL = {"operator", "researcher", "reviewer", "downstream", "auditor"}
+READERS = {"operator", "researcher", "reviewer", "auditor"}
 WRITERS = {"operator", "researcher"}
 TRUSTED = {"operator", "auditor"}
 RIGHTS: dict[str, set[str] | None] = {  # None: no token is asked for
@@ -56,35 +57,48 @@ RIGHTS: dict[str, set[str] | None] = {  # None: no token is asked for
     "GET /api/v1/tokens": TRUSTED,
     "POST /api/v1/tokens": {"operator"},
     "DELETE /api/v1/tokens/{id}": {"operator"},
-    "GET /api/v1/sites": ALL,
+    "GET /api/v1/sites": READERS,
     "POST /api/v1/sites": {"operator"},
     "POST /api/v1/sites/{name}/revoke": {"operator"},
-    "GET /api/v1/studies": ALL,
+    "GET /api/v1/studies": READERS,
     "POST /api/v1/studies": WRITERS,
-    "GET /api/v1/studies/{name}": ALL,
+    "GET /api/v1/studies/{name}": READERS,
     "PUT /api/v1/studies/{name}": WRITERS,
     "POST /api/v1/studies/{name}/submit": WRITERS,
     "POST /api/v1/studies/{name}/close": WRITERS,
-    "GET /api/v1/plans": ALL,
+    "GET /api/v1/studies/{name}/datasets": READERS,
+    "GET /api/v1/plans": READERS,
     "POST /api/v1/plans": WRITERS,
-    "GET /api/v1/plans/{digest}": ALL,
+    "GET /api/v1/plans/{digest}": READERS,
     "POST /api/v1/experiments/validate": WRITERS,
     "POST /api/v1/experiments/privacy": WRITERS,
-    "GET /api/v1/jobs": ALL,
+    "GET /api/v1/jobs": READERS,
     "POST /api/v1/jobs": WRITERS,
-    "GET /api/v1/jobs/{id}": ALL,
+    "GET /api/v1/jobs/{id}": READERS,
     "POST /api/v1/jobs/{id}/stop": WRITERS,
     "POST /api/v1/jobs/{id}/resume": WRITERS,
     "POST /api/v1/jobs/{id}/arguments": WRITERS,
-    "GET /api/v1/jobs/{id}/events": ALL,
+    "GET /api/v1/jobs/{id}/events": READERS,
+    "GET /api/v1/jobs/{id}/stream": READERS,
+    "GET /api/v1/jobs/{id}/audit": READERS,
     "GET /api/v1/models": ALL,
     "GET /api/v1/models/{id}": ALL,
-    "GET /api/v1/models/{id}/frame": WRITERS,
+    "GET /api/v1/models/{id}/frame": WRITERS | {"reviewer", "downstream"},
+    "GET /api/v1/models/{id}/card": ALL,
+    "POST /api/v1/models/{id}/stage": WRITERS | {"reviewer"},
     "PUT /api/v1/frames": WRITERS,
     "GET /api/v1/audit": TRUSTED,
     "GET /api/v1/audit/export": TRUSTED,
     "GET /api/v1/audit/verify": TRUSTED,
     "GET /api/v1/openapi.json": ALL,
+}
+
+PEOPLE = {
+    "ada": "researcher",
+    "bob": "researcher",
+    "rob": "reviewer",
+    "dan": "downstream",
+    "eve": "auditor",
 }
 
 
@@ -94,7 +108,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RestHub, 
     atrest.init(directory, CONFIG)
     version = put_version(directory, "ada", weights())
     with running_hub(directory) as hub:
-        for name, role in (("ada", "researcher"), ("bob", "researcher"), ("eve", "auditor")):
+        for name, role in PEOPLE.items():
             hub.add(name, role)
         yield hub, version
 
@@ -161,7 +175,7 @@ def test_a_route_admits_exactly_its_roles(hub: RestHub, route: str) -> None:
     with hub.http() as nobody:
         status = nobody.request(method, path).status_code
         assert status == (401 if admitted is not None else 200)
-    for name, role in (("operator", "operator"), ("bob", "researcher"), ("eve", "auditor")):
+    for name, role in (("operator", "operator"), *PEOPLE.items()):
         with hub.http(name) as client:
             answer = client.request(method, path)
         if admitted is None or role in admitted:
@@ -594,7 +608,7 @@ def test_nobody_starts_from_a_frame_that_is_not_theirs(
 def test_a_model_is_downloaded_verified(
     hub: RestHub, ada: Client, version: Version, tmp_path: Path
 ) -> None:
-    assert version.id in {m.id for m in ada.models(version.job)}
+    assert version.id in {m.id for m in ada.model_versions(version.job)}
     view = ada.download_model(version.id, tmp_path / "model")
     assert (view.digest, view.metrics, view.sites) == (
         version.digest,
@@ -610,7 +624,7 @@ def test_a_model_is_downloaded_verified(
 
 
 def test_a_model_is_its_studys(hub: RestHub, bob: Client, version: Version) -> None:
-    assert bob.models() == []
+    assert bob.model_versions() == []
     with pytest.raises(NotFound):
         bob.model(version.id)
     with hub.http("bob") as client:

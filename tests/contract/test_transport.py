@@ -35,9 +35,9 @@ from consilia.errors import (
 from consilia.hub.blobplane import SITE_TRANSFERS, Timings
 from consilia.hub.listener import Bounds
 from consilia.hub.pace import Pace
-from consilia.hub.rest.server import PeopleServer
 from consilia.node.line import Credentials, Retry, client_context, parse_proxy
 from consilia.node.link import HttpLink, HubLink, enrol
+from consilia.web.server import PeopleServer
 from consilia.wire import frames, hello, v1
 from consilia.wire.token import JoinToken
 

@@ -41,7 +41,7 @@ def experiment(client: Client, **settings: object) -> Experiment:
 
 def test_rounds_are_followed_and_become_a_history(client: Client) -> None:
     run = experiment(client).start()
-    followed = list(run.follow())
+    followed = list(run.stream_metrics())
     assert [round for round, _ in followed] == [1, 2, 3, 4]
     assert run.wait().state == "done"
     assert list(run.history.index) == [1, 2, 3, 4]
@@ -52,19 +52,19 @@ def test_rounds_are_followed_and_become_a_history(client: Client) -> None:
 def test_every_round_has_a_model_that_is_downloaded_once(client: Client) -> None:
     run = experiment(client, rounds=2).start()
     run.wait()
-    first, last = run.model(1), run.model()
+    first, last = run.get_model(1), run.get_model()
     assert (first.view.round, last.view.round) == (1, 2)
     assert not np.array_equal(first.weights["w"], last.weights["w"])
     again = experiment(client, base=last.view.id, rounds=1).start()
     again.wait()
-    assert again.model().view.digest != last.view.digest
+    assert again.get_model().view.digest != last.view.digest
     with pytest.raises(NotFound, match="no model of round 7"):
-        run.model(7)
+        run.get_model(7)
 
 
 def test_an_argument_changes_from_the_next_round_on(client: Client) -> None:
     run = experiment(client, rounds=400).start()
-    for round, _ in run.follow():
+    for round, _ in run.stream_metrics():
         if round == 2:
             run.change(lr=0.0)
             break
@@ -78,13 +78,13 @@ def _steady(run: Experiment) -> bool:
     last = run.refresh().rounds[-1].round
     if last < 4:
         return False
-    before, after = run.model(last - 1).weights["w"], run.model(last).weights["w"]
+    before, after = run.get_model(last - 1).weights["w"], run.get_model(last).weights["w"]
     return bool(np.allclose(before, after))
 
 
 def test_a_job_is_stopped_resumed_and_taken_up_by_its_id(client: Client) -> None:
     run = experiment(client, rounds=2000).start()
-    next(run.follow())
+    next(run.stream_metrics())
     assert run.stop().job.state == "stopped"
     taken = Experiment.attach(client, run.job.id)
     reached = len(taken.rounds)

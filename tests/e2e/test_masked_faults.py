@@ -448,8 +448,13 @@ def test_a_site_that_joins_late_is_pinned_first(lab: Lab) -> None:
         lab.intact(*SITES, "e")
 
 
+def is_empty(folder: Path) -> bool:
+    return not any(folder.iterdir())
+
+
 def test_nothing_is_left_lying_about(lab: Lab) -> None:
     for site in SITES:
         assert no_secrets(lab, site)
-        assert not any((lab.node_directory(site) / "outbox").iterdir())
+        outbox = lab.node_directory(site) / "outbox"
+        until(lab, "the outbox is emptied", partial(is_empty, outbox))
     until(lab, "spools go", lambda: not any((lab.hub_directory / "spool").iterdir()))

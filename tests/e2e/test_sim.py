@@ -26,7 +26,7 @@ def test_it_learns_and_tells_its_rounds(tmp_path: Path) -> None:
     assert all(r.sites == ("north", "south") and r.records == 180 for r in result.rounds)
     assert result.rounds[-1].metrics["loss"] < result.rounds[0].metrics["loss"]
     np.testing.assert_allclose(
-        result.model().weights["w"].astype(np.float64), np.array(TRUTH), atol=0.1
+        result.get_model().weights["w"].astype(np.float64), np.array(TRUTH), atol=0.1
     )
     assert list(result.history.index) == told
     assert result.history["loss"].iloc[-1] == result.rounds[-1].metrics["loss"]
@@ -34,14 +34,14 @@ def test_it_learns_and_tells_its_rounds(tmp_path: Path) -> None:
 
 def test_each_round_has_its_model_and_saves_it(tmp_path: Path) -> None:
     result = simulate(PLAN, write(tmp_path, SIZES), rounds=2)
-    first, last = result.model(1), result.model()
+    first, last = result.get_model(1), result.get_model()
     assert first.view.round == 1
     assert last.view.parent == first.view.id
     assert not np.array_equal(first.weights["w"], last.weights["w"])
     saved = np.load(last.save(tmp_path / "model.npz"))
     np.testing.assert_array_equal(saved["w"], last.weights["w"])
     with pytest.raises(NotFound, match=r"no model of round 9"):
-        result.model(9)
+        result.get_model(9)
 
 
 def test_tables_in_memory_are_the_same_as_files(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_tables_in_memory_are_the_same_as_files(tmp_path: Path) -> None:
     frames = {site: pd.read_csv(path) for site, path in paths.items()}
     columns = {site: frame.to_dict("list") for site, frame in frames.items()}
     digests = {
-        simulate(PLAN, tables, rounds=2, deterministic=True, seed=3).model().view.digest
+        simulate(PLAN, tables, rounds=2, deterministic=True, seed=3).get_model().view.digest
         for tables in (paths, frames, columns)
     }
     assert len(digests) == 1
@@ -69,9 +69,8 @@ def test_it_runs_inside_a_running_loop_as_in_a_notebook(tmp_path: Path) -> None:
 def test_fedprox_and_arguments_need_nobodys_permission(tmp_path: Path) -> None:
     def run(**settings: Any) -> str:
         tables = write(tmp_path, SIZES)
-        return (
-            simulate(PLAN, tables, rounds=2, deterministic=True, **settings).model().view.digest
-        )
+        result = simulate(PLAN, tables, rounds=2, deterministic=True, **settings)
+        return result.get_model().view.digest
 
     assert run() != run(arguments={"lr": 0.01})
     assert run() == run(arguments={"lr": 0.05})
@@ -128,6 +127,6 @@ def test_a_deployed_run_makes_the_same_models_bit_by_bit(tmp_path: Path) -> None
         experiment.start().wait()
         assert [r.round for r in experiment.rounds] == [1, 2, 3, 4]
         for round in range(1, 5):
-            here, there = simulated.model(round), experiment.model(round)
+            here, there = simulated.get_model(round), experiment.get_model(round)
             assert here.view.digest == there.view.digest
         client.close()

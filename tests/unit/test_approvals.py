@@ -175,26 +175,6 @@ def test_a_plan_at_its_limits_is_taken(plan: Plan) -> None:
     assert entry_file(plan) in plan.files
 
 
-def test_findings_say_where_and_why() -> None:
-    text = (
-        "import os, numpy as np\nfrom subprocess import run\n\ndef train():\n"
-        "    open('/etc/passwd')\n    eval('1')\n    x.__class__\n    np.load('a')\n"
-    )
-    plan = Plan("p", {"plan.py": text, "bad.py": "def (", "data.csv": "1"}, "plan:P")
-    found = [str(f) for f in source.findings(plan)]
-    assert found == [
-        "bad.py:1: cannot be read as Python: SyntaxError",
-        "data.csv:1: is not Python source; see how the plan uses it",
-        "plan.py:1: imports numpy",
-        "plan.py:1: imports os: operating system: files, environment, processes",
-        "plan.py:2: imports subprocess: starts programs",
-        "plan.py:5: calls open: opens a file",
-        "plan.py:6: calls eval: runs text as code",
-        "plan.py:7: uses __class__: reaches behind an object",
-        "plan.py:8: uses .load: may read or write files",
-    ]
-
-
 @pytest.mark.parametrize(
     ("text", "declared"),
     [
@@ -229,8 +209,14 @@ def test_accepting_pins_the_digest(store: Store) -> None:
     studies.offer(store, changed, NOW + 1)
     states = {r.digest: r.state for r in studies.list_studies(store, TODAY)}
     assert states == {study_digest(STUDY): "accepted", study_digest(changed): "pending"}
-    studies.accept(store, "hearts", actor="m", now=NOW + 2)
+    with pytest.raises(Conflict, match="has changed since it was accepted here: purpose"):
+        studies.accept(store, "hearts", actor="m", now=NOW + 2)
+    assert studies.difference(store, "hearts", TODAY) == (
+        studies.FieldChange("purpose", "to learn", "to sell"),
+    )
+    studies.accept(store, study_digest(changed), actor="m", now=NOW + 2)
     assert set(studies.grants(store)) == {study_digest(changed)}, "two versions in force"
+    assert studies.withdrawn(store) == (), "a version that was replaced was not left"
 
 
 def test_a_study_is_declined_or_left(store: Store) -> None:

@@ -255,8 +255,8 @@ async def test_without_rollback_the_alarm_is_counted_and_the_model_stays(
     async with open_hub(tmp_path, sites=SEVEN) as hub:
         job, _ = await run(hub, poisoned("c", turned, since=2), watch={}, rounds=2)
         versions = await versions_of(hub, job)
-    assert watching.ALARMS not in versions[1].metrics
-    assert versions[2].metrics[watching.ALARMS] == 1.0
+    assert records.ALARMS not in versions[1].metrics
+    assert versions[2].metrics[records.ALARMS] == 1.0
     assert watching.BACK not in versions[2].metrics
     assert versions[2].digest != versions[1].digest
 
@@ -335,6 +335,58 @@ async def test_a_restarted_hub_knows_the_rounds_before_and_audits_its_alarms(
     assert {(line.subject, line.outcome) for line in alarms} == {(f"{job}.5", "back")}
     assert [line.detail.split(":")[0] for line in alarms] == ["step", "back to b3"]
     assert alarms[-1].detail.startswith(f"back to {versions[4].digest}; the model thrown away")
+
+
+async def test_an_evaluation_of_the_received_model_leads_back_in_one_round(
+    tmp_path: Path,
+) -> None:
+    """Canaries: every site judges what the hub made, on records that it does not train on."""
+
+    def judging(site: str, task: Task, model: Weights) -> Outcome:
+        amount = 100.0 if (site, task.round) == ("c", 4) else 0.0
+        if task.kind == "init":
+            return honest(site, task, model)
+        new, count, _ = pushed(site, task, model, amount)
+        gap = float(np.abs(GOAL - model["w"].astype(np.float64)).mean())
+        return new, count, {"received_auc": 1 / (1 + gap), "loss": 0.0}
+
+    watch = {
+        "metric": "received_auc", "better": "higher", "factor": 1.1, "rounds": 1,
+        "rollback": True, "jump": 1e9, "norm": 1e9, "cosine": -1.0,
+    }  # fmt: skip
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        job, view = await run(hub, judging, watch=watch, rounds=6)
+        assert view.state == "done", view.cause
+        versions = await versions_of(hub, job)
+        model = await hub.model(job, 6)
+    # Round 4 makes the bad model; the sites say so in round 5, which goes back to round 3's.
+    assert [v.round for v in versions if watching.BACK in v.metrics] == [5]
+    assert versions[5].digest == versions[3].digest != versions[4].digest
+    assert versions[5].alarms[0].startswith("metric: received_auc was")
+    assert off_goal(model["w"]) < 0.5
+
+
+async def test_people_see_alarms_in_the_rounds_and_the_events_but_no_sites_name(
+    tmp_path: Path,
+) -> None:
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        train = poisoned("c", lambda model, task: pushed("c", task, model, 1e4), since=4)
+        job, view = await run(hub, train, watch=WATCH, rounds=4)
+        events = (await hub.engine.events(job, 0)).items
+        lines = [e.line for e in await hub.store.read(lambda db: list(audit.lines(db)))]
+    closed = {e.body["round"]: e.body["alarms"] for e in events if e.type == "Closed"}
+    async with open_hub(tmp_path, sites=SEVEN) as hub:
+        again = await hub.engine.view(job)
+    assert [r.alarms for r in again.rounds] == [r.alarms for r in view.rounds]
+    assert [len(r.alarms) for r in again.rounds] == [0, 0, 0, 0, 3]
+    step, norm, back = again.rounds[4].alarms
+    assert step.startswith("step: the model moved by") and back.startswith(
+        "back to the model b3:"
+    )
+    assert norm == "norm: a site's update is far longer than the others'; the audit names it"
+    assert closed[4] == list(again.rounds[4].alarms) and closed[3] == []
+    audited = [line.detail for line in lines if line.action == "round.alarm"]
+    assert any("the update of site 'c' is" in detail for detail in audited)
 
 
 async def test_alarms_stand_in_the_audit(tmp_path: Path) -> None:

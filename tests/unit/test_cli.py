@@ -38,15 +38,23 @@ def test_every_command_of_the_manual_is_there() -> None:
         hub init|hub serve|hub invite|hub revoke|hub sites|hub token create|hub token list
         |hub token revoke|node join|node serve|node status|node doctor|node plans|node approve
         |node reject|node revoke|node studies|node accept|node decline|node log|node hub-audit
-        |node peers|node pin
+        |node peers|node pin|node plan-show|node plan-diff|node dry-run|node endorse
+        |node endorsed|node study-diff|node leave|node purge|node policy show|node policy check
+        |node policy apply|node console|node console-invite
         |node budget show|node budget history|node budget estimate|node budget verify
         |node budget accept-restore|node budget cap set|node budget cap remove
         |dataset add|dataset list|dataset show|dataset edit|dataset disable|dataset enable
-        |dataset remove|plan submit|plan list|plan show|plan diff
+        |dataset remove|dataset schema|dataset refresh|dataset profile|dataset preview
+        |dataset mock|study datasets|study mock|plan submit|plan list|plan show|plan diff
+        |loading create|loading edit|loading list|loading show|loading versions|loading diff
+        |loading export|loading preview|loading attach|loading accept|loading attached
+        |loading detach|loading refresh|study harmonise
+        |node optout add|node optout import|node optout remove|node optout list
         |study create|study submit|study show|study list|study close
         |experiment run|experiment validate|jobs|stop|resume
-        |models list|models get|models download|audit verify|audit list|audit export|login
-        |node privacy-report"""
+        |models list|models get|models download|models stage|models card|models compare
+        |audit verify|audit list|audit export|login
+        |privacy request|privacy audit|node privacy-report"""
     assert {" ".join(path) for path in COMMANDS} == {c.strip() for c in needed.split("|")}
 
 
@@ -58,7 +66,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     for parameter in command.params:
         assert parameter.help, f"{parameter.name} has no help"
     names = {option for p in command.params for option in p.opts}
-    assert "--json" in names or path[-1] == "serve"
+    assert "--json" in names or path[-1] in ("serve", "console")
 
 
 def run(*words: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:

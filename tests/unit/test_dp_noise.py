@@ -25,7 +25,6 @@ from consilia.privacy.noise import (
     few_sites,
     honest_survivors,
     local_grid,
-    share_grid,
 )
 from consilia.wire.v1 import Dp
 
@@ -232,12 +231,9 @@ def test_the_stated_sensitivity_bounds_the_real_one(
     size: int, scale: float, noise: float, clip: float, seed: int
 ) -> None:
     values = np.random.default_rng(seed).standard_cauchy(size) * clip * 10.0**scale
-    for grid in (
-        local_grid(Dp("client", noise, clip), size),
-        share_grid(Dp("client", noise, clip), size, clip * 2**-12 * min(noise, 1.0), 3),
-    ):
-        factor = grid.factor(float(np.linalg.norm(values)))
-        assert whole_norm(grid.units(values, factor), grid.step) <= Fraction(clip) ** 2
+    grid = local_grid(Dp("client", noise, clip), size)
+    factor = grid.factor(float(np.linalg.norm(values)))
+    assert whole_norm(grid.units(values, factor), grid.step) <= Fraction(clip) ** 2
 
 
 @pytest.mark.parametrize("size", [1, 10, 100_000])
@@ -261,7 +257,7 @@ def test_small_contributions_are_not_changed_by_clipping() -> None:
             grid.factor(norm)
 
 
-# ---- a site's own noise, and shares of it --------------------------------------------------
+# ---- a site's own noise ---------------------------------------------------------------------
 
 
 def test_client_noise_in_chunks() -> None:
@@ -286,31 +282,9 @@ def test_shapes_are_kept() -> None:
     assert client_noise(change, 1.0, local_grid(CLIENT, 24), stream()).shape == (2, 3, 4)
 
 
-@pytest.mark.parametrize("honest", [1, 2, 7])
-def test_shares_reach_the_whole_noise_without_the_others(honest: int) -> None:
-    dp, step = Dp("client", 1.5, 0.5), 2.0**-16
-    grid = share_grid(dp, 10, step, honest)
-    assert math.sqrt(honest) * grid.std * grid.step == pytest.approx(1.5 * 0.5)
-    zero = np.zeros(200_000)
-    total = np.sum([grid.noised(zero, 1.0, stream(20 + i)) for i in range(honest)], axis=0)
-    assert np.std(total) * step == pytest.approx(0.75, rel=0.01)
-    assert total.dtype == np.int64
-
-
 def test_who_counts_as_honest() -> None:
     assert honest_survivors(7) == 6
     assert honest_survivors(7, colluding=3) == 4
-    with pytest.raises(ConfigError, match="1 or more"):
-        share_grid(CLIENT, 10, 2.0**-20, honest_survivors(3, colluding=3))
-
-
-def test_a_ring_too_coarse_is_refused() -> None:
-    dp = Dp("client", 1.0, 1.0)
-    assert share_grid(dp, 1, 1 / 8, 4).std == 4.0
-    with pytest.raises(ConfigError, match=r"needed 4"):
-        share_grid(dp, 1, 1 / 8, 5)
-    with pytest.raises(ConfigError, match="more than half of the clip"):
-        share_grid(dp, 10_000, 1 / 64, 1)
 
 
 def test_few_sites_are_warned() -> None:

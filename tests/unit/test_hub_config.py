@@ -8,7 +8,7 @@ import pytest
 
 from consilia.errors import ConfigError, Conflict
 from consilia.hub import config
-from consilia.hub.config import Directory, HubConfig, Limits, Retention
+from consilia.hub.config import S3, Directory, HubConfig, Limits, Retention
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -154,7 +154,11 @@ def test_listen_addresses(text: str, parts: tuple[str, int]) -> None:
 
 def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs/reference/hub-config.md").read_text("utf-8")
-    groups: dict[str, type[msgspec.Struct]] = {"limits": Limits, "retention": Retention}
+    groups: dict[str, type[msgspec.Struct]] = {
+        "limits": Limits,
+        "retention": Retention,
+        "s3": S3,
+    }
     keys = [f.name for f in msgspec.structs.fields(HubConfig) if f.name not in groups]
     for name, group in groups.items():
         keys += [f"{name}.{f.name}" for f in msgspec.structs.fields(group)]

@@ -15,8 +15,9 @@ from consilia.node import budget, config, ledger
 from consilia.node.config import NodeConfig
 from consilia.node.store import Store
 from consilia.privacy.accountant import cost, epsilon
-from consilia.privacy.estimate import FEW_SITES, estimate
+from consilia.privacy.estimate import estimate
 from consilia.privacy.ledger import Head
+from consilia.privacy.noise import MIN_CLIENTS
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import Dp, Privacy
 
@@ -132,8 +133,8 @@ def test_what_is_not_dp_has_no_epsilon() -> None:
 
 def test_an_estimate_warns_of_what_serves_nobody() -> None:
     client = Dp("client", 1.0, 1.0)
-    few, enough = ([f"s{n}" for n in range(k)] for k in (FEW_SITES - 1, FEW_SITES))
-    assert any("whole site" in w for w in estimate(experiment(client, 1), few).warnings)
+    few, enough = ([f"s{n}" for n in range(k)] for k in (MIN_CLIENTS - 1, MIN_CLIENTS))
+    assert any("client level" in w for w in estimate(experiment(client, 1), few).warnings)
     assert estimate(experiment(client, 1), enough).warnings == ()
     large = estimate(experiment(Dp("record", 0.5, 1.0), 50), few)
     assert large.job is not None and large.job > 10 and "promises little" in large.warnings[0]

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consilia.node.hours import parse
 from consilia.node.policy import (
     RULES,
+    ConsortiumReview,
     DatasetFacts,
     Decision,
     Interval,
@@ -19,6 +21,7 @@ from consilia.node.policy import (
     Policy,
     Request,
     StudyGrant,
+    Terms,
     admits,
     allowed_values,
     decide,
@@ -171,7 +174,7 @@ def test_all_reasons_are_told_at_once() -> None:
         Policy(),
         TODAY,
     )
-    assert len(found.objections) == len(RULES) - 5  # without a grant five have no opinion
+    assert len(found.objections) == 6, found  # kind, study, plan, dataset, time, failures
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -258,6 +261,86 @@ def test_taking_a_permission_away_never_allows_more(
     }[taken]
     if decide(request, poorer, today).allowed:
         assert decide(request, POLICY, today).allowed
+
+
+STRICTER: dict[str, Callable[[Policy], Policy]] = {
+    "permitted": lambda p: replace(p, permitted=frozenset({"lungs"})),
+    "controllers": lambda p: replace(p, terms=Terms(controllers=["uni"])),
+    "legal bases": lambda p: replace(p, terms=Terms(legal_bases=["law"])),
+    "ethics": lambda p: replace(p, terms=Terms(ethics_required=True)),
+    "end": lambda p: replace(p, terms=Terms(end_required=True)),
+    "hours": lambda p: replace(p, hours=(parse("mon-fri 19:00-07:00"),)),
+    "reviewers": lambda p: replace(p, reviewers_needed=p.reviewers_needed + 1),
+    "consortium": lambda p: replace(p, consortium=None),
+    "minimum": lambda p: replace(p, min_records=p.min_records + 1),
+    "failures": lambda p: replace(p, failures_per_day=p.failures_per_day - 1),
+    "dp": lambda p: replace(p, dp_required=True),
+    "masked": lambda p: replace(p, plain_updates=False),
+}
+asking = st.builds(
+    replace,
+    st.just(REQUEST),
+    kind=st.sampled_from(["init", "train"]),
+    minute=st.integers(-2, 1441),
+    failures_today=st.integers(0, 6),
+    arguments=st.sampled_from([{}, {"lr": 0.05}, {"lr": 0.2}]),
+)
+granting = st.builds(
+    lambda study, plan, consortium, reviewers, plain: replace(
+        POLICY,
+        studies={STUDY: replace(POLICY.studies[STUDY], **study)},
+        plans={PLAN: replace(POLICY.plans[PLAN], **plan)},
+        consortium=consortium,
+        reviewers_needed=reviewers,
+        plain_updates=plain,
+    ),
+    st.fixed_dictionaries({
+        "controller": st.sampled_from(["uni", ""]),
+        "legal_basis": st.sampled_from(["law", "consent"]),
+        "ethics": st.sampled_from(["vote 1", " "]),
+        "until": st.sampled_from([TODAY, date.max]),
+    }),
+    st.fixed_dictionaries({
+        "signers": st.frozensets(st.sampled_from(["a@x", "b@x", "c@y"])),
+        "via": st.sampled_from(["site", "shipped", "consortium"]),
+    }),
+    st.sampled_from([None, ConsortiumReview(1, 1), ConsortiumReview(2, 2)]),
+    st.integers(0, 2),
+    st.booleans(),
+)  # fmt: skip
+
+
+@given(asking, granting, st.lists(st.sampled_from(sorted(STRICTER)), min_size=1, max_size=4))
+def test_a_stricter_policy_never_allows_more(
+    request: Request, policy: Policy, changes: list[str]
+) -> None:
+    strict = policy
+    for change in changes:
+        strict = STRICTER[change](strict)
+    if decide(request, strict, TODAY).allowed:
+        assert decide(request, policy, TODAY).allowed, changes
+
+
+@pytest.mark.parametrize("change", ["permitted", "controllers", "ethics", "end", "hours"])
+def test_each_new_rule_refuses_alone(change: str) -> None:
+    policy = with_study(until=date.max)
+    assert decide(replace(REQUEST, minute=12 * 60), policy, TODAY).allowed
+    found = decide(replace(REQUEST, minute=12 * 60), STRICTER[change](policy), TODAY)
+    assert len(found.objections) == 1
+    assert found.told == (found.objections if change == "hours" else ())
+
+
+def test_what_may_be_told_is_told_only_where_nothing_else_objects() -> None:
+    outside = ask(arguments={"lr": 0.2})
+    assert outside.told == outside.objections and "allowed here: 0 to 0.1" in outside.told[0]
+    both = decide(replace(REQUEST, arguments={"lr": 0.2}), with_dataset(records=1), TODAY)
+    assert len(both.objections) == 2 and both.told == ()
+
+
+def test_a_clock_that_is_not_known_is_no_hour() -> None:
+    always = replace(POLICY, hours=(parse("mon-sun 00:00-24:00"),))
+    assert decide(replace(REQUEST, minute=0), always, TODAY).allowed
+    assert not decide(REQUEST, always, TODAY).allowed
 
 
 @given(st.floats(), st.floats(allow_nan=False), st.floats(allow_nan=False))

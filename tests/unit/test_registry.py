@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from consilia.data.registry import changed, inspect_table, to_source
+from consilia.data.registry import change, changed, inspect_table, to_source
 from consilia.data.table import Table
 from consilia.errors import ConfigError, DataError
 
@@ -145,3 +145,69 @@ def test_to_source(tmp_path: Path) -> None:
     assert source.path == "/data/t.csv"
     assert source.columns == {"a": "int64"}
     assert source.records == 1
+
+
+def test_a_folder_is_one_table(tmp_path: Path) -> None:
+    folder = tmp_path / "visits"
+    folder.mkdir()
+    written(folder, "a,b\n1,x\n", "2023.csv")
+    written(folder, "a,b\n2.5,y\n3,z\n", "2024.CSV")
+    found = inspect_table(folder, "t", ("t",), now=0)
+    assert (found.records, found.format, found.columns["a"]) == (3, "csv", "float64")
+    assert Table(to_source(found)).column("b").tolist() == ["x", "y", "z"]
+    assert [p.name for p in found.parts] == ["2023.csv", "2024.CSV"]
+    assert not change(found)
+    os.utime(folder / "2023.csv", (1, 1))
+    assert not change(found)
+    before = (folder / "2023.csv").stat()
+    written(folder, "a,b\n9,x\n", "2023.csv")
+    os.utime(folder / "2023.csv", (before.st_atime, before.st_mtime + 1))
+    assert change(found).endswith("2023.csv was changed after it was registered")
+    written(folder, "a,b\n1,x\n", "2023.csv")
+    written(folder, "a,b\n1,x\n", "2025.csv")
+    assert change(found).endswith("2025.csv is new since it was registered")
+    (folder / "2025.csv").unlink()
+    (folder / "2024.CSV").unlink()
+    assert change(found).endswith("2024.CSV: No such file")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "b.csv",
+            "a,c\n1,2\n",
+            "b.csv is not of the columns of a.csv: column 2 is 'c', not 'b'",
+        ),
+        ("b.csv", "a\n1\n", "it has 1 columns, not 2"),
+        ("b.csv", "b,a\n1,2\n", "in the same order"),
+        ("b.txt", "readme", "'b.txt' is no csv file"),
+    ],
+)
+def test_a_folder_holds_one_kind_of_file(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = tmp_path / "visits"
+    folder.mkdir()
+    with pytest.raises(DataError, match="the folder is empty"):
+        inspect_table(folder, "t", ("t",), now=0)
+    written(folder, "a,b\n1,x\n", "a.csv")
+    written(folder, text, name)
+    with pytest.raises(DataError, match=message):
+        inspect_table(folder, "t", ("t",), now=0)
+
+
+def test_a_folder_shows_a_worker_no_other_file(tmp_path: Path) -> None:
+    folder = tmp_path / "visits"
+    folder.mkdir()
+    written(folder, "a\n1\n", "a.csv")
+    (folder / "b.csv").symlink_to(written(tmp_path, "a\n2\n", "elsewhere.csv"))
+    with pytest.raises(DataError, match="no links, no folders"):
+        inspect_table(folder, "t", ("t",), now=0)
+
+
+def test_types_hold_for_all_records_not_only_the_first(tmp_path: Path) -> None:
+    first = "".join(f"{i},{i},,1\n" for i in range(10_500))
+    path = written(tmp_path, f"a,b,late,c\n{first}1,1.5,2024-01-01,x\n")
+    found = inspect_table(path, "t", ("t",), now=0).columns
+    assert found == {"a": "int64", "b": "float64", "late": "date", "c": "category"}

@@ -16,7 +16,8 @@ import pytest
 from consilia import errors
 from consilia.errors import AuthError, ConfigError, ConsiliaError, TransferError, WireError
 from consilia.hub.keyfiles import Secrets
-from consilia.sdk.client import Client, Profile, load_profile, profile_path, save_profile
+from consilia.sdk.client import Client
+from consilia.sdk.profile import Profile, load_profile, profile_path, save_profile
 from consilia.wire.people import ProblemView, WhoamiView
 
 Answer = tuple[int, bytes]

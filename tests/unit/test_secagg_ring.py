@@ -57,9 +57,9 @@ def test_no_head_room_is_needed(bits: int, reach: float, sign: int) -> None:
     scale = ring.scale_of(bits, reach)
     part, total = out(1, bits), np.zeros_like(out(1, bits))
     edge = np.array([sign * reach], np.float32)
-    always_up = b"\xff" * 4 if sign > 0 else bytes(4)
+    up = b"\xff" if sign > 0 else b"\0"
     for _ in range(MAX_SITES):
-        ring.quantise(edge, scale, 1 / MAX_SITES, part, lambda n: always_up)
+        ring.quantise(edge, scale, 1 / MAX_SITES, part, lambda n: n * up)
         total += part
     found = float(ring.dequantise(total, scale)[0])
     assert found == pytest.approx(sign * reach, abs=(MAX_SITES + 1) / scale, rel=1e-6)
@@ -118,20 +118,23 @@ def test_error_at_a_clip_of_0_08() -> None:
 def test_stochastic_rounding_is_right_on_average_where_nearest_is_not() -> None:
     """A change of 0.3 steps: to nearest it is lost for ever, stochastically it is kept."""
     scale, count = ring.scale_of(16, 1.0), 200_000
-    values, part = np.full(count, 0.3 / scale), out(count, 16)
-    ring.quantise(values, scale, 1.0, part)
-    assert not part.any()
-    ring.quantise(values, scale, 1.0, part, Dice("rounding"))
-    assert set(part.tolist()) == {0, 1}
-    deviation = (0.3 * 0.7 / count) ** 0.5
-    assert abs(part.mean() - 0.3) < 4 * deviation
+    part, deviation = out(count, 16), (0.3 * 0.7 / count) ** 0.5
+    wide = np.full(count, 0.3 / scale)
+    for values in (wide, wide.astype(np.float32)):
+        ring.quantise(values, scale, 1.0, part)
+        assert not part.any()
+        ring.quantise(values, scale, 1.0, part, Dice("rounding"))
+        assert set(part.tolist()) == {0, 1}
+        assert abs(part.mean() - 0.3) < 4 * deviation
 
 
 @given(st.floats(-1, 1))
 def test_stochastic_rounding_goes_to_a_neighbour(value: float) -> None:
     scale, part = ring.scale_of(16, 1.0), out(1, 16)
-    ring.quantise(np.array([value]), scale, 1.0, part, Dice("n"))
-    assert abs(int(part.view(np.int16)[0]) - value * scale) <= 1
+    wide = np.array([value])
+    for values in (wide, wide.astype(np.float32)):
+        ring.quantise(values, scale, 1.0, part, Dice("n"))
+        assert abs(int(part.view(np.int16)[0]) - value * scale) <= 1 + 2.0**-9
 
 
 def test_rounding_draws_no_more_than_it_needs() -> None:
@@ -143,6 +146,10 @@ def test_rounding_draws_no_more_than_it_needs() -> None:
 
     ring.quantise(np.zeros(ring.PIECE + 7), 1.0, 1.0, out(ring.PIECE + 7, 16), random)
     assert drawn == [4 * ring.PIECE, 28]
+    ring.quantise(
+        np.zeros(ring.PIECE + 7, np.float32), 1.0, 1.0, out(ring.PIECE + 7, 16), random
+    )
+    assert drawn[2:] == [2 * ring.PIECE, 14]
 
 
 # ---- what makes no ring ----------------------------------------------------------------------

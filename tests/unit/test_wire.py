@@ -52,12 +52,35 @@ MESSAGES: dict[str, msgspec.Struct] = {
         "h",
         9,
     ),
+    "mock-twin": v1.OfferedDataset(
+        "d",
+        ("t",),
+        95,
+        {"age": "int64", "sex": "category"},
+        v1.MockTwin(
+            (
+                v1.MockColumn(
+                    "age", "int64", "a", start=40.0, width=20.0, counts=(50, 40), absent=5
+                ),
+                v1.MockColumn("sex", "category", levels={"F": 45, "M": 50}),
+                v1.MockColumn("id", "str", role="patient"),
+            )
+        ),
+    ),
     "progress": v1.Progress("l", 0.5, {"loss": 0.25}),
     "result": v1.Result("l", "job-1", 3, "b3:e", 99, {"loss": 0.25}, 2.0),
     "failed": v1.Failed("l", "not-finite"),
     "declined": v1.Declined("l", "cohort"),
     "sealed": v1.Sealed("report", "north", b"payload", bytes(64)),
     "problem": v1.Problem("NotFound", "no such plan"),
+    "privacy-shares": v1.Privacy(
+        "secure",
+        16,
+        dp=v1.Dp(
+            "client", 1.5, 2.0, distributed=True, colluding=2, adaptive=v1.Adaptive(0.9, 0.1)
+        ),
+    ),
+    "privacy-compressed": v1.Privacy(compression=v1.Compression(16, 0.05, True)),
 }
 
 

@@ -36,6 +36,7 @@ Sparsified SGD with Memory, NeurIPS 2018; Karimireddy et al., Error Feedback Fix
 ICLR 2018 (clip).
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
@@ -51,8 +52,17 @@ from consilia.errors import ConfigError, UpdateRejected
 BLOCK = 1024  # values that share one scale
 GROUP = 1 << 16  # values among which the largest are kept: positions fit in 16 bits
 _LEVELS = {8: 127, 16: 32767}
+_NAME = re.compile(
+    r"int(?P<alone>8|16)|(int(?P<bits>8|16)\+)?top-(?P<share>[0-9]{1,3}(\.[0-9]{1,9})?)%"
+)
 _INTEGERS = {8: np.int8, 16: np.int16}
 _LEAST = float(np.finfo(np.float32).tiny)  # of a scale
+_MOST = {
+    "float16": 65504.0,
+    "bfloat16": 3.3895313892515355e38,
+    "float32": float(np.finfo(np.float32).max),
+    "float64": float(np.finfo(np.float64).max),
+}
 _ROUNDING = 1.0 + 1e-6  # float32 rounding of scales and values, in the stated bounds
 
 Single = NDArray[np.float32]
@@ -79,6 +89,32 @@ def check(codec: Codec) -> None:
             f"compression with 32 bits and keep {codec.keep:g} saves next to nothing: each "
             "kept value takes 6 bytes instead of 4; keep 0.6 or less, or use 8 or 16 bits"
         )
+
+
+def named(text: str) -> Codec | None:
+    """Return the codec that an experiment names, None for "none"; ConfigError for no codec.
+
+    int8, int16, top-5%, int8+top-5%, int16+top-0.5%, ...
+    """
+    if text == "none":
+        return None
+    found = _NAME.fullmatch(text)
+    if found is None or not text:
+        raise ConfigError(
+            f"compress is {text[:80]!r}; needed none, int8, int16, top-5% (only the largest "
+            "values, any share) or both, as in int8+top-5%"
+        )
+    bits, share = found["bits"] or found["alone"], found["share"]
+    codec = Codec(int(bits) if bits else 32, float(share) / 100 if share else 1.0)
+    check(codec)
+    return codec
+
+
+def name(codec: Codec) -> str:
+    """Return what `named` reads."""
+    word = [f"int{codec.bits}"] if codec.bits < 32 else []
+    most = [f"top-{codec.keep * 100:.10g}%"] if codec.keep < 1 else []
+    return "+".join((*word, *most)) or "none"
 
 
 # ---- one group of values ---------------------------------------------------------------------
@@ -318,6 +354,28 @@ def restored(codec: Codec, read: Read, old: Read) -> Read:
     return tensor
 
 
+def recut(pieces: Iterator[Array], size: int) -> Iterator[Array]:
+    """Yield the same elements in pieces of `size`, the last one shorter."""
+    held: list[Array] = []
+    count = 0
+    for piece in pieces:
+        start = 0
+        while start < piece.size:
+            part = piece[start : start + size - count]
+            start += part.size
+            count += part.size
+            if count == size and not held:
+                yield part
+                count = 0
+                continue
+            held.append(part.copy())
+            if count == size:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
 def _spread(values: Array, at: Array, size: int, spec: TensorSpec) -> Array:
     where = at.astype(np.int64)
     if where.size and (int(where[-1]) >= size or (np.diff(where) <= 0).any()):
@@ -336,7 +394,8 @@ def _moved(old: Array, step: Array, spec: TensorSpec) -> Array:
     widen_into(old, new, spec)
     with np.errstate(over="ignore", invalid="ignore"):
         new += step
-    if not np.isfinite(new).all():
+    most = _MOST[spec.dtype]
+    if new.size and not -most <= float(new.min()) <= float(new.max()) <= most:  # nor NaN
         raise UpdateRejected(f"tensor {spec.name!r} is not finite when its step is added")
     return cast(new, spec.dtype)
 

@@ -144,6 +144,16 @@ def _read(path: Path, client: "Client") -> "Experiment":
         raise ConfigError(f"{path}: {e}") from None
 
 
+def _saved(view: people.JobView) -> dict[str, str]:
+    """Return what compression has saved so far, where there is any."""
+    if view.experiment.compress == "none":
+        return {}
+    came, saved = (sum(r.bytes_in for r in view.rounds if r.round > 0),
+                   sum(r.bytes_saved for r in view.rounds))  # fmt: skip
+    share = saved / (came + saved) if saved else 0.0
+    return {"compressed": f"{view.experiment.compress}: {saved} bytes saved ({share:.0%})"}
+
+
 def _show(view: people.JobView, as_json: bool) -> None:
     config = view.experiment
     record(
@@ -160,6 +170,7 @@ def _show(view: people.JobView, as_json: bool) -> None:
             "author": view.author,
             "started": when(view.created),
             "sites": "\n".join(f"{site}: {now}" for site, now in sorted(view.sites.items())),
+            **_saved(view),
         },
         as_json,
     )
@@ -179,3 +190,6 @@ def _show(view: people.JobView, as_json: bool) -> None:
                 for r in view.rounds
             ],
         )
+        for r in view.rounds:
+            for alarm in r.alarms:
+                say(f"ALARM in round {r.round}: {alarm}")

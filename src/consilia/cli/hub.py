@@ -133,7 +133,9 @@ def sites(directory: HubDir = None, as_json: Json = False) -> None:
 )
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is.")],
-    role: Annotated[str, typer.Option(help="operator, researcher or auditor.")],
+    role: Annotated[
+        str, typer.Option(help="operator, researcher, reviewer, downstream or auditor.")
+    ],
     days: Annotated[int, typer.Option(help="How long it is valid.")] = 90,
     directory: HubDir = None,
     as_json: Json = False,

@@ -32,7 +32,8 @@ def login(
     """
     import os
 
-    from consilia.sdk.client import Client, Profile, profile_path, save_profile
+    from consilia.sdk.client import Client
+    from consilia.sdk.profile import Profile, profile_path, save_profile
 
     token = _read_token()
     try:

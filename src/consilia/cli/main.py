@@ -12,17 +12,24 @@ from pathlib import Path
 import typer
 
 from consilia.cli import (
+    acceptance,
     audit,
     budget,
+    console,
     dataset,
     experiment,
+    harmonise,
     hub,
+    loading,
     login,
     models,
     node,
+    optout,
     peers,
     plan,
+    policy,
     privacy,
+    review,
     study,
 )
 from consilia.cli.output import json_text, note
@@ -37,11 +44,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to import than the rest of --help
     pretty_exceptions_enable=False,
 )
-for group in (hub, node, dataset, plan, study, experiment, models, audit):
+for group in (hub, node, dataset, loading, plan, study, experiment, models, audit, privacy):
     app.add_typer(group.app)
 node.app.add_typer(budget.app)
+node.app.add_typer(optout.app)
+review.add_to(node.app)
+acceptance.add_to(node.app)
+node.app.add_typer(policy.app)
 peers.add_to(node.app)
+harmonise.add_to(study.app)
 privacy.add_to(node.app)
+console.add_to(node.app)
 for module in (experiment, login):
     module.add_to(app)
 

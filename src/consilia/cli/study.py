@@ -1,5 +1,6 @@
 """`consilia study`: governed projects at the hub, from draft to close."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -112,6 +113,51 @@ def list_(as_json: Json = False) -> None:
         as_json,
         "there is no study",
     )
+
+
+@app.command(epilog=example("consilia study datasets heart-failure"))
+def datasets(name: Name, as_json: Json = False) -> None:
+    """List what the sites that accepted a study offer it."""
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        offers = client.datasets.list(name)
+    listing(
+        offers,
+        {
+            "site": lambda o: o.site,
+            "dataset": lambda o: o.dataset.name,
+            "records": lambda o: o.dataset.records,
+            "columns": lambda o: len(o.dataset.columns),
+            "mock twin": lambda o: o.dataset.mock is not None,
+        },
+        as_json,
+        f"no site that accepted study {name} offers a dataset with its tags",
+    )
+
+
+@app.command(
+    epilog=example(
+        "consilia study mock heart-failure --out mock",
+        "consilia study mock heart-failure --site north --rows 500 --out mock",
+    )
+)
+def mock(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder for one CSV file a dataset.")],
+    site: Annotated[str | None, typer.Option(help="Only this site's.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Records to invent; else as many as the site has.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed invents the same records.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write invented records with the columns of the sites' datasets, to develop a plan on."""
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        paths = client.datasets.mock(name, site, out=out, rows=rows, seed=seed)
+    done("\n".join(f"{what}: {path}" for what, path in paths.items()), paths, as_json)
 
 
 @app.command(epilog=example("consilia study close heart-failure"))

@@ -400,8 +400,11 @@ def _on_closed(state: JobState, event: Closed) -> Step:
         return state, ()
     listening = _held(state) if steps.masked(state) else ()
     ends = tuple(CancelLease(lease.id, lease.site) for lease in listening)
+    # A job that ends early has as many rounds as it has closed: more can be given to it later.
+    rounds = state.round if event.enough else state.config.rounds
     state = replace(
         state,
+        config=replace(state.config, rounds=rounds),
         closing=False,
         model=event.model,
         round=state.round + 1,
@@ -410,11 +413,13 @@ def _on_closed(state: JobState, event: Closed) -> Step:
         quorum_at=None,
     )
     state, commands = _open(state, event.at) if state.phase == "closing" else (state, ())
+    if state.phase == "done":
+        state = replace(state, cause=event.enough)
     return state, (*ends, *commands)
 
 
 def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
-    if not state.closing or event.round != state.round:
+    if not (state.closing or steps.summing(state)) or event.round != state.round:
         return state, ()
     cause = f"round {state.round} could not be closed: {event.cause}"
     if state.phase == "stopped":

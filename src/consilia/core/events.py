@@ -37,6 +37,7 @@ class RoundConfig:
     deadline: float = 600.0
     seed: int = 0
     masked: bool = False  # training rounds are rounds of secure aggregation
+    encrypted: bool = False  # of a masked job: homomorphic encryption instead of masks
 
 
 # ---- events: what happened ------------------------------------------------------------------
@@ -120,11 +121,17 @@ class TimedOut:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The new model version of the round is stored. `model` is its frame's digest."""
+    """The new model version of the round is stored. `model` is its frame's digest.
+
+    `alarms` says what looked wrong with it, for people (hub.watching); nothing follows from it.
+    `enough` says why no round follows although some are left, "" when they do (algo.patience).
+    """
 
     at: float
     round: int
     model: str
+    alarms: tuple[str, ...] = ()
+    enough: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ word after its update was accepted: the update stays in the sum, which the other
 without that site as long as a threshold of them is left. A masked round that cannot be
 finished reveals nothing, and what was sent in it is worth nothing in another attempt: after a
 resume it starts anew, with fresh keys.
+
+A round of homomorphic encryption takes the same steps: a key for it comes with the shares, and
+in the last step one site, which holds that key, opens the sum.
 """
 
 from dataclasses import replace
@@ -60,6 +63,8 @@ def quorum(state: JobState, updates: int) -> int:
         return updates
     if state.step == "keys":
         return max(updates, FEWEST)
+    if state.step == "unmask" and state.config.encrypted:
+        return 1
     least = threshold(sum("keys" in lease.words for lease in state.leases.values()))
     return least if state.step in ("consent", "unmask") else max(updates, least)
 
@@ -79,9 +84,10 @@ def expected(state: JobState) -> bool:
     """Tell whether a step that enough have done should wait for more, as far as grace goes.
 
     A threshold of signatures proves the survivors, and who has not signed is still asked to
-    unmask. A site that is away need not be waited for once its update is in.
+    unmask. An encrypted sum is opened by one. A site that is away need not be waited for once
+    its update is in.
     """
-    if state.step == "consent":
+    if state.step == "consent" or (state.step == "unmask" and state.config.encrypted):
         return False
     return any(
         lease.status != "accepted" or lease.site in state.ready for lease in waiting(state)
@@ -97,6 +103,11 @@ def leaves(state: JobState, lease: Lease) -> bool:
         and not has_left(lease)
         and "unmask" not in lease.words
     )
+
+
+def summing(state: JobState) -> bool:
+    """Tell whether the hub may find that an open encrypted round has no key or no sum."""
+    return state.phase == "running" and masked(state) and state.config.encrypted
 
 
 def has_left(lease: Lease) -> bool:
@@ -129,11 +140,15 @@ def tells(state: JobState) -> tuple[Tell, ...]:
 def retold(state: JobState) -> tuple[Tell, ...]:
     """Return what a restarted hub has to tell.
 
-    Consent may have ended before all were told the survivors.
+    Consent may have ended before all were told the survivors; who has unmasked since needs
+    to hear nothing any more.
     """
+    now = tells(state)
     if masked(state) and state.step == "unmask":
-        return (*tells(replace(state, step="consent")), *tells(state))
-    return tells(state)
+        asked = {tell.lease for tell in now}
+        before = tells(replace(state, step="consent"))
+        return (*(tell for tell in before if tell.lease in asked), *now)
+    return now
 
 
 def _asked(state: JobState, lease: Lease) -> bool:

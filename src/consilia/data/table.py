@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from consilia.core.weights import Array
 from consilia.data.contract import Selection, column_type
+from consilia.data.loading.blocks import from_bytes
+from consilia.data.loading.table import LoadedFile
 from consilia.data.reader import TableFile
 from consilia.errors import DataError
 from consilia.wire.worker import TableSource
@@ -69,14 +71,16 @@ class Table:
     def __init__(self, source: TableSource, threads: int = 1) -> None:
         """Open the file and check that the declared columns are there; reads no record yet."""
         path = Path(source.path)
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"{path}: the dataset's file is not there")
-        self._file = TableFile(path, source.format, source.missing, threads)
+        self._file = _opened(source, path, threads)
         self._name = path.name
-        self.columns = dict(source.columns)
+        loaded = self._file if isinstance(self._file, LoadedFile) else None
+        self.columns = dict(loaded.columns if loaded else source.columns)
+        self.modalities = loaded.modalities if loaded else {}  # name -> columns
         for name, kind in self.columns.items():
             column_type(kind, name)
-            if name not in self._file.header:
+            if not loaded and name not in self._file.header:
                 raise DataError(
                     f"{path.name}: column {name!r} is declared and not in the file; "
                     "register the dataset again"
@@ -84,6 +88,11 @@ class Table:
         self.records = source.records
         self._loaded: dict[str, Column] = {}
         self._samples: dict[Selection, tuple[NDArray[np.float32], Array | None]] = {}
+
+    def check(self) -> int:
+        """Read every column once; return how many records there are."""
+        self._read(dict(self.columns), narrow=False)
+        return self.records
 
     def column(self, name: str) -> Array:
         """Return a column's values; missing floats are NaN, ask `missing` for other types."""
@@ -221,6 +230,23 @@ class Table:
             raise DataError(f"{self._name}: the table has no records")
         self.records = count
         return found
+
+
+def _opened(source: TableSource, path: Path, threads: int) -> TableFile:
+    if not source.loading and not source.without:
+        return TableFile(path, source.format, source.missing, threads, source.codes)
+    return LoadedFile(
+        path,
+        source.format,
+        source.missing,
+        source.columns,
+        from_bytes(source.loading) if source.loading else None,
+        patient=source.patient,
+        without=source.without,
+        threads=threads,
+        codes=source.codes,
+        units=source.units,
+    )
 
 
 def _first(mask: NDArray[np.bool_]) -> int:

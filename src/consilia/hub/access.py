@@ -41,7 +41,7 @@ from consilia.wire.people import JoinTokenView, TokenView
 from consilia.wire.token import JoinToken, encode_token
 from consilia.wire.v1 import Enrol, Enrolled, Renew, Sealed
 
-ROLES = ("operator", "researcher", "auditor")
+ROLES = ("operator", "researcher", "reviewer", "downstream", "auditor")
 TOKEN_PREFIX = "cst_"  # noqa: S105 - so that scanners recognise a leaked token
 MAX_INVITE_HOURS = 24.0 * 30
 MAX_TOKEN_DAYS = 366

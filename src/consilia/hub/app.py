@@ -42,7 +42,7 @@ from consilia.hub.store import Store
 from consilia.hub.telemetry import ForwardToLog, Log, Metrics, make_log, measure_lag
 
 if TYPE_CHECKING:
-    from consilia.hub.rest.server import PeopleServer
+    from consilia.web.server import PeopleServer
 
 PATIENCE = 1.0  # seconds that running requests are given when the hub ends
 Random = Callable[[int], bytes]
@@ -149,8 +149,8 @@ async def _serving(
     """Open everything in order; on the way out close it in the reverse order."""
     from consilia.hub.rest.api import make_app  # noqa: PLC0415 - Litestar costs 0.4 s
     from consilia.hub.rest.models import SPOOL  # noqa: PLC0415
-    from consilia.hub.rest.server import PeopleServer  # noqa: PLC0415
     from consilia.hub.rest.services import Services  # noqa: PLC0415
+    from consilia.web.server import PeopleServer  # noqa: PLC0415
 
     people_host, people_port = settings.parse_listen(config.people_listen, "people_listen")
     node_host, node_port = settings.parse_listen(config.node_listen, "node_listen")
@@ -162,7 +162,7 @@ async def _serving(
         access = open_access(
             layout, config, store, node_port, outside.clock, outside.random_bytes
         )
-        blobs = DiskBlobs(layout.root / config.blobs)
+        blobs = await asyncio.to_thread(open_blobs, layout.root, config)
         stack.callback(blobs.close)
         await asyncio.to_thread(_clear_spools, blobs, SPOOL)
         limits = Limits(
@@ -282,6 +282,26 @@ def _state(hub: Hub, id: str) -> JobState | None:
     """Return the state of a job in memory."""
     job = hub.engine.job(id)
     return None if job is None else job.state
+
+
+def open_blobs(directory: Path, config: HubConfig) -> Blobs:
+    """Return where frames are kept; a bucket that does not answer is a StorageError now."""
+    root = directory / config.blobs
+    if config.s3 is None:
+        return DiskBlobs(root)
+    from consilia.hub.s3blobs import S3Blobs, bucket  # noqa: PLC0415 - an optional extra
+
+    s3 = config.s3
+    store = bucket(
+        s3.bucket,
+        endpoint=s3.endpoint,
+        region=s3.region,
+        prefix=s3.prefix,
+        key=settings.s3_key(directory, s3),
+    )
+    blobs = S3Blobs(store, root, cache_bytes=s3.cache_bytes)
+    blobs.blobs()
+    return blobs
 
 
 def _clear_spools(blobs: Blobs, prefix: str) -> None:

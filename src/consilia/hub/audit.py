@@ -8,7 +8,7 @@ Several hub processes on one PostgreSQL append one after another: each takes an 
 that its COMMIT releases. Within a process, and on SQLite, the single writer gives the order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,6 +82,19 @@ def lines(db: Connection, after: int = 0, limit: int | None = None) -> Iterator[
     rows = db.execution_options(yield_per=1000).execute(query, {"after": after})
     for row in rows:
         yield Entry(_line(row), row.digest)
+
+
+def about(
+    db: Connection, subjects: Sequence[str], after: int = 0, limit: int = 100
+) -> list[Entry]:
+    """Lines after number `after` whose subject is one of `subjects`, in order."""
+    found = (
+        sa.select(audit)
+        .where(audit.c.seq > after, audit.c.subject.in_(subjects))
+        .order_by(audit.c.seq)
+        .limit(limit)
+    )
+    return [Entry(_line(r), r.digest) for r in db.execute(found)]
 
 
 def check(db: Connection, length: int = 0, digest: str = GENESIS) -> Break | tuple[int, str]:

@@ -285,6 +285,13 @@ class DiskBlobs:
             raise _refused(f"delete {digest}", self._blobs, e) from e
         return True
 
+    def used(self, digest: str) -> float:
+        """When a blob was last adopted or touched, Unix seconds; 0 when there is none."""
+        try:
+            return self._path(digest).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def blobs(self) -> dict[str, int]:
         """Digest -> bytes of every finished blob."""
         return {n.replace("-", ":", 1): s for n, s in self._scan(self._blobs)}

@@ -1,11 +1,12 @@
 """Does an update fit its round? Pure rules; a returned text says what was found and needed."""
 
+from consilia.algo.compress import Codec, compressed
 from consilia.core.weights import mismatch
-from consilia.errors import UpdateRejected
-from consilia.privacy import masked
+from consilia.errors import ConfigError, UpdateRejected
+from consilia.privacy import hidden
 from consilia.wire import frames
 from consilia.wire.metrics import metrics_misfit
-from consilia.wire.v1 import Advertisement, Result, Task
+from consilia.wire.v1 import Advertisement, Compression, Result, Task
 
 ROUNDING = 4  # advertised counts are rounded down to a multiple of 5
 
@@ -28,7 +29,7 @@ def result_misfit(
     return (
         _of_another(result, task, update)
         or metrics_misfit(result.metrics)
-        or _fit(result, update, base, most)
+        or _fit(result, task, update, base, most)
     )
 
 
@@ -44,13 +45,16 @@ def _of_another(result: Result, task: Task, update: "frames.Header") -> str | No
 
 
 def _fit(
-    result: Result, update: "frames.Header", base: "frames.Header | None", most: int
+    result: Result,
+    task: Task,
+    update: "frames.Header",
+    base: "frames.Header | None",
+    most: int,
 ) -> str | None:
-    return (
-        _absent(update)
-        if base is None
-        else _records_misfit(result, most) or _frame_misfit(update, base)
-    )
+    if base is None:
+        return _absent(update)
+    fits = _packed_misfit if task.privacy.compression is not None else _frame_misfit
+    return _records_misfit(result, most) or fits(update, base, task)
 
 
 def masked_misfit(
@@ -68,7 +72,7 @@ def masked_misfit(
         return "a masked update tells the values of its metrics"
     if problem := metrics_misfit(result.metrics) or _absent(update):
         return problem
-    if problem := mismatch(update.schema, masked.schema(base.schema, task.privacy.bits)):
+    if problem := mismatch(update.schema, hidden.schema(base.schema, task.privacy)):
         return f"the masked update does not have the model's shape: {problem}"
     return None
 
@@ -82,7 +86,18 @@ def _records_misfit(result: Result, most: int) -> str | None:
     )
 
 
-def _frame_misfit(update: frames.Header, base: frames.Header) -> str | None:
+def _packed_misfit(update: frames.Header, base: frames.Header, task: Task) -> str | None:
+    asked = task.privacy.compression or Compression()
+    try:
+        needed = compressed(base.schema, Codec(asked.bits, asked.keep))
+    except ConfigError as e:
+        return f"the model cannot be compressed: {e}"
+    if problem := mismatch(update.schema, needed):
+        return f"the compressed update does not have the model's shape: {problem}"
+    return _absent(update)
+
+
+def _frame_misfit(update: frames.Header, base: frames.Header, _: Task) -> str | None:
     if problem := mismatch(update.schema, base.schema):
         return f"the update does not have the model's shape: {problem}"
     try:

@@ -10,20 +10,22 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from consilia.algo import patience
 from consilia.algo.robust import rule
 from consilia.core import steps
 from consilia.core.round import Close, JobState, Lease
 from consilia.core.weights import Array, TensorSpec
 from consilia.errors import EmptyRound
-from consilia.hub import audit, masking, records, tables, watching
+from consilia.hub import audit, encrypted, masking, records, tables, watching
 from consilia.hub.blobs import Blobs
 from consilia.hub.combining import Choice
 from consilia.hub.folding import Aggregate, Made, Means, Recipe, Update
 from consilia.hub.job import Book
 from consilia.hub.records import Version
+from consilia.privacy import adaptive
 from consilia.wire import frames
-from consilia.wire.people import Watch
-from consilia.wire.v1 import Metrics
+from consilia.wire.people import EarlyStop, Watch
+from consilia.wire.v1 import Metrics, Privacy
 
 
 def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it explicit
@@ -65,14 +67,17 @@ def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it e
         if base is None:
             raise EmptyRound(f"round {command.round} has no model to start from")
         shares = masking.total(command.updates)
-        opened: list[masking.MaskedFold] = []
+        opened: list[masking.MaskedFold | encrypted.OpenedFold] = []
 
         def finish(fold: Means, old: Callable[[TensorSpec], Iterator[Array]]) -> None:
-            if not isinstance(fold, masking.MaskedFold):
+            if isinstance(fold, encrypted.OpenedFold):
+                encrypted.opener(state, blobs, fold, old)
+            elif isinstance(fold, masking.MaskedFold):
+                masking.opener(state, fold, old)
+            else:
                 raise EmptyRound(
                     f"round {command.round} is masked, its updates were folded plain"
                 )
-            masking.opener(state, fold, old)
             opened.append(fold)
 
         made = aggregate(book, base).close(name, command.round, updates, recipe, finish)
@@ -110,6 +115,8 @@ def version(book: Book, state: JobState, command: Close, made: Made, now: float)
     """Return the model version that `command` makes."""
     experiment = book.record.experiment
     means = weighted(_accepted(state)) if made.metrics is None else made.metrics
+    privacy = adaptive.of_round(experiment.privacy or Privacy(), book.noted)
+    clip = adaptive.noted(privacy, means) if command.kind == "train" else {}
     bytes_in, bytes_out = book.traffic.take()
     return Version(
         id=f"{state.job}.{command.round}",
@@ -127,14 +134,32 @@ def version(book: Book, state: JobState, command: Close, made: Made, now: float)
         records=sum(count for _, _, _, count in command.updates)
         if made.records is None
         else made.records,
-        metrics={**watching.clean(means), **made.notes},
+        metrics={**watching.clean(means), **clip, **made.notes},
         created=now,
         seconds=max(0.0, now - state.opened_at),
         optimizer=made.optimizer,
         rejected=_rejected(state.leases),
+        alarms=made.told,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
     )
+
+
+def enough(book: Book, made: Version) -> str:
+    """Return why no round follows on this version, "" when the experiment wants all it has."""
+    chosen = book.record.experiment.early_stop
+    if chosen is None or made.round == 0:
+        return ""
+    earlier = [v for v in book.versions or () if 0 < v.round < made.round]
+    values = [v.metrics.get(chosen.metric) for v in (*earlier, made)]
+    return patience.enough(values, waited(chosen))
+
+
+def waited(chosen: EarlyStop) -> patience.Patience:
+    """Return the rule that an experiment asks for; ConfigError when it makes no sense."""
+    found = patience.Patience(chosen.metric, chosen.better, chosen.rounds, chosen.least)
+    patience.check(found)
+    return found
 
 
 def enter(db: Connection, made: Version, command: Close, alarms: Sequence[str] = ()) -> None:

@@ -42,6 +42,17 @@ class Retention(msgspec.Struct, frozen=True):
     upload_bytes: int = 20 << 30  # of uploaded base frames of one person
 
 
+class S3(msgspec.Struct, frozen=True):
+    """The bucket that frames are kept in, where the disk is only their cache."""
+
+    bucket: str
+    prefix: str = ""  # of every object's name
+    endpoint: str = ""  # https://host:port of an S3-compatible service; "": Amazon's
+    region: str = ""  # "": as AWS_REGION says, else us-east-1
+    credentials_file: str = ""  # two lines: key id, secret; "": the environment, or the role
+    cache_bytes: int = 50 << 30  # of frames kept on this machine
+
+
 class HubConfig(msgspec.Struct, frozen=True):
     """The operator's settings; defaults suit one machine."""
 
@@ -53,6 +64,7 @@ class HubConfig(msgspec.Struct, frozen=True):
     database_password_file: str = ""
     database_password_env: str = ""
     blobs: str = "."  # the directory of the folders blobs/ and spool/, one file system
+    s3: S3 | None = None  # keep the frames in a bucket; `blobs` is then their cache
     limits: Limits = Limits()
     retention: Retention = Retention()
     presence_seconds: float = 15.0  # without a poll after which a site counts as away
@@ -136,6 +148,7 @@ def check(config: HubConfig) -> HubConfig:
         ("presence_seconds", config.presence_seconds, 1, 3600),
         ("retention.versions", _count(config.retention.versions), 1, 1_000_000),
         ("retention.upload_days", config.retention.upload_days, 1, 36_500),
+        ("s3.cache_bytes", config.s3.cache_bytes if config.s3 else 1 << 30, 1 << 20, 1 << 60),
         ("retention.upload_bytes", config.retention.upload_bytes, 0, 1 << 50),
     ):
         if not low <= value <= high:
@@ -206,6 +219,26 @@ def _password(directory: Path, config: HubConfig, environ: Mapping[str, str]) ->
         except OSError as e:
             raise ConfigError(f"database_password_file: {path} cannot be read: {e}") from None
     return ""
+
+
+def s3_key(directory: Path, s3: S3) -> tuple[str, str] | None:
+    """Return (access key id, secret) of the credentials file, None when none is named."""
+    if not s3.credentials_file:
+        return None
+    path = directory / s3.credentials_file
+    try:
+        lines = path.read_text("utf-8").split()
+        readable = path.stat().st_mode & 0o077
+    except OSError as e:
+        raise ConfigError(f"s3.credentials_file: {path} cannot be read: {e}") from None
+    if readable:
+        raise ConfigError(f"s3.credentials_file: others may read {path}: chmod 600 {path}")
+    if len(lines) != 2:
+        raise ConfigError(
+            f"s3.credentials_file: {path} holds {len(lines)} words; needed two lines, the "
+            "access key id and the secret"
+        )
+    return lines[0], lines[1]
 
 
 def write(directory: Path, config: HubConfig) -> None:

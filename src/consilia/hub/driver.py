@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from consilia.algo import aggregate
+from consilia.algo.compress import named
 from consilia.core.round import (
     CancelLease,
     Close,
@@ -24,20 +25,21 @@ from consilia.core.round import (
     Command,
     Fold,
     GiveLease,
+    JobState,
     Notify,
     Tell,
     TimedOut,
     Wake,
 )
 from consilia.errors import ConsiliaError, StorageError
-from consilia.hub import closing, masking, records
+from consilia.hub import closing, encrypted, experiments, masking, records
 from consilia.hub.blobs import Blobs
 from consilia.hub.clock import Clock
 from consilia.hub.folding import Aggregate, Made, Update
 from consilia.hub.job import Book, LiveJob
 from consilia.hub.presence import Assignment, Presence
 from consilia.hub.uploads import Uploads
-from consilia.privacy import masked
+from consilia.privacy import hidden, vault
 from consilia.wire.v1 import Privacy, Task
 
 _log = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class Driver:
         self._finished = finished
         self._worker = _new_worker()
         self._words = masking.Words()
+        self._sums: dict[str, tuple[bytes, asyncio.Future[str]]] = {}  # by job: what of, digest
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def execute(self, job: LiveJob, command: Command) -> None:
@@ -106,12 +109,11 @@ class Driver:
                 parts.presence.assign(self._assignment(job, command))
             case CancelLease():
                 parts.presence.withdraw(command.site, command.lease)
-                self.later(lambda: parts.uploads.forget(command.lease))
+                self.later(lambda: self._forget(job, command.lease))
             case Tell():
                 # One commit may hold the ends of step and job: there is nobody to tell then.
                 if command.lease in job.state.leases:
-                    word = self._words.word(job.state, command)
-                    parts.presence.tell(command.site, word)
+                    self._tell(job, command)
             case Fold():
                 self._fold(job, command)
             case Close():
@@ -148,6 +150,8 @@ class Driver:
     def _assignment(self, job: LiveJob, command: GiveLease) -> Assignment:
         book, state, limits = job.book, job.state, self._parts.limits
         arguments = book.strategy.configure(book.options, command.arguments, command.round)
+        final = command.round >= state.config.rounds
+        privacy = experiments.protection(book.record.experiment, book.noted, final)
         task = Task(
             kind=command.kind,
             job=job.id,
@@ -160,7 +164,7 @@ class Driver:
             model=command.model,
             seed=command.seed,
             deterministic=book.record.experiment.deterministic,
-            privacy=book.record.experiment.privacy or Privacy(),
+            privacy=privacy,
             cohort=command.cohort,
             researcher=book.record.author,
             total=sum(self._parts.records(s, book.needs.study.tags) for s in command.cohort),
@@ -168,11 +172,68 @@ class Driver:
         limit = limits.init_bytes
         if command.model is not None and book.base is not None:
             limit = book.base.total_bytes + limits.slack_bytes
+            if privacy.compression is not None:  # its parts need more of a header
+                limit += book.base.data_start
             if command.cohort:
-                schema = masked.schema(book.base.schema, task.privacy.bits)
+                schema = hidden.schema(book.base.schema, task.privacy)
                 limit += sum(spec.nbytes for spec in schema)
         until = state.opened_at + state.config.deadline
         return Assignment(command.lease, command.site, task, until, limit)
+
+    # ---- words of masked rounds --------------------------------------------------------------
+
+    def _tell(self, job: LiveJob, command: Tell) -> None:
+        """Pass on what the step before has brought; in an encrypted round a sum, at the end."""
+        state, parts = job.state, self._parts
+        if state.config.encrypted and command.step == "unmask":
+            self.spawn(self._tell_sum(job, state, command))
+            return
+        keyed = command.step != "update" or vault.dealt(masking.said(state, "shares"))
+        if state.config.encrypted and not keyed:
+            cause = (
+                "the sites that make the key for homomorphic encryption were lost before "
+                "they had; resume the job when they are back, or go on without them"
+            )
+            job.note(CloseFailed(parts.clock.now(), state.round, cause))
+            return
+        parts.presence.tell(command.site, self._words.word(state, command))
+
+    async def _tell_sum(self, job: LiveJob, state: JobState, command: Tell) -> None:
+        """Let a survivor open the sum, once it is made; it is made once for all of them."""
+        about = masking.context(state)
+        known = self._sums.get(job.id)
+        if known is None or known[0] != about:
+            known = about, asyncio.ensure_future(self._sum(job, state))
+            self._sums[job.id] = known
+        digest = await asyncio.shield(known[1])
+        if digest and command.lease in job.state.leases:
+            self._parts.presence.allow(command.site, command.lease, digest)
+            word = self._words.word(state, command, digest)
+            self._parts.presence.tell(command.site, word)
+
+    async def _sum(self, job: LiveJob, state: JobState) -> str:
+        """Add the survivors' updates; return the frame's digest, "" when it cannot be made."""
+        base = job.book.base
+        leases = [e.id for e in state.leases.values() if e.status == "accepted"]
+        try:
+            if base is None:
+                raise StorageError("there is no model yet")
+            work = partial(encrypted.write_sum, self._parts.blobs, base.schema, sorted(leases))
+            made = await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        except ConsiliaError as e:
+            _log.error("job %s: round %s has no encrypted sum: %s", job.id, state.round, e)
+            cause = f"the encrypted updates could not be added: {e}"
+            job.note(CloseFailed(self._parts.clock.now(), state.round, cause))
+            return ""
+        return made.digest
+
+    def _forget(self, job: LiveJob, lease: str) -> None:
+        """Drop a lease's spool, and what belongs to its encrypted round."""
+        uploads = self._parts.uploads
+        uploads.forget(lease)
+        if job.state.config.encrypted:
+            uploads.forget(encrypted.opened_of(lease))
+            self._parts.blobs.discard(encrypted.sum_of(lease))
 
     def _wake(self, job: LiveJob, command: Wake) -> None:
         clock = self._parts.clock
@@ -192,6 +253,7 @@ class Driver:
         if not job.state.closing:
             self.later(lambda: _release(job.book))
         if command.phase == "done":
+            self._sums.pop(job.id, None)
             self._finished(job)
 
     # ---- folding and closing -----------------------------------------------------------------
@@ -201,6 +263,8 @@ class Driver:
         base, experiment = job.state.model, job.book.record.experiment
         if base is None or experiment.deterministic or experiment.aggregate.name != "mean":
             return  # the close folds them all in the order of sites, or reads them side by side
+        if job.state.config.encrypted:
+            return  # they are added when it is known which sites have survived
         update = Update(command.site, command.lease, command.digest, command.records)
 
         def work() -> None:
@@ -220,9 +284,13 @@ class Driver:
             means = (
                 partial(masking.MaskedFold, privacy=privacy)
                 if privacy.aggregation == "secure"
+                else encrypted.OpenedFold
+                if privacy.aggregation == "ckks"
                 else aggregate.Fold
             )
-            book.aggregate = Aggregate(self._parts.blobs, base, self._parts.checkpoint, means)
+            codec = named(book.record.experiment.compress)
+            parts = self._parts
+            book.aggregate = Aggregate(parts.blobs, base, parts.checkpoint, means, codec)
         elif book.aggregate.header.digest != base:
             book.aggregate.rebase(base)
         return book.aggregate
@@ -249,6 +317,7 @@ class Driver:
         old = job.book.optimizer
 
         def then() -> None:
+            job.book.noted = version.metrics
             if job.book.versions is not None:
                 job.book.versions.append(version)
             self._closed(job, command, made, old, version.seconds)
@@ -259,7 +328,9 @@ class Driver:
             if old is not None and records.uses_optimizer(db, old):
                 old = None  # a job that does just the same has this state, too
 
-        job.note(Closed(now, command.round, made.header.digest), enter, then=then)
+        enough = closing.enough(job.book, version)
+        closed = Closed(now, command.round, made.header.digest, made.told, enough)
+        job.note(closed, enter, then=then)
 
     def _closed(
         self, job: LiveJob, command: Close, made: Made, old: str | None, seconds: float
@@ -278,7 +349,7 @@ class Driver:
             if book.aggregate is not None:
                 book.aggregate.reset()
             for _, lease, _, _ in command.updates:
-                parts.uploads.forget(lease)
+                self._forget(job, lease)
             parts.checkpoint("close.tidied")
             if old is not None and old != made.optimizer:
                 parts.blobs.delete(old)

@@ -38,7 +38,7 @@ from consilia.core.round import (
     outstanding,
 )
 from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
-from consilia.hub import audit, experiments, journal, records, views
+from consilia.hub import audit, encrypted, experiments, journal, records, views
 from consilia.hub.blobs import Blobs
 from consilia.hub.checks import records_limit
 from consilia.hub.clock import Clock
@@ -114,7 +114,8 @@ class Engine:
                 )
         spools = await asyncio.to_thread(self._blobs.spools)
         for name in spools:
-            if name.startswith("close."):  # of a close that was cut short and begins anew
+            # of a close that was cut short and begins anew
+            if name.startswith("close.") or encrypted.is_sum(name):
                 await asyncio.to_thread(self._blobs.discard, name)
         for record in await self._store.read(records.unfinished_jobs):
             await self._load(record, expect=True)
@@ -144,6 +145,7 @@ class Engine:
             job.state, _ = advance(job.state, event)
         job.book.ready = set(job.state.ready)
         job.book.optimizer = latest.optimizer if latest else None
+        job.book.noted = dict(latest.metrics) if latest else {}
         if record.experiment.watch is not None:  # alarms compare a round to those before
             job.book.versions = list(
                 await self._store.read(lambda db: records.job_versions(db, record.id))
@@ -168,6 +170,7 @@ class Engine:
             for lease in job.state.leases.values()
             if lease.status in ("out", "away", "accepted")
         }
+        needed |= {encrypted.opened_of(lease) for lease in needed}
         for name in set(spools) - needed:
             if await self._is_rest(name):
                 await asyncio.to_thread(self._blobs.discard, name)
@@ -459,6 +462,15 @@ class Engine:
         if known is not None:
             return known
         return await asyncio.to_thread(self.uploads.durable, assignment.lease, assignment.limit)
+
+    async def opened(self, assignment: Assignment) -> frames.Header | None:
+        """Return the header of the sum a site has opened, once it is whole and durable."""
+        name = encrypted.opened_of(assignment.lease)
+        return await asyncio.to_thread(self.uploads.durable, name, assignment.limit)
+
+    async def ciphertexts_misfit(self, assignment: Assignment) -> str | None:
+        """Say why the ciphertexts of a spooled update cannot be added, or None."""
+        return await asyncio.to_thread(encrypted.update_misfit, self._blobs, assignment.lease)
 
     async def ending(self, id: str, lease: str) -> "Accepted | Settled | None":
         """Return how a lease ended that is not open any more, from the journal."""

@@ -1,26 +1,28 @@
 """What makes an experiment fit to run. Every problem is found at once; each names its field."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 from sqlalchemy import Connection
 
+from consilia.algo.compress import named
 from consilia.algo.robust import rule
 from consilia.algo.strategy import strategy
 from consilia.core import ids
 from consilia.core.round import RoundConfig, Selection
 from consilia.core.steps import FEWEST
 from consilia.errors import ConfigError, NotFound
-from consilia.hub import records, watching
+from consilia.hub import closing, records, watching
 from consilia.hub.blobs import Blobs
-from consilia.privacy import accountant
+from consilia.privacy import accountant, adaptive, ckks, graph, noise
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
     Arguments,
+    Compression,
     Plan,
     Privacy,
     Study,
@@ -35,6 +37,7 @@ MAX_VALUE = 4000  # characters of a text argument
 MAX_SEED = 1 << 63
 NOISE_REACH = 8  # standard deviations of noise that a masked coordinate must carry
 
+_BITS: dict[int, Literal[8, 16, 32]] = {8: 8, 16: 16, 32: 32}
 Ending = Literal["rejected", "failed", "declined"]
 
 
@@ -60,7 +63,8 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
         grace=experiment.grace,
         deadline=experiment.deadline,
         seed=experiment.seed,
-        masked=experiment.privacy is not None and experiment.privacy.aggregation == "secure",
+        masked=experiment.privacy is not None and experiment.privacy.aggregation != "plain",
+        encrypted=experiment.privacy is not None and experiment.privacy.aggregation == "ckks",
     )
 
 
@@ -72,7 +76,7 @@ def settled(experiment: Experiment, study: Study) -> Experiment:
     """
     many = len(study.sites) >= FEWEST
     privacy = experiment.privacy or Privacy(aggregation="secure" if many else "plain")
-    if privacy.aggregation != "secure":
+    if privacy.aggregation == "plain":
         return msgspec.structs.replace(experiment, privacy=privacy)
     return msgspec.structs.replace(
         experiment,
@@ -89,9 +93,27 @@ def problems(experiment: Experiment) -> tuple[Problem, ...]:
         *_strategy(experiment),
         *_aggregate(experiment),
         *_watch(experiment),
+        *_early_stop(experiment),
         *_arguments(experiment.arguments),
         *_privacy(experiment.privacy or Privacy()),
+        *_compress(experiment),
     )
+
+
+def protection(
+    experiment: Experiment, noted: Mapping[str, float], final: bool = False
+) -> Privacy:
+    """Return how the updates of the next round are protected and made smaller.
+
+    `noted` are the metrics of the newest version: what a clip that adapts follows. `final`: no
+    round is planned after it.
+    """
+    privacy = adaptive.of_round(experiment.privacy or Privacy(), noted)
+    codec = named(experiment.compress)
+    if codec is None:
+        return privacy
+    packed = Compression(_BITS[codec.bits], codec.keep, final)
+    return msgspec.structs.replace(privacy, compression=packed)
 
 
 def arguments_misfit(arguments: Arguments) -> Problem | None:
@@ -186,6 +208,15 @@ def _aggregate(e: Experiment) -> Iterator[Problem]:
         )
 
 
+def _early_stop(e: Experiment) -> Iterator[Problem]:
+    if e.early_stop is None:
+        return
+    try:
+        closing.waited(e.early_stop)
+    except ConfigError as error:
+        yield Problem("early_stop", "a setting that makes no sense", f"{error}")
+
+
 def _watch(e: Experiment) -> Iterator[Problem]:
     if e.watch is None:
         return
@@ -193,6 +224,30 @@ def _watch(e: Experiment) -> Iterator[Problem]:
         watching.limits(e.watch)
     except ConfigError as error:
         yield Problem("watch", "a limit that makes no sense", f"{error}")
+
+
+def _compress(e: Experiment) -> Iterator[Problem]:
+    try:
+        codec = named(e.compress)
+    except ConfigError as error:
+        yield Problem("compress", repr(e.compress[:80]), f"another: {error}")
+        return
+    how = None if e.privacy is None else e.privacy.aggregation
+    if e.privacy is not None and e.privacy.compression is not None:
+        yield Problem("privacy.compression", "a value", "nothing: it is the key `compress`")
+    if codec is None or how in (None, "plain"):
+        return
+    remedy = (
+        "its own: privacy: {aggregation: secure, bits: 16} halves the bytes of a masked update"
+        if how == "secure"
+        else "none: a ciphertext cannot be made smaller"
+    )
+    yield Problem(
+        "compress",
+        f"{e.compress!r} with privacy.aggregation {how!r}",
+        f"{remedy}. Coding works on an update that the hub reads, so it takes privacy: "
+        "{aggregation: plain}, to which each site must consent",
+    )
 
 
 def _privacy(p: Privacy) -> Iterator[Problem]:
@@ -213,20 +268,44 @@ def _privacy(p: Privacy) -> Iterator[Problem]:
             ("dp.steps", p.dp.steps, 1 <= p.dp.steps <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
             ("dp.delta", p.dp.delta, 0 < p.dp.delta < 1, "above 0, below 1"),
         ]
-        if p.dp.level == "client" and p.aggregation == "secure":
+        if p.dp.level == "client" and p.aggregation != "plain":
             reach = p.dp.clip * (1 + NOISE_REACH * p.dp.noise_multiplier)
+            if p.dp.distributed:  # each site weighs 1 / N, so does its share of the noise
+                reach = p.dp.clip * (1 + adaptive.REACH * p.dp.noise_multiplier)
             needed = f"{reach:g} or more: as far as the noise of a site's update reaches"
             rules.append(("range", p.range, not p.range < reach, needed))
     for field, found, good, needed in rules:
         if not good:
             yield Problem(f"privacy.{field}", f"{found}", needed)
+    if p.dp is not None and p.dp.distributed and p.aggregation != "secure":
+        yield Problem(
+            "privacy.dp.distributed",
+            f"true with aggregation {p.aggregation!r}",
+            "aggregation secure, of three sites or more: a share of the noise hides nothing "
+            "but in a masked sum; or false, and each site adds all of it",
+        )
     if p.dp is not None:
         try:
             accountant.check(p.dp)
         except ConfigError as error:
             yield Problem("privacy.dp", f"{p.dp.level} level", f"another: {error}")
     if p.aggregation == "ckks":
-        yield Problem("privacy.aggregation", "'ckks'", "'secure' or 'plain'")
+        yield from _encrypted(p)
+
+
+def _encrypted(p: Privacy) -> Iterator[Problem]:
+    """What homomorphic encryption needs: TenSEAL at the hub, numbers that a slot can hold."""
+    try:
+        ckks.require()
+    except ConfigError as error:
+        yield Problem("privacy.aggregation", "'ckks'", f"TenSEAL at the hub: {error}")
+    if not p.range <= ckks.REACH:
+        yield Problem("privacy.range", f"{p.range:g}", f"at most {ckks.REACH:g} with ckks")
+    if p.bits != Privacy().bits:
+        yield Problem("privacy.bits", f"{p.bits}", "nothing: ckks has no ring of integers")
+    if p.dp is not None and p.dp.distributed:
+        needed = "false with ckks: shares of noise need the ring of aggregation 'secure'"
+        yield Problem("privacy.dp.distributed", "true", needed)
 
 
 def _arguments(arguments: Arguments) -> Iterator[Problem]:
@@ -260,6 +339,23 @@ def _study(db: Connection, e: Experiment) -> Iterator[Problem]:
                 f"{count}",
                 f"at most {invited}, the sites that study {e.study!r} invites",
             )
+    yield from _colluding(e, invited)
+
+
+def _colluding(e: Experiment, invited: int) -> Iterator[Problem]:
+    """Whether shares of noise are left to count on, in a round of the fewest sites."""
+    dp = None if e.privacy is None else e.privacy.dp
+    if dp is None or not dp.distributed or invited < FEWEST:
+        return
+    fewest = max(FEWEST, e.min_sites)
+    sure = graph.threshold(min(invited, fewest))
+    if noise.honest_survivors(sure, dp.colluding) < 1:
+        yield Problem(
+            "privacy.dp.colluding",
+            f"{dp.colluding}",
+            f"at most {sure - 1}: in a round of min_sites {fewest} only {sure} are sure to "
+            "stay, and the noise of one of them at least must be secret",
+        )
 
 
 def _plan(db: Connection, e: Experiment) -> Iterator[Problem]:

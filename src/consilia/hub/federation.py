@@ -9,6 +9,7 @@ leases it holds.
 `upload` and `moved` are called from the blob plane's threads.
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,7 +20,7 @@ from sqlalchemy import Connection
 from consilia.core import ids
 from consilia.core.round import Accepted, Settled
 from consilia.errors import AuthError, ConfigError, Conflict, NotFound, Refused, WireError
-from consilia.hub import audit, masking, records
+from consilia.hub import audit, encrypted, masking, packed, records, withdrawals
 from consilia.hub.blobs import Blob, Blobs
 from consilia.hub.checks import (
     masked_misfit,
@@ -35,6 +36,7 @@ from consilia.wire.metrics import metrics_misfit
 from consilia.wire.seal import open_sealed
 from consilia.wire.v1 import (
     MAX_MESSAGE,
+    MAX_MOCK,
     Advertisement,
     Catalogue,
     Declined,
@@ -56,6 +58,7 @@ from consilia.wire.v1 import (
 T = TypeVar("T")
 MAX_DATASETS = 1000  # in one advertisement
 MAX_DISCLOSED = 500  # characters of what a site tells of a refusal
+MAX_WITHDRAWN = 1000  # studies that one site may say it has left
 MAX_VERSION = 100  # characters of the release a node says it is
 MAX_RECORDS = 10**12  # of one dataset: sums over all sites fit a database's integer
 
@@ -121,6 +124,13 @@ class Federation:
             records.set_advertisement(db, site, encode(said), now)
             if said.ledger_head:  # outlives the enrolment: a ledger is for ever
                 records.set_mirror(db, site, encode(sealed))
+            left, returned = withdrawals.note(db, site, said, now)
+            for digest in left:
+                audit.append(db, now, f"site:{site}", "study.leave", digest, outcome="left")
+            if returned:
+                audit.append(
+                    db, now, f"site:{site}", "study.return", site, detail=str(returned)
+                )
             if before is not None and (problem := _history(before, said)):
                 audit.append(
                     db,
@@ -155,17 +165,26 @@ class Federation:
     # ---- blob plane --------------------------------------------------------------------------
 
     def readable(self, site: str, digest: str) -> Blob:
-        """Open the model of a lease that the site holds; raise Refused for any other."""
+        """Open the model, or the sum, of a lease that the site holds; else raise Refused."""
         assignment = self._engine.presence.may_read(site, digest)
         if assignment is None:
             raise Refused(f"site {site!r} has no lease that starts from frame {digest}")
-        blob = self._blobs.open(digest)
+        if digest == assignment.sum:
+            blob = self._blobs.read_spool(encrypted.sum_of(assignment.lease))
+        else:
+            blob = self._blobs.open(digest)
         self._reading[site] = assignment.task.job
         return blob
 
     def upload(self, site: str, lease: str) -> Upload:
-        """Begin or go on with the upload of a lease that the site holds."""
-        assignment = self._engine.presence.holds(site, lease)
+        """Begin or go on with the upload of a lease that the site holds.
+
+        Its update, or what it has opened of an encrypted round (hub.encrypted.opened_of).
+        """
+        owner = encrypted.lease_of(lease)
+        assignment = self._engine.presence.holds(site, owner or lease)
+        if owner is not None and (assignment is None or not assignment.sum):
+            raise Refused(f"site {site!r} was not asked to open a sum for {owner[:200]!r}")
         job = None if assignment is None else self._engine.job(assignment.task.job)
         if assignment is None or job is None:
             raise Refused(
@@ -225,6 +244,9 @@ class Federation:
             return Verdict(False, f"lease {said.lease[:200]!r} is not open")
         try:
             masking.check(job.state, held.site, said, self._signing_key(held.site))
+            if job.state.config.encrypted and said.step == job.state.step == "unmask":
+                opened = await self._engine.opened(held)
+                encrypted.check_opened(said.body, opened, job.book.base)
         except WireError as e:
             cause = f"its {said.step} of the masked round are not valid: {e}"
             await self._engine.settle(held, "rejected", cause)
@@ -255,6 +277,12 @@ class Federation:
             if held.task.cohort and base is not None
             else result_misfit(report, held.task, header, base, most)
         )
+        if problem is None and held.task.cohort and held.task.privacy.aggregation == "ckks":
+            problem = await self._engine.ciphertexts_misfit(held)
+        if problem is None and base is not None and held.task.privacy.compression is not None:
+            problem = await asyncio.to_thread(
+                packed.misfit, self._blobs, base.digest, held.lease, held.task
+            )
         if problem is not None or header is None:
             cause = problem or ""
             if await self._engine.settle(held, "rejected", cause):
@@ -306,6 +334,10 @@ def _check_advertisement(site: str, said: Advertisement) -> None:
         raise WireError(
             f"site {site!r} advertises {len(said.datasets)} datasets, limit {MAX_DATASETS}"
         )
+    if len(said.withdrawn) > MAX_WITHDRAWN:
+        raise WireError(
+            f"site {site!r} says it left {len(said.withdrawn)} studies, limit {MAX_WITHDRAWN}"
+        )
     if len(said.version) > MAX_VERSION or not said.version.isprintable():
         raise WireError(f"site {site!r} says its release is {said.version[:MAX_VERSION]!r}")
     try:
@@ -315,6 +347,8 @@ def _check_advertisement(site: str, said: Advertisement) -> None:
                 ids.name(tag, "tag")
             if not 0 <= dataset.records <= MAX_RECORDS:
                 raise ConfigError(f"dataset {dataset.name!r} has {dataset.records} records")
+            if dataset.mock is not None and (size := len(encode(dataset.mock))) > MAX_MOCK:
+                raise ConfigError(f"dataset {dataset.name!r} has a mock twin of {size} bytes")
         for digest in (*said.studies, *said.plans):
             ids.digest(digest)
     except ConfigError as e:

@@ -22,9 +22,10 @@ from typing import Protocol
 import numpy as np
 
 from consilia.algo.aggregate import Accumulator, Fold, Read, accumulator, cast, widen_into
+from consilia.algo.compress import Codec, recut, restored
 from consilia.algo.robust import Floats, check
 from consilia.algo.strategy import Strategy, steps
-from consilia.core.weights import Array, Schema, TensorSpec, dtype_name
+from consilia.core.weights import DTYPES, Array, Schema, TensorSpec, dtype_name
 from consilia.errors import StorageError, UpdateRejected
 from consilia.hub.blobs import Blob, Blobs, Spool
 from consilia.hub.combining import Choice, Combined, squares
@@ -58,15 +59,16 @@ class Recipe:
 class Made:
     """A new model, durable under its digest; `optimizer` likewise, None without state.
 
-    Of a masked round, `records` and `metrics` are what its sum holds of them. `alarms` and
-    `notes` are from hub.watching: when they led back, `header` is that of a model before.
+    Of a masked round, `records` and `metrics` are what its sum holds of them. `alarms`, `told`
+    and `notes` are from hub.watching: when they led back, `header` is that of a model before.
     """
 
     header: Header
     optimizer: str | None
     records: int | None = None
     metrics: Mapping[str, float] | None = None
-    alarms: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()  # with figures, for the audit
+    told: tuple[str, ...] = ()  # the same for everybody who sees the job
     notes: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -102,8 +104,13 @@ class Aggregate:
         base: str,
         checkpoint: Callable[[str], None] = lambda _: None,
         means: Callable[[Schema], Means] = Fold,
+        codec: Codec | None = None,
     ) -> None:
-        """Open the frame `base` that a round starts from; `means` makes what it folds into."""
+        """Open the frame `base` that a round starts from; `means` makes what it folds into.
+
+        Updates are compressed by `codec`, if there is one.
+        """
+        self._codec = codec
         self._blobs = blobs
         self._means = means
         self._checkpoint = checkpoint
@@ -229,6 +236,8 @@ class Aggregate:
                 f"{update.digest} as it was accepted: the disk has changed it"
             )
         own = {e.name: e for e in header.entries if e.stored}
+        if self._codec is not None:
+            return self._unpacked(spool, header, own, self._codec)
         borrowed = frames.borrowed(header, self.header)
 
         def read(spec: TensorSpec) -> Iterator[Array]:
@@ -238,6 +247,17 @@ class Aggregate:
             return frames.chunks(self._base.fd, self.header, borrowed[spec.name], self._buffer)
 
         return read
+
+    def _unpacked(
+        self, spool: Blob, header: Header, own: Mapping[str, TensorEntry], codec: Codec
+    ) -> Read:
+        """Return how to read a compressed update: whole, cut as the others are."""
+
+        def part(spec: TensorSpec) -> Iterator[Array]:
+            return frames.chunks(spool.fd, header, own[spec.name], self._buffer)
+
+        whole = restored(codec, part, self._old)
+        return lambda spec: recut(whole(spec), CHUNK // DTYPES[spec.dtype].itemsize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class Book:
     options: dict[str, float]
     base: Header | None = None  # header of state.model
     optimizer: str | None = None  # digest of the strategy's state
+    noted: Metrics = field(default_factory=dict)  # metrics of the newest version
     aggregate: Aggregate | None = None  # of the open round; touched by the folding thread only
     ready: set[str] = field(default_factory=set)  # sites told as joined, in the queue or before
     progress: dict[str, Progressed] = field(default_factory=dict)  # by site

@@ -8,6 +8,7 @@ round that closes: the sum, over the survivors that a threshold of sites has sig
 import base64
 from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 
 from consilia.algo.aggregate import Accumulator, Read, accumulator, cast, widen_into
@@ -15,9 +16,10 @@ from consilia.core import steps
 from consilia.core.round import JobState, Tell
 from consilia.core.weights import Array, Schema, TensorSpec
 from consilia.errors import EmptyRound, UpdateRejected
-from consilia.privacy import masked, ring, secagg
+from consilia.privacy import masked, ring, secagg, vault
 from consilia.privacy.streams import Ring
-from consilia.wire.v1 import Metrics, Privacy, Said, Word
+from consilia.wire.masks import Consents
+from consilia.wire.v1 import Metrics, Privacy, Said, Word, decode, encode
 
 PIECE = 64 << 10  # elements worked on at a time: they stay in the cache
 
@@ -55,8 +57,11 @@ class Words:
         self._about: tuple[bytes, tuple[str, ...]] = (b"", ())
         self._boxes: dict[str, bytes] = {}
 
-    def word(self, state: JobState, tell: Tell) -> Word:
-        """Return what one site is told; its lease is one of the open round's."""
+    def word(self, state: JobState, tell: Tell, total: str = "") -> Word:
+        """Return what one site is told; its lease is one of the open round's.
+
+        `total` names the frame of the survivors' sum in an encrypted round.
+        """
         match tell.step:
             case "shares":
                 body = secagg.roster(context(state), said(state, "keys"))
@@ -67,13 +72,20 @@ class Words:
                 body = secagg.survivors(context(state), survivors(state))
                 return Word(tell.lease, "survivors", body)
             case _:
-                return Word(tell.lease, "consents", secagg.consents(said(state, "consent")))
+                body = secagg.consents(said(state, "consent"))
+                if total:
+                    body = encode(msgspec.structs.replace(decode(body, Consents), sum=total))
+                return Word(tell.lease, "consents", body)
 
     def _inboxes(self, state: JobState) -> dict[str, bytes]:
         sharers = (lease.site for lease in state.leases.values() if "shares" in lease.words)
         about = (context(state), tuple(sorted(sharers)))
         if about != self._about:
-            self._about, self._boxes = about, secagg.inboxes(said(state, "shares"))
+            shares = said(state, "shares")
+            boxes = secagg.inboxes(shares)
+            if state.config.encrypted:
+                boxes = vault.passed_on(shares, boxes)
+            self._about, self._boxes = about, boxes
         return self._boxes
 
 
@@ -93,6 +105,7 @@ def check(state: JobState, site: str, message: Said, public_key: bytes) -> None:
     match message.step:
         case "shares":
             secagg.check_shares(body, site, roster)
+            vault.check(body, site, roster, state.config.encrypted)
         case "consent":
             secagg.check_consent(body, site, roster, parties, public_key)
         case "unmask":

@@ -15,6 +15,7 @@ from consilia.errors import ConfigError
 
 T = TypeVar("T")
 MAX_PAGE = 500
+MAX_LINE = (1 << 63) - 1  # the highest number that an audit line can have
 _BETWEEN = "~"  # no name, id or digest has it
 
 

@@ -11,7 +11,7 @@ a site's assignments are replaced whole, never changed in place.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from consilia.hub.clock import Clock
 from consilia.wire.v1 import Lease, Orders, Poll, Task, Word
@@ -29,6 +29,7 @@ class Assignment:
     task: Task
     until: float
     limit: int
+    sum: str = ""  # frame with the encrypted sum that the site may open
 
 
 @dataclass(slots=True)
@@ -84,10 +85,10 @@ class Presence:
         return None if entry is None else entry.assigned.get(lease)
 
     def may_read(self, site: str, digest: str) -> Assignment | None:
-        """Return an assignment of the site that starts from frame `digest`. Any thread."""
+        """Return an assignment that frame `digest` is for: its model, its sum. Any thread."""
         entry = self._sites.get(site)
         assigned = () if entry is None else tuple(entry.assigned.values())
-        return next((a for a in assigned if a.task.model == digest), None)
+        return next((a for a in assigned if digest and digest in (a.task.model, a.sum)), None)
 
     # ---- what the engine does ----------------------------------------------------------------
 
@@ -96,6 +97,12 @@ class Presence:
         entry = self._entry(assignment.site)
         entry.assigned = {**entry.assigned, assignment.lease: assignment}
         _wake(entry)
+
+    def allow(self, site: str, lease: str, digest: str) -> None:
+        """Let a site read the frame of the encrypted sum of its round."""
+        entry = self._entry(site)
+        if (held := entry.assigned.get(lease)) is not None:
+            entry.assigned = {**entry.assigned, lease: replace(held, sum=digest)}
 
     def withdraw(self, site: str, lease: str) -> None:
         """Take a lease back; a waiting poll tells the site at once."""

@@ -9,7 +9,7 @@ Lists answer a `Page` (hub/paging), newest first or by name.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_STUDIES = 1000  # of one author, drafts and submitted ones
 MAX_PLANS = 1000  # offered to one study
+ALARMS = "hub.alarms"  # metric of a version: how many there were (hub.watching)
 StudyState = Literal["draft", "submitted", "closed"]
 SiteState = Literal["invited", "enrolled", "revoked"]
 
@@ -109,6 +110,7 @@ class Version:
     bytes_in: int = 0
     bytes_out: int = 0
     deleted: float | None = None  # when retention gave its frame up
+    alarms: tuple[str, ...] = ()  # kept in the journal, with the event Closed
 
 
 # ---- generations ----------------------------------------------------------------------------
@@ -391,7 +393,7 @@ def _change_site(db: Connection, name: str, **values: object) -> None:
 def add_version(db: Connection, version: Version) -> None:
     """Record a model version; its job is there already."""
     documents = {name: _dump(getattr(version, name)) for name in _DOCUMENTS}
-    fields = {name: getattr(version, name) for name in version.__slots__}
+    fields = {name: getattr(version, name) for name in version.__slots__ if name != "alarms"}
     db.execute(sa.insert(t.versions), fields | documents)
 
 
@@ -411,7 +413,34 @@ def latest_version(db: Connection, job: str) -> Version | None:
 def job_versions(db: Connection, job: str) -> tuple[Version, ...]:
     """Every model version of a job, in the order of its rounds."""
     query = sa.select(t.versions).where(t.versions.c.job == job).order_by(t.versions.c.round)
-    return tuple(map(_version, db.execute(query)))
+    found = tuple(map(_version, db.execute(query)))
+    if not any(ALARMS in version.metrics for version in found):
+        return found
+    j = t.journal.c
+    query = sa.select(j.body).where(j.job == job, j.type == "Closed")
+    closed = (json.loads(body) for body in db.scalars(query))
+    raised = {c["round"]: tuple(c["alarms"]) for c in closed if c.get("alarms")}
+    return tuple(replace(v, alarms=raised.get(v.round, ())) for v in found)
+
+
+def lineage(db: Connection, id: str, most: int = 1000) -> tuple[str, ...]:
+    """Return a version's id and those it was trained from, back to the first; at most `most`.
+
+    The last entry may be a frame digest: a base model that somebody has uploaded.
+    """
+    v = t.versions.c
+    line = (
+        sa.select(v.id, v.parent, sa.literal(1).label("step"))
+        .where(v.id == id)
+        .cte(recursive=True)
+    )
+    before = sa.select(v.id, v.parent, line.c.step + 1).where(
+        v.id == line.c.parent, line.c.step < most
+    )
+    rows = db.execute(sa.select(line.union_all(before)).order_by(sa.text("step"))).all()
+    ids = [row.id for row in rows]
+    last = rows[-1].parent if rows else None
+    return (*ids, last) if last is not None and len(ids) < most else tuple(ids)
 
 
 def uses_optimizer(db: Connection, digest: str) -> bool:
@@ -420,16 +449,19 @@ def uses_optimizer(db: Connection, digest: str) -> bool:
     return db.execute(sa.select(v.id).where(v.optimizer == digest).limit(1)).first() is not None
 
 
-def list_versions(
+def list_versions(  # noqa: PLR0913 - a list's filters
     db: Connection,
     *,
     job: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
     author: str | None = None,
+    among: "sa.Select[tuple[str]] | None" = None,
 ) -> Page[Version]:
-    """Model versions, newest first: all, or those made in an author's studies."""
+    """Model versions, newest first: all, or those made in an author's studies, or `among`."""
     found = _VERSIONS if job is None else _VERSIONS.where(t.versions.c.job == job)
+    if among is not None:
+        found = found.where(t.versions.c.id.in_(among))
     if author is not None:
         found = found.where(t.versions.c.study.in_(_studies_by(author)))
     return found.page(db, limit, cursor)

@@ -5,10 +5,11 @@
             2. a file that nothing refers to, and did not for SETTLE seconds, is deleted
 
 Kept whatever the rule: a job's newest version and its optimizer state (every job can be
-resumed), what any job started from, what live jobs hold, and all versions of an unfinished job
-whose `watch` may lead it back to one of them. `bases.check_base` refuses a base
-whose frame is marked, so between mark and deletion nothing can begin to need a file; SETTLE
-covers what was under way. A crash between the two steps leaves a file for the next sweep.
+resumed), what any job started from, candidates and released versions, what live jobs hold, and
+all versions of an unfinished job whose `watch` may lead it back to one of them.
+`bases.check_base` refuses a base whose frame is marked, so between mark and deletion nothing
+can begin to need a file; SETTLE covers what was under way. A crash between the two steps
+leaves a file for the next sweep.
 
 When a sweep fails it forgets what it suspected: while the database refuses, a close that waits
 to be recorded has a file that nothing refers to yet.
@@ -28,6 +29,7 @@ from consilia.hub import audit, tables
 from consilia.hub.bases import based_on
 from consilia.hub.blobs import Blobs
 from consilia.hub.config import Retention
+from consilia.hub.stages import KEPT, at_stage
 from consilia.hub.store import Store
 
 EVERY = 300.0  # seconds between two sweeps
@@ -77,7 +79,8 @@ def surplus(db: Connection, rule: Retention) -> list[Kept]:
     crowded = (
         sa.select(_V.job, count).where(_V.deleted.is_(None)).group_by(_V.job).having(count > 1)
     )
-    based, turning = based_on(db), _may_go_back(db)
+    based = based_on(db) | frozenset(db.execute(at_stage(*KEPT)).scalars())
+    turning = _may_go_back(db)
     found: list[Kept] = []
     for job, held in db.execute(crowded).all():
         asked = [n for n in (everywhere, wishes.get(job)) if n is not None]
@@ -152,7 +155,8 @@ class Collector:
             _restore(db, now)
             for version in doomed:
                 gone = sa.update(tables.versions).where(_V.id == version.id)
-                if db.execute(gone.where(_V.deleted.is_(None)).values(deleted=now)).rowcount:
+                loose = _V.deleted.is_(None) & _V.id.not_in(at_stage(*KEPT))
+                if db.execute(gone.where(loose).values(deleted=now)).rowcount:
                     _note(db, now, version.id, version.digest)
             for digest, author in stale:
                 mine = (_U.digest == digest) & (_U.author == author) & (_U.at < before)

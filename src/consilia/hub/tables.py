@@ -7,7 +7,7 @@ records, so a new optional field needs no migration. Every list endpoint has its
 
 import sqlalchemy as sa
 
-HEAD = "r0003"  # the migration that makes exactly these tables
+HEAD = "r0005"  # the migration that makes exactly these tables
 
 metadata = sa.MetaData(
     naming_convention={
@@ -45,6 +45,14 @@ mirrors = sa.Table(
     sa.Column("sealed", sa.LargeBinary, nullable=False),  # msgpack of the Sealed it sent
 )
 
+withdrawals = sa.Table(  # of sites from studies that they had accepted
+    "withdrawals",
+    metadata,
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("study_digest", sa.String(80), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
 certificates = sa.Table(
     "certificates",
     metadata,
@@ -71,7 +79,7 @@ tokens = sa.Table(
     metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("name", sa.String(100), nullable=False),
-    sa.Column("role", sa.String(16), nullable=False),  # operator, researcher, auditor
+    sa.Column("role", sa.String(16), nullable=False),  # see hub.rest.guard
     sa.Column("secret_hash", sa.String(64), nullable=False, unique=True),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
@@ -167,6 +175,19 @@ versions = sa.Table(
     sa.Index("ix_versions_optimizer", "optimizer"),
 )
 
+stages = sa.Table(  # what people decided of a model version, one row for each decision
+    "stages",
+    metadata,
+    sa.Column("model", sa.ForeignKey("versions.id"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, ... per model
+    sa.Column("stage", sa.String(16), nullable=False),  # candidate, released, retired
+    sa.Column("current", sa.Boolean, nullable=False),  # no later row of this model
+    sa.Column("actor", sa.String(100), nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("ix_stages_stage_current", "stage", "current"),
+)
+
 uploads = sa.Table(  # base frames that people have sent
     "uploads",
     metadata,
@@ -187,4 +208,5 @@ audit = sa.Table(
     sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("digest", sa.String(80), nullable=False),  # core.chain link to the line before
+    sa.Index("ix_audit_subject_seq", "subject", "seq"),
 )

@@ -54,7 +54,7 @@ def live(
         created=book.record.created,
         sites=doing(state, lacking),
         progress={site: item.fraction for site, item in book.progress.items()},
-        rounds=_rounds(job.book.record, versions),
+        rounds=round_views(job.book.record, versions),
     )
 
 
@@ -70,26 +70,36 @@ def finished(record: JobRecord, versions: Sequence[Version]) -> JobView:
         created=record.created,
         sites={},
         progress={},
-        rounds=_rounds(record, versions),
+        rounds=round_views(record, versions),
     )
 
 
-def _rounds(record: JobRecord, versions: Sequence[Version]) -> tuple[RoundView, ...]:
+def round_views(record: JobRecord, versions: Sequence[Version]) -> tuple[RoundView, ...]:
     """Return the closed rounds, with what each has brought a site's epsilon to.
 
     Rounds that had to be repeated cost a site more: its own ledger is the truth.
     """
     dp = record.experiment.privacy.dp if record.experiment.privacy else None
+    packed = record.experiment.compress != "none"
+    views = tuple(_saved(v) if packed else round_view(v) for v in versions)
     if dp is None:
-        return tuple(map(round_view, versions))
+        return views
     one = accountant.cost(dp)
 
     def spent(rounds: int) -> float:
         return accountant.epsilon([part * rounds for part in one], dp.delta) if rounds else 0.0
 
-    return tuple(
-        msgspec.structs.replace(round_view(v), epsilon=spent(v.round)) for v in versions
-    )
+    return tuple(msgspec.structs.replace(v, epsilon=spent(v.round)) for v in views)
+
+
+def _saved(version: Version) -> RoundView:
+    """Return a closed round of compressed updates: with what whole ones would have taken more.
+
+    The init round's model is whole.
+    """
+    whole = len(version.sites) * version.bytes if version.round else 0
+    saved = max(0, whole - version.bytes_in)
+    return msgspec.structs.replace(round_view(version), bytes_saved=saved)
 
 
 def round_view(version: Version) -> RoundView:
@@ -104,11 +114,12 @@ def round_view(version: Version) -> RoundView:
         rejected=version.rejected,
         bytes_in=version.bytes_in,
         bytes_out=version.bytes_out,
+        alarms=version.alarms,
     )
 
 
-def model_view(version: Version) -> ModelView:
-    """Return a model version with its lineage."""
+def model_view(version: Version, stage: str = "", withdrawn: tuple[str, ...] = ()) -> ModelView:
+    """Return a model version with its lineage and where it stands (hub.stages)."""
     return ModelView(
         id=version.id,
         job=version.job,
@@ -125,6 +136,8 @@ def model_view(version: Version) -> ModelView:
         metrics=version.metrics,
         parent=version.parent,
         deleted=version.deleted,
+        stage=stage,
+        withdrawn=withdrawn,
     )
 
 

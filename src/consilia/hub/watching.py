@@ -4,7 +4,8 @@ What later rounds need to know is kept among the metrics of the model version, u
 begin with `hub.` (a site's metric of such a name is dropped): `hub.step`, the L2 norm of the
 model's step; `hub.watched`, the watched metric, as a median over sites where they are seen;
 `hub.alarms`, how many; `hub.back`, 1 when the round led back. Nothing of a single site is kept:
-who looked odd stands in the audit.
+who looked odd stands in the audit. People who follow the job are told the alarms in words (the
+event `Closed`, the round's view), without a site's name or figures.
 
 Going back: the version of the round is then the last good model once more, and the next round
 starts from it. The model that was made stays in no version; its digest is in the audit.
@@ -15,18 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from consilia.algo.watch import Limits, Seen, check, parts, watch
+from consilia.algo.watch import Alarm, Limits, Seen, check, parts, watch
 from consilia.core.events import Lease
 from consilia.errors import NotFound
 from consilia.hub.blobs import Blobs
 from consilia.hub.folding import Aggregate, Made, Update
-from consilia.hub.records import Version
+from consilia.hub.records import ALARMS, Version
 from consilia.wire import frames, people
 
 PREFIX = "hub."
-STEP, WATCHED, ALARMS, BACK = (
-    f"{PREFIX}{name}" for name in ("step", "watched", "alarms", "back")
-)
+STEP, WATCHED, BACK = (f"{PREFIX}{name}" for name in ("step", "watched", "back"))
 
 
 def limits(chosen: people.Watch) -> Limits:
@@ -117,8 +116,11 @@ def judged(  # noqa: PLR0913 - what is known of the round, all of it explicit
     )
     alarms = watch((*history(versions or ()), seen), limits(chosen))
     texts = [f"{alarm.rule}: {alarm.text}" for alarm in alarms]
+    told = list(dict.fromkeys(map(_told, alarms)))  # two odd sites are one sentence
     if versions is None:
-        texts.append("history: the rounds before were not at hand, nothing is compared to them")
+        blind = "history: the rounds before were not at hand, nothing is compared to them"
+        texts.append(blind)
+        told.append(blind)
     notes = {STEP: seen.step or 0.0}
     if seen.metric is not None:
         notes[WATCHED] = seen.metric
@@ -126,7 +128,7 @@ def judged(  # noqa: PLR0913 - what is known of the round, all of it explicit
         notes[ALARMS] = float(len(texts))
     good = [alarm.good for alarm in alarms if alarm.good is not None]
     if not (good and chosen.rollback):
-        return replace(made, alarms=tuple(texts), notes=notes)
+        return replace(made, alarms=tuple(texts), told=tuple(told), notes=notes)
     # The oldest of them: a metric that has risen for rounds speaks of more than this round.
     target = next((digest for digest in good if digest != base), base)
     header = _header(blobs, target) or aggregate.header
@@ -139,8 +141,18 @@ def judged(  # noqa: PLR0913 - what is known of the round, all of it explicit
         # The state belongs to the model before this round; with an older model it starts anew.
         optimizer=optimizer if header.digest == base else None,
         alarms=(*texts, went),
+        told=(*told, f"back to the model {header.digest[:19]}: the next round starts from it"),
         notes={**notes, BACK: 1.0},
     )
+
+
+def _told(alarm: Alarm) -> str:
+    """Return an alarm as everybody may read it."""
+    if alarm.rule == "norm":
+        return "norm: a site's update is far longer than the others'; the audit names it"
+    if alarm.rule == "direction":
+        return "direction: a site's update points away from the others'; the audit names it"
+    return f"{alarm.rule}: {alarm.text}"
 
 
 def _sites(updates: Sequence[Update]) -> list[str]:

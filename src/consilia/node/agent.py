@@ -28,19 +28,21 @@ from consilia.errors import (
     ConfigError,
     Conflict,
     ConsiliaError,
+    DataError,
     Refused,
     StorageError,
     TransferError,
     WorkerError,
 )
-from consilia.node import catalogue, datasets
+from consilia.node import catalogue, datasets, opening, optout, purge
 from consilia.node.backoff import Backoff, Restraint
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
 from consilia.node.delivery import Delivery, conclude
 from consilia.node.exchange import Exchange
 from consilia.node.link import HubLink
-from consilia.node.masking import Open, Spoken
+from consilia.node.masking import Open, Spoken, encrypts
+from consilia.node.opening import Opening, Tools
 from consilia.node.policy import short
 from consilia.node.release import Answer, Release
 from consilia.node.runner import Runs
@@ -64,6 +66,7 @@ from consilia.wire.worker import Run
 
 WAIT = 25.0  # seconds the hub may hold a poll
 TICK = 1.0  # seconds between looks at what changes by itself: days, the store
+LOOK = 60.0  # seconds between looks at the datasets' files
 TELL = 1.0  # seconds between two progress messages of a task
 RETRY_DISK = 5.0  # seconds between attempts to write down an answer
 MAX_WORKS = 64  # leases a node takes on at once
@@ -98,6 +101,7 @@ class Agent:
         self._link = link
         self._runner = runner
         self._now = now
+        self._secret = random_bytes
         self._rng = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - jitter
         self._session = ids.new_id("s", random_bytes(10))
         self._standing = Standing(store, config, now)
@@ -113,8 +117,8 @@ class Agent:
         self._unclaimed: set[str] = set()  # masked rounds from before, not given again yet
         self._refused = 0  # tasks refused in a row
         self._catalogue = 0
-        self._revision = -1
-        self._day = date.min
+        self._stamp = (-1, date.min, True)
+        self._purged = date.min
         self._contact: float | None = None
         self._problem = "has not reached the hub yet"
 
@@ -122,6 +126,7 @@ class Agent:
         """Work until cancelled. Unfinished tasks are dropped then: the hub gives them again."""
         answers = await in_thread(self._release.pending)
         rounds = {r.lease.id: r for r in await in_thread(self._release.masking.open)}
+        await in_thread(opening.sweep, self._release.opening, rounds)
         for answer in answers:
             self._take(answer.lease, answer, rounds.pop(answer.lease.id, None))
         for name, round in rounds.items():
@@ -129,8 +134,7 @@ class Agent:
                 self._take(round.lease, None, round)  # the hub has our update
             else:
                 self._unclaimed.add(name)
-        self._revision, self._day = self._store.revision(), self._standing.today()
-        self._reconsider()
+        self.changed()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen())
@@ -141,9 +145,11 @@ class Agent:
 
     def changed(self) -> None:
         """Look at the site's decisions anew: somebody has changed them."""
-        revision, day = self._store.revision(), self._standing.today()
-        if (revision, day) != (self._revision, self._day):
-            self._revision, self._day = revision, day
+        stamp = self._standing.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._config = self._standing.config
+            self._release.settle(self._config)
             self._reconsider()
 
     def stop_job(self, job: str) -> int:
@@ -152,6 +158,10 @@ class Agent:
         for work in found:
             self._end(work, Ending("staff", ("stopped by the site's staff",)))
         return len(found)
+
+    def empty_cache(self) -> int:
+        """Remove the models that no task uses; return their bytes."""
+        return self._cache.clear()
 
     def status(self) -> AgentStatus:
         """Return what the agent does now."""
@@ -244,6 +254,7 @@ class Agent:
             await self._news.wait()
             self._news.clear()
             try:
+                await in_thread(datasets.watch, self._store, self._now())
                 message = self._standing.advertisement()
                 sealed = await in_thread(self._release.advertisement, message)
                 verdict = await self._link.advertise(sealed)
@@ -268,19 +279,49 @@ class Agent:
             decision = self._standing.judge(work.lease)
             if not decision.allowed:
                 self._end(work, Ending("policy", decision.objections))
+        for name, job in self._jobs.items():
+            if job.lease is not None and not self._standing.judge(job.lease).allowed:
+                job.lease = None  # warm between two rounds, with the plan's code and the data
+                self._spawn(self._runner.stop(name))
         self._news.set()
 
     async def _keep_house(self) -> None:
         """Once a second: the day, changes nobody told of, idle workers, notes to write down."""
+        look = self._now() + LOOK
         while True:
             await asyncio.sleep(TICK)
             try:
+                if (at := self._now()) >= look:
+                    look = at + LOOK
+                    await in_thread(datasets.watch, self._store, at)
                 self.changed()
                 self._forget_jobs()
                 if not any(w.phase != "sending" for w in self._works.values()):
                     await in_thread(self._release.flush)
+                await self._purge_due()
+                if asked := self._standing.asked():
+                    await in_thread(self._standing.keep, asked)
             except (ConsiliaError, OSError) as e:
                 _LOG.error("%s", e)
+
+    async def _purge_due(self) -> None:
+        """Once a day: delete what studies left here that ended long enough ago."""
+        today = self._standing.today()
+        if self._purged == today:
+            return
+        self._purged = today
+        days = self._config.retention_days
+        for digest in await in_thread(purge.due, self._store, days, today):
+            await in_thread(
+                purge.purge,
+                self._store,
+                self._store.path.parent,
+                digest,
+                actor="agent",
+                now=self._now(),
+                empty_cache=self._cache.clear,
+                reason=f"retention_days: {days}",
+            )
 
     def _forget_jobs(self) -> None:
         """Forget jobs that have had no task for as long as the runner keeps a worker."""
@@ -350,9 +391,22 @@ class Agent:
     def _join(self, work: Work, spoken: Spoken | None = None) -> None:
         """Take part in the masked round that a lease belongs to."""
         masking, pause = self._release.masking, self._delivery.pause
-        broke = partial(self._broke, work)
-        work.exchange = Exchange(work.lease, masking, self._link, pause, self._rng, broke)
-        work.exchange.start(spoken)
+        broke, opens = partial(self._broke, work), None
+        if encrypts(work.lease.task):
+            tools = Tools(
+                masking,
+                self._link,
+                self._release.opening,
+                self._cache.path,
+                self._threads,
+                pause,
+                self._rng,
+                self._secret,
+            )
+            opens = Opening(work.lease, tools)
+        exchange = Exchange(work.lease, masking, self._link, pause, self._rng, broke, opens)
+        work.exchange = exchange
+        exchange.start(spoken)
 
     def _broke(self, work: Work, error: ConsiliaError) -> None:
         """Stop a task whose masked round this site must not go on with."""
@@ -385,6 +439,7 @@ class Agent:
             await work.exchange.close()
         if work.lease.task.cohort:
             await in_thread(self._release.masking.forget, work.lease.id)
+            await in_thread(opening.forget, self._release.opening, work.lease.id)
 
     async def _forget_unclaimed(self) -> None:
         """Forget rounds that were over while the agent was away: the hub does not ask."""
@@ -422,13 +477,14 @@ class Agent:
     async def _attempt(self, work: Work) -> Answer:
         """Judge, prepare, run, release. Raises NotAllowed, or what went wrong."""
         lease = work.lease
-        self._judge(lease)
+        self._judge(lease, note=True)
         if lease.task.cohort:
             self._join(work)  # before its turn: the others wait for our keys, not our update
         job = self._jobs.setdefault(lease.task.job, Job())
         async with job.lock, self._slots:
             work.phase = "preparing"
             grant = self._judge(lease)  # time has passed: ask again
+            job.lease = lease
             self._refused = 0
             if dp_of(lease.task) is not None:
                 await self._reserve(lease, grant)
@@ -454,17 +510,17 @@ class Agent:
             await in_thread(self._spending.give_back, lease, "it never began")
             self._news.set()  # the hub keeps the ledger's new head
 
-    def _judge(self, lease: Lease) -> Grant:
-        """Return what the lease may use, or raise NotAllowed."""
+    def _judge(self, lease: Lease, note: bool = False) -> Grant:
+        """Return what the lease may use, or raise NotAllowed; `note` remembers what it asks."""
         if self._release.answered(lease.id):
             raise NotAllowed(("this lease was answered before",), "task.refuse")
         try:  # a long one would push the plan and the dataset out of the audit trail's line
             ids.name(lease.task.job, "job")
         except ConfigError as e:
             raise NotAllowed((str(e),), "task.refuse") from None
-        decision = self._standing.judge(lease)
+        decision = self._standing.judge(lease, note)
         if not decision.allowed:
-            raise NotAllowed(decision.objections, "task.refuse")
+            raise NotAllowed(decision.objections, "task.refuse", decision.told)
         return self._standing.grant(lease, decision)
 
     async def _run(self, work: Work, job: Job, grant: Grant) -> Answer:
@@ -556,15 +612,25 @@ class Agent:
         """
         task = lease.task
         if grant.dataset is not None:
-            datasets.check_unchanged(grant.dataset)
+            try:
+                datasets.check_unchanged(grant.dataset)
+            except DataError:
+                datasets.watch(self._store, self._now())  # no further task is given it
+                raise
         name = grant.dataset.name if grant.dataset else "none"
-        facts = (task.kind, task.study, task.plan, name, tuple(sorted(task.arguments.items())))
+        arguments, loaded = tuple(sorted(task.arguments.items())), grant.loaded
+        facts = (task.kind, task.study, task.plan, name, arguments, loaded, dp_of(task))
         if facts != job.granted:
             detail = (
                 f"{task.kind} of job {task.job} from round {task.round}: plan {task.plan}, "
                 f"study {task.study_name}, dataset {name}, arguments {dict(task.arguments)}"
             )
+            if loaded is not None and loaded.note:
+                detail = f"{loaded.note}; {detail}"
             with self._store.write() as tx:
+                purge.note_job(tx, task.study, task.job)
+                if loaded is not None and dp_of(task) is None:
+                    optout.note_use(tx, name, loaded.patients, self._now())
                 tx.audit(self._now(), "agent", "task.start", lease.id, "allowed", detail)
             job.granted = facts
 
@@ -573,7 +639,7 @@ class Agent:
     def _refused_answer(self, lease: Lease, e: NotAllowed) -> Answer:
         _LOG.warning("refused lease %s: %s", printable(lease.id, 200), printable(str(e), 2000))
         self._refused += 1
-        return self._release.declined(lease, e.objections, e.action)
+        return self._release.declined(lease, e.objections, e.action, e.told)
 
     def _stopped(self, work: Work, ending: Ending) -> Answer | None:
         if ending.by != "hub":
@@ -627,3 +693,4 @@ class Agent:
         await self._link.close()
         self._threads.shutdown(wait=True)
         await in_thread(self._release.flush)
+        await in_thread(self._standing.keep, self._standing.asked(everything=True))

@@ -4,6 +4,7 @@ DIR/node.yaml     what the administrator decides (node.config)
 DIR/secrets/      keys and certificates (node.identity)
 DIR/node.sqlite   decisions, audit trail, outbox's register (node.store)
 DIR/cache/        models by digest      DIR/outbox/  answers until acknowledged
+DIR/opening/      sums of encrypted rounds, while they are opened (node.opening)
 DIR/log/          agent.log, and what plans printed    DIR/control.sock  for commands
 """
 
@@ -23,7 +24,7 @@ import msgspec
 
 from consilia.core import ids
 from consilia.errors import Conflict, ConsiliaError, StorageError
-from consilia.node import config, control, identity, logs, runner
+from consilia.node import config, control, identity, logs, policyhistory, runner
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
@@ -127,12 +128,16 @@ async def _serve(
     me = identity.load(directory, settings.site)
     launcher = runner.choose_launcher(settings.sandbox)
     store = Store.open(directory)
+    policyhistory.started(store, directory, time.time())
     rng = random.Random(int.from_bytes(os.urandom(8), "big"))  # noqa: S311 - jitter only
     link = HttpLink(
         settings.hub,
         Credentials(me.secrets / "tls.pem", me.secrets / "tls.key", me.secrets / "ca.pem"),
         random=rng.random,
         proxy=config.proxy_url(directory, settings),
+    )
+    running = runner.Runner(
+        launcher, directory, settings.limits, site=settings.site, cuda=settings.cuda
     )
     agent = Agent(
         config=settings,
@@ -142,9 +147,7 @@ async def _serve(
         ),
         cache=Cache(directory / "cache", settings.cache_bytes),
         link=link,
-        runner=runner.Runner(
-            launcher, directory, settings.limits, site=settings.site, cuda=settings.cuda
-        ),
+        runner=running,
         now=time.time,
         random_bytes=os.urandom,
     )
@@ -152,7 +155,7 @@ async def _serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
     try:
-        async with control.listening(directory, lambda asked: _control(agent, asked)):
+        async with control.listening(directory, lambda asked: _control(agent, running, asked)):
             _LOG.info("node of site %s serves; hub %s", settings.site, settings.hub)
             if settings.sandbox == "off":
                 _LOG.warning("the sandbox is OFF: approved code can read what this user can")
@@ -186,7 +189,9 @@ async def _renew(me: Identity, link: HttpLink) -> None:
             await asyncio.sleep(RENEW_RETRY)
 
 
-def _control(agent: Agent, asked: Mapping[str, object]) -> Mapping[str, object]:
+def _control(
+    agent: Agent, running: runner.Runner, asked: Mapping[str, object]
+) -> Mapping[str, object]:
     """Do what a command asks of the running agent."""
     do = asked.get("do")
     if do == "changed":
@@ -194,9 +199,11 @@ def _control(agent: Agent, asked: Mapping[str, object]) -> Mapping[str, object]:
         return {"ok": True}
     if do == "status":
         found: dict[str, object] = msgspec.to_builtins(agent.status())
-        return found
+        return {**found, "workers": running.processes()}
     if do == "stop-job":
         return {"stopped": agent.stop_job(str(asked.get("job", "")))}
+    if do == "empty-cache":
+        return {"bytes": agent.empty_cache()}
     return {"error": f"unknown request {str(do)[:40]!r}"}
 
 

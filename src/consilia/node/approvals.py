@@ -8,6 +8,10 @@ A plan is named by the digest of its source, declared requirements and entry poi
 here from the bytes the reviewer reads: changing one character makes another, pending plan.
 A rejected, revoked or expired plan may be approved again. An approval names the arguments
 that may be set; the others keep what the source says.
+
+Where node.yaml asks for several reviewers, each signs off in their own name on the same terms,
+and the last one's word is the approval; until then the plan stays what it was. An approval
+keeps who signed it, so that policy can ask again when the rule becomes stricter.
 """
 
 import json
@@ -20,8 +24,19 @@ import msgspec
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, WireError
-from consilia.node import source
-from consilia.node.policy import Allowed, Interval, OneOf, PlanGrant, describe, short
+from consilia.node import config, source
+from consilia.node.findings import Finding, findings
+from consilia.node.policy import Allowed, PlanGrant, Via, describe, short
+from consilia.node.signoffs import (
+    SignOff,
+    Terms,
+    dump,
+    load,
+    sign_off,
+    signoffs,
+    terms_of,
+    terms_text,
+)
 from consilia.node.store import Row, Store, Transaction, printable
 from consilia.wire.planform import check_form
 from consilia.wire.v1 import Plan, Scalar, encode, plan_digest
@@ -53,6 +68,20 @@ class PlanRecord:
     until: date  # last day of an approval, inclusive; date.max for none
     arguments: Mapping[str, Allowed | None]  # names that may be set; None: the site's range
     studies: tuple[str, ...]  # only for these; empty: any study accepted here
+    via: Via = "site"  # how an approval in force came about
+    signers: tuple[str, ...] = ()  # of that approval
+    signoffs: tuple[SignOff, ...] = ()  # of an approval that needs more reviewers
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """All that a reviewer reads before deciding."""
+
+    plan: PlanRecord
+    findings: tuple[Finding, ...]
+    declared: Mapping[str, Scalar] | None  # arguments with defaults; None: not readable
+    before: PlanRecord | None  # the version of this name approved last here
+    differences: tuple[source.FileDiff, ...]  # against it; all of the plan without one
 
 
 def offer(  # noqa: PLR0913 - by keyword
@@ -100,31 +129,66 @@ def approve(  # noqa: PLR0913 - by keyword
     until: date | None = None,
     arguments: Mapping[str, Allowed | None] | None = None,
     studies: tuple[str, ...] = (),
+    needed: int | None = None,
 ) -> PlanRecord:
     """Approve a plan until a day (inclusive; None: no end).
+
+    `needed` different people must do so on the same terms, None for as many as node.yaml says;
+    before the last one the record comes back as it was, with one more of its `signoffs`.
 
     `arguments` adds or narrows: name -> range or choice, None for the site's own range. The
     names with defaults that the source declares are always among them. `studies` restricts
     the approval to studies of these names.
     """
     record = get(store, digest, day(now))
+    _check_reason(reason)
     if until is not None and until < day(now):
         raise ConfigError(f"--until {until} lies in the past: today is {day(now)}")
-    declared = source.declared_arguments(record.plan)
-    names: dict[str, Allowed | None] = dict.fromkeys(declared or ())
-    for name, allowed in (arguments or {}).items():
-        if declared is not None and name not in declared:
-            raise ConfigError(
-                f"argument {name!r} is not declared by the plan; declared: "
-                f"{', '.join(sorted(declared)) or 'none'}"
-            )
-        names[name] = allowed
+    names = argument_names(record.plan, arguments or {})
+    terms = Terms(until, names, tuple(sorted(studies)))
+    asked = None if until is None and not arguments and not studies else terms
+    signers = sign_off(
+        store,
+        record.digest,
+        SignOff(actor, now, reason, terms_text(terms)),
+        repeats=asked is None,
+        needed=reviewers_needed(store) if needed is None else needed,
+    )
+    if signers is None:
+        return get(store, record.digest, day(now))
+    agreed = terms_of(signers[0].terms)
+    return settle(store, record, agreed, signers, via="site", actor=actor, now=now)
+
+
+def reviewers_needed(store: Store) -> int:
+    """Return how many people must approve a plan, as node.yaml beside the store says; or 1."""
+    directory = store.path.parent
+    if not (directory / config.FILE).exists():
+        return 1  # a store without a node, as the simulator has
+    return config.load(directory).reviewers_needed
+
+
+def settle(  # noqa: PLR0913 - by keyword
+    store: Store,
+    record: PlanRecord,
+    terms: Terms,
+    signers: tuple[SignOff, ...],
+    *,
+    via: Via,
+    actor: str,
+    now: float,
+) -> PlanRecord:
+    """Make an approval of enough reviewers' words; it holds at once."""
+    shown = {n: a for n, a in terms.arguments.items() if a is not None}
+    reason = "; ".join(dict.fromkeys(s.reason for s in signers if s.reason))
     detail = "; ".join(
         part
         for part in (
-            f"until {until}" if until else "",
-            f"for {', '.join(studies)}" if studies else "",
-            ", ".join(f"{n}: {describe(a)}" for n, a in names.items() if a is not None),
+            f"until {terms.until}" if terms.until else "",
+            f"for {', '.join(terms.studies)}" if terms.studies else "",
+            ", ".join(f"{n}: {describe(a)}" for n, a in shown.items()),
+            "" if via == "site" else f"via {via}",
+            f"by {', '.join(s.reviewer for s in signers)}" if len(signers) > 1 else "",
             reason,
         )
         if part
@@ -132,16 +196,17 @@ def approve(  # noqa: PLR0913 - by keyword
     return _decide(
         store,
         record,
-        _Verdict("approved", actor, reason, now),
+        _Verdict("approved", actor, reason[:MAX_REASON], now),
         detail,
-        until=until.isoformat() if until else "",
-        arguments=_dump(names),
-        studies=json.dumps(sorted(studies)),
+        (via, tuple(s.reviewer for s in signers)),
+        until=terms.until.isoformat() if terms.until else "",
+        arguments=dump(terms.arguments),
+        studies=json.dumps(sorted(terms.studies)),
     )
 
 
 def reject(store: Store, digest: str, *, actor: str, now: float, reason: str) -> PlanRecord:
-    """Reject a plan that is pending; it cannot run."""
+    """Reject a plan that is pending, and what others signed for it; it cannot run."""
     record = get(store, digest, day(now))
     if record.state == "approved":
         raise Conflict(f"plan {short(record.digest)} is approved: revoke it instead")
@@ -215,6 +280,19 @@ def diff(store: Store, digest: str, today: date) -> str:
     return source.difference(old, record.plan)
 
 
+def review(store: Store, digest: str, today: date) -> Review:
+    """Return what a reviewer of a plan reads: source, findings, differences."""
+    record, before = get(store, digest, today), previous(store, digest, today)
+    old = before.plan if before else Plan(record.plan.name, {}, "")
+    return Review(
+        record,
+        findings(record.plan),
+        source.declared_arguments(record.plan),
+        before,
+        source.file_diffs(old, record.plan),
+    )
+
+
 def grants(store: Store) -> dict[str, PlanGrant]:
     """Return every approval, expired ones with their last day: what policy judges by."""
     found: dict[str, PlanGrant] = {}
@@ -229,6 +307,8 @@ def grants(store: Store) -> dict[str, PlanGrant]:
             record.until,
             dict(defaults),
             record.arguments,
+            frozenset(record.signers),
+            record.via,
         )
     return found
 
@@ -245,11 +325,15 @@ _VERBS = {"approved": "approve", "rejected": "reject", "revoked": "revoke"}
 
 
 def _decide(
-    store: Store, record: PlanRecord, verdict: _Verdict, detail: str, **fields: str
+    store: Store,
+    record: PlanRecord,
+    verdict: _Verdict,
+    detail: str,
+    signed: tuple[Via, tuple[str, ...]] | None = None,
+    **fields: str,
 ) -> PlanRecord:
-    """Write a decision, the `fields` an approval adds, and its audit line."""
-    if len(verdict.reason) > MAX_REASON:
-        raise ConfigError(f"a reason of {len(verdict.reason)} characters, limit {MAX_REASON}")
+    """Write a decision, what an approval adds (`signed`, `fields`), and its audit line."""
+    _check_reason(verdict.reason)
     values: dict[str, str | float] = {
         "state": verdict.state,
         "actor": verdict.actor,
@@ -264,6 +348,13 @@ def _decide(
             f"UPDATE plans SET {sets} WHERE digest = ?",  # noqa: S608 - our column names
             (*values.values(), record.digest),
         )
+        tx.execute("DELETE FROM signoffs WHERE plan = ?", (record.digest,))
+        tx.execute("DELETE FROM plan_signers WHERE plan = ?", (record.digest,))
+        if signed is not None:
+            tx.execute(
+                "INSERT INTO plan_signers VALUES (?, ?, ?)",
+                (record.digest, signed[0], json.dumps(signed[1])),
+            )
         tx.touch()
         tx.audit(
             verdict.at,
@@ -295,6 +386,7 @@ def _record(store: Store, row: Row, today: date) -> PlanRecord:
     if state == "approved" and today > last:
         state = "expired"
     offers = store.rows("SELECT study FROM offers WHERE plan = ? ORDER BY study", (digest,))
+    via, signers = _signers(store, str(digest), str(actor), str(state))
     return PlanRecord(
         str(digest),
         msgspec.msgpack.decode(body, type=Plan),
@@ -306,32 +398,41 @@ def _record(store: Store, row: Row, today: date) -> PlanRecord:
         str(reason),
         float(decided or 0),
         last,
-        _load(str(args)),
+        load(str(args)),
         tuple(json.loads(str(only))),
+        via,
+        signers,
+        signoffs(store, str(digest)),
     )
 
 
-def _dump(arguments: Mapping[str, Allowed | None]) -> str:
-    plain: dict[str, object] = {}
-    for name, allowed in arguments.items():
-        if isinstance(allowed, Interval):
-            plain[name] = {"range": [allowed.least, allowed.greatest]}
-        else:
-            plain[name] = {"values": list(allowed.values)} if allowed else None
-    return json.dumps(plain)
+def _signers(store: Store, digest: str, actor: str, state: str) -> tuple[Via, tuple[str, ...]]:
+    """Return how an approval came about and who signed; one without a note has one signer."""
+    rows = store.rows("SELECT via, names FROM plan_signers WHERE plan = ?", (digest,))
+    if rows:
+        return msgspec.convert(rows[0][0], Via), tuple(json.loads(str(rows[0][1])))
+    return "site", (actor,) if state in ("approved", "expired") else ()
 
 
-def _load(text: str) -> dict[str, Allowed | None]:
-    found: dict[str, Allowed | None] = {}
-    for name, plain in json.loads(text).items():
-        if plain is None:
-            found[name] = None
-        elif "range" in plain:
-            found[name] = Interval(*plain["range"])
-        else:
-            values: list[Scalar] = plain["values"]
-            found[name] = OneOf(tuple(values))
-    return found
+def argument_names(
+    plan: Plan, given: Mapping[str, Allowed | None]
+) -> dict[str, Allowed | None]:
+    """Return the names that may be set: those declared, and those `given` with their bounds."""
+    declared = source.declared_arguments(plan)
+    names: dict[str, Allowed | None] = dict.fromkeys(declared or ())
+    for name, allowed in given.items():
+        if declared is not None and name not in declared:
+            raise ConfigError(
+                f"argument {name!r} is not declared by the plan; declared: "
+                f"{', '.join(sorted(declared)) or 'none'}"
+            )
+        names[name] = allowed
+    return names
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > MAX_REASON:
+        raise ConfigError(f"a reason of {len(reason)} characters, limit {MAX_REASON}")
 
 
 def day(now: float) -> date:

@@ -94,6 +94,15 @@ class Cache:
         with self._lock:
             return [self.path(digest) for digest in reversed(self._sizes)]
 
+    def clear(self) -> int:
+        """Remove every frame that is not in use; return how many bytes they took."""
+        with self._lock:
+            unused = [digest for digest in self._sizes if digest not in self._users]
+            freed = sum(self._sizes[digest] for digest in unused)
+            for digest in unused:
+                self._drop(digest)
+            return freed
+
     @property
     def bytes(self) -> int:
         """How much the frames take."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused, WireError
-from consilia.node import approvals, heads, identity, peers, studies
+from consilia.node import approvals, attempts, heads, identity, peers, review, studies
 from consilia.node.store import Store, printable
 from consilia.wire.v1 import Catalogue, Plan, PlanEntry, Sealed
 
@@ -53,6 +53,8 @@ async def sync(
             news = await _take_plan(link, store, entry, now) or news
         except (WireError, PlanError, Conflict, ConfigError, NotFound, Refused) as e:
             _LOG.warning("plan %s not taken in: %s", printable(entry.digest, 80), e)
+            what = ("plan.offer", entry.digest[:200], str(e), now())
+            await asyncio.to_thread(attempts.note, store, *what)
     return found.version, news
 
 
@@ -76,6 +78,7 @@ def _take_studies(found: Catalogue, store: Store, site: str, now: Callable[[], f
             news = studies.offer(store, study, now()) or news
         except (WireError, Conflict) as e:
             _LOG.warning("study not taken in: %s", printable(str(e), 400))
+            attempts.note(store, "study.offer", study.name[:200], str(e), now())
     return news
 
 
@@ -89,6 +92,12 @@ async def _take_plan(
     if approvals.known(store, digest):
         return await asyncio.to_thread(approvals.note_offer, store, digest, study)
     plan = await link.plan(digest)
-    return await asyncio.to_thread(
-        approvals.offer, store, plan, digest, study=study, author=entry.author, now=now()
-    )
+    return await asyncio.to_thread(_take_source, store, plan, entry, now())
+
+
+def _take_source(store: Store, plan: Plan, entry: PlanEntry, now: float) -> bool:
+    digest, study = entry.digest, entry.study
+    new = approvals.offer(store, plan, digest, study=study, author=entry.author, now=now)
+    if new:
+        review.consider(store, digest, now)
+    return new

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from consilia.core.weights import BFLOAT16, Array, narrow, widen
+from consilia.algo.aggregate import Accumulator, accumulator, widen_into
+from consilia.core import carried
+from consilia.core.carried import Carried
+from consilia.core.weights import BFLOAT16, Array, Schema, TensorSpec, narrow, widen
 from consilia.privacy.noise import Stream, client_noise, local_grid
 from consilia.wire import frames
 from consilia.wire.v1 import Dp
@@ -81,6 +84,48 @@ def private(
                 change = client_noise(_wide(a) - start, factor, grid, stream)
                 writer.append(frames.raw_bytes(_as(start + change, a)))
         return writer.finish()
+
+
+def carried_of(dp: Dp, schema: Schema) -> Carried:
+    """Return what holds for an update of `private`; nothing at the levels of persons."""
+    if dp.level != "client":
+        return Carried()
+    size = sum(spec.size for spec in schema if spec.dtype in _FLOATS)
+    grid = local_grid(dp, size)
+    bounded = carried.clipped(Carried(), grid.bound)
+    return carried.noised(
+        carried.gridded(bounded, grid.step, size, nearest=True), grid.std * grid.step
+    )
+
+
+def changes(new: int, old: int, spec: TensorSpec, size: int) -> Iterator[Accumulator]:
+    """Yield new minus old of one tensor of two frames, in pieces of `size` bytes of it.
+
+    Flat, in the precision of algo.aggregate; each piece is an array of its own.
+    """
+    base = frames.read_header(old)
+    before = next(e for e in base.entries if e.name == spec.name)
+    kind = accumulator(spec.dtype)
+    theirs = frames.chunks(old, base, before, bytearray(size))
+    for a, b in zip(values(new, old, spec, size), theirs, strict=True):
+        change, start = np.empty(a.size, kind), np.empty(a.size, kind)
+        widen_into(a, change, spec)
+        widen_into(b, start, spec)
+        np.subtract(change, start, out=change)
+        yield change
+
+
+def values(new: int, old: int, spec: TensorSpec, size: int) -> Iterator[Array]:
+    """Yield one tensor of an update in pieces of `size` bytes, all in one buffer.
+
+    One that it leaves out as unchanged is read from the base model.
+    """
+    head, base = frames.read_header(new), frames.read_header(old)
+    own = next(e for e in head.entries if e.name == spec.name)
+    source = (new, head, own)
+    if not own.stored:  # the identical tensor of the base, perhaps under another name
+        source = (old, base, frames.borrowed(head, base)[spec.name])
+    return frames.chunks(*source, bytearray(size))
 
 
 def _pairs(new: int, old: int, floats_only: bool) -> Iterator[tuple[str, Array, Array | None]]:

@@ -16,8 +16,11 @@ import yaml
 
 from consilia.core import ids
 from consilia.errors import ConfigError, NotFound
+from consilia.node import hours
+from consilia.node.console import settings as console_settings
+from consilia.node.console.settings import Console
 from consilia.node.line import parse_proxy, with_password
-from consilia.node.policy import Interval, allowed_values
+from consilia.node.policy import ConsortiumReview, Interval, Terms, allowed_values
 from consilia.privacy.ledger import Cap, check_cap
 from consilia.wire import strict
 from consilia.wire.token import split_url
@@ -25,6 +28,8 @@ from consilia.wire.v1 import Scalar
 
 FILE = "node.yaml"
 GIB = 1 << 30
+MAX_REVIEWERS = 20
+MAX_RETENTION = 36_500  # days
 # required: bubblewrap; container: where that cannot work, fewer walls; off: none
 Sandbox = Literal["required", "container", "off"]
 
@@ -84,9 +89,17 @@ class NodeConfig(msgspec.Struct, frozen=True):
     privacy: Budgets = Budgets()
     plain_updates: bool = False  # may updates leave unmasked where three sites take part
     dp_required: bool = False  # refuse training without differential privacy
+    compressed_updates: bool = True  # may unmasked updates be compressed, with a memory here
     failures_per_day: int = 50  # of one plan; then its tasks are refused until the next day
+    permitted_studies: list[str] = []  # names; empty: any that is accepted here
+    terms: Terms = Terms()  # what a study must say of itself
+    hours: list[str] = []  # when tasks may run, as "mon-fri 19:00-07:00"; empty: at any time
+    reviewers_needed: int = 1  # different people who must approve a plan
+    consortium_review: ConsortiumReview | None = None  # other sites' reviewers who suffice
+    retention_days: int = 0  # what an ended study left is purged after this; 0: by hand only
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_bytes: int = 64 << 20  # of the log files together
+    console: Console = Console()
 
 
 def load(directory: Path) -> NodeConfig:
@@ -106,11 +119,7 @@ def load(directory: Path) -> NodeConfig:
 
 def parse(text: str, source: str = FILE) -> NodeConfig:
     """Return the configuration that `text` (YAML) holds."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{source} is not valid YAML: {e}") from None
-    config = strict.convert({} if value is None else value, NodeConfig, source)
+    config = strict.from_yaml(text or "{}", NodeConfig, source)
     check(config, source)
     return config
 
@@ -181,9 +190,35 @@ def _problems(c: NodeConfig) -> Iterator[str]:
     if not 0 <= c.clip_norm < math.inf:
         yield f"clip_norm: found {c.clip_norm}, needed 0 (no limit) or more"
     yield from _budget_problems(c.privacy)
+    yield from console_settings.problems(c.console)
+    yield from _governance_problems(c)
     for name, values in c.arguments.items():
         if found := _values_problem(values):
             yield f"arguments.{name}: {found}"
+
+
+def _governance_problems(c: NodeConfig) -> Iterator[str]:
+    """Yield what is wrong with the keys about studies, reviewers, hours and retention."""
+    for name in c.permitted_studies:
+        try:
+            ids.name(name, "study")
+        except ConfigError as e:
+            yield f"permitted_studies: {e}"
+    for text in c.hours:
+        try:
+            hours.parse(text)
+        except ConfigError as e:
+            yield f"hours: {e}"
+    if not 1 <= c.reviewers_needed <= MAX_REVIEWERS:
+        yield f"reviewers_needed: found {c.reviewers_needed}, needed 1 to {MAX_REVIEWERS}"
+    review = c.consortium_review
+    if review and not 1 <= review.sites <= review.reviewers <= MAX_REVIEWERS:
+        yield (
+            f"consortium_review: found {review.reviewers} reviewers of {review.sites} sites, "
+            f"needed 1 to {MAX_REVIEWERS} reviewers of at most as many sites"
+        )
+    if not 0 <= c.retention_days <= MAX_RETENTION:
+        yield f"retention_days: found {c.retention_days}, needed 0 (never) to {MAX_RETENTION}"
 
 
 def _check_proxy(c: NodeConfig) -> None:

@@ -71,7 +71,7 @@ class Delivery:
                         self._threads, self._link.upload, answer.lease.id, answer.frame
                     )
                 verdict = await self._link.report(answer.report)
-                self._release.acknowledged(answer)
+                self._release.acknowledged(answer, verdict.accepted)
                 if not verdict.accepted:
                     _LOG.warning("lease %s: %s", name, printable(verdict.reason, 400))
                 return verdict.accepted

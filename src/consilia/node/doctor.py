@@ -8,25 +8,29 @@ import http.client
 import os
 import shutil
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import msgspec
+from cryptography import x509
 
 from consilia.core.chain import Break
 from consilia.errors import ConsiliaError, DataError
 from consilia.node import audit, config, control, datasets, identity, runner
 from consilia.node.config import NodeConfig
+from consilia.node.console.settings import Console
 from consilia.node.identity import Identity
 from consilia.node.layers import layers
-from consilia.node.line import Credentials, client_context, line_error, parse_proxy
+from consilia.node.line import Credentials, Proxy, client_context, line_error, parse_proxy
 from consilia.node.store import Store
 from consilia.wire import hello
 from consilia.wire.token import split_url
 
 SKEW = 300.0  # seconds a clock may differ before it is worth a word
 SPACE = 2 << 30  # bytes of disk that a node should have free
+WARN_DAYS = 14  # before the console's certificate ends
 PATIENCE = 10.0  # seconds for a connection
 
 
@@ -39,8 +43,13 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-def examine(directory: Path, now: Callable[[], float]) -> list[Finding]:
-    """Check everything the node needs, in an order in which one thing explains the next."""
+def examine(
+    directory: Path, now: Callable[[], float], devices: Path = Path("/dev")
+) -> list[Finding]:
+    """Check everything the node needs, in an order in which one thing explains the next.
+
+    `devices` is where the kernel shows GPUs.
+    """
     try:
         settings = config.load(directory)
     except ConsiliaError as e:
@@ -58,7 +67,9 @@ def examine(directory: Path, now: Callable[[], float]) -> list[Finding]:
     found.append(_disk(directory))
     found += _sandbox(settings, directory)
     if settings.cuda:
-        found.append(_gpu())
+        found.append(_gpu(devices))
+    if settings.console.certificate:
+        found.append(_console(settings.console, directory, now()))
     found += _store(directory)
     found.append(_agent(directory))
     return found
@@ -83,7 +94,11 @@ def _certificate(me: Identity, now: float) -> Iterator[Finding]:
 def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> Iterator[Finding]:
     """Name, proxy, then one request on the control road: TLS, identity and clock at once."""
     host, port = split_url(settings.hub)
-    proxy = parse_proxy(config.proxy_url(me.secrets.parent, settings))
+    try:
+        proxy = parse_proxy(config.proxy_url(me.secrets.parent, settings))
+    except ConsiliaError as e:
+        yield Finding("proxy", False, str(e), "correct proxy and proxy_password_file")
+        return
     where, what = (host, port), "hub"
     if proxy is not None:
         where, what = (proxy.host, proxy.port), "proxy"
@@ -107,11 +122,8 @@ def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> It
         answer = line.getresponse()
         answer.read(1 << 16)
     except (OSError, http.client.HTTPException) as e:
-        advice = (
-            f"outgoing TCP to {where[0]}:{where[1]} must be allowed, and nothing on the way "
-            "may open TLS; ask the hub's operator if the hub runs and this site is enrolled"
-        )
-        yield Finding("hub", False, str(line_error(e, f"{host}:{port}")), advice)
+        found = str(line_error(e, f"{host}:{port}"))
+        yield Finding("hub", False, found, _line_advice(e, f"{host}:{port}", proxy, where))
         return
     finally:
         line.close()
@@ -119,6 +131,30 @@ def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> It
     advice = "" if ok else "the hub answers but refuses this node: ask its operator"
     yield Finding("hub", ok, f"answered with status {answer.status} over TLS 1.3", advice)
     yield from _clock(answer.getheader("Date") or "", now())
+
+
+def _line_advice(
+    error: Exception, hub: str, proxy: Proxy | None, where: tuple[str, int]
+) -> str:
+    """Return what to do about a line that does not come about: by its likeliest cause."""
+    text = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError) and (
+        "expired" in text or "not yet valid" in text
+    ):
+        return (
+            "compare this machine's clock with a true one (NTP) first; if it is right, the "
+            "hub's certificate has run out: tell its operator"
+        )
+    if proxy is not None and "407" in text:
+        return "the proxy asks for a user: set http://USER@... and proxy_password_file"
+    if proxy is not None and "Tunnel connection failed" in text:
+        return f"ask who runs the proxy to let CONNECT {hub} through, unopened"
+    if proxy is not None and isinstance(error, ConnectionRefusedError):
+        return f"nothing answers at the proxy {where[0]}:{where[1]}: check proxy in node.yaml"
+    return (
+        f"outgoing TCP to {where[0]}:{where[1]} must be allowed, and nothing on the way "
+        "may open TLS; ask the hub's operator if the hub runs and this site is enrolled"
+    )
 
 
 def _clock(date: str, now: float) -> Iterator[Finding]:
@@ -154,14 +190,34 @@ def _sandbox(settings: NodeConfig, directory: Path) -> Iterator[Finding]:
         yield Finding(layer.name, layer.present, layer.found, layer.remedy)
 
 
-def _gpu() -> Finding:
-    devices = sorted(p.name for p in Path("/dev").glob("nvidia[0-9]*"))
-    if devices:
-        return Finding("gpu", True, ", ".join(devices))
+def _gpu(folder: Path) -> Finding:
+    found = sorted(folder.glob("nvidia[0-9]*"))
+    shut = [str(p) for p in found if not os.access(p, os.R_OK | os.W_OK)]
+    if shut:
+        advice = "let the node's user open them: see the group of these files (often video)"
+        return Finding("gpu", False, f"{', '.join(shut)} cannot be opened", advice)
+    if found:
+        return Finding("gpu", True, ", ".join(p.name for p in found))
     advice = (
         "install the NVIDIA driver, or set cuda: false; tasks run on the processor meanwhile"
     )
     return Finding("gpu", False, "cuda: true in node.yaml, and no /dev/nvidia0", advice)
+
+
+def _console(console: Console, directory: Path, now: float) -> Finding:
+    """Look at the certificate with which browsers are shown the console."""
+    name, advice = "console certificate", "put the hospital's new one in place, restart it"
+    path = directory / console.certificate
+    try:
+        if (directory / console.key).stat().st_mode & 0o077:
+            said = f"{directory / console.key} is readable by others"
+            return Finding(name, False, said, f"chmod 600 {directory / console.key}")
+        ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as e:
+        return Finding(name, False, f"{path}: {e}", "see console.certificate in node.yaml")
+    days = (ends.timestamp() - now) / 86400
+    said = f"valid for {days:.0f} days more" if days > 0 else f"expired {-days:.0f} days ago"
+    return Finding(name, days > WARN_DAYS, said, "" if days > WARN_DAYS else advice)
 
 
 def _store(directory: Path) -> Iterator[Finding]:
@@ -184,7 +240,7 @@ def _store(directory: Path) -> Iterator[Finding]:
                 datasets.check_unchanged(r.dataset)
             except DataError as e:
                 advice = (
-                    "put the file back, or take it in anew: consilia dataset edit --measure"
+                    "put the file back, or accept it as it is: consilia dataset refresh NAME"
                 )
                 yield Finding(name, False, str(e), advice)
             else:

@@ -256,11 +256,12 @@ class _Bench:
         inside = np.zeros(self.asked.dataset.records, np.bool_)
         inside[self.rng.permutation(len(inside))[:count]] = True
         audit = Audit("invert", inside=np.packbits(inside).tobytes())
-        names = (("plain", count), ("masked", count), ("correlation", 2))
+        names = (("plain", count), ("masked", count), ("correlation", 3))
         wanted = tuple(TensorSpec(name, "float64", (size,)) for name, size in names)
         got = await self._run(audit, model, wanted)
         plain, masked, view = (np.asarray(got[name], np.float64) for name, _ in names)
-        return verdict.inversion(plain, masked, float(view[0]), int(view[1]))
+        how: verdict.How = "search" if view[2] else "formula"
+        return verdict.inversion(plain, masked, float(view[0]), int(view[1]), how)
 
     async def _losses(self, audit: Audit, model: Path, dataset: Dataset, count: int) -> Floats:
         wanted = (TensorSpec("losses", "float64", (count,)),)

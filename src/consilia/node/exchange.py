@@ -22,6 +22,7 @@ from consilia.errors import (
 from consilia.node.backoff import Backoff
 from consilia.node.link import HubLink
 from consilia.node.masking import Masking, Spoken
+from consilia.node.opening import Opening
 from consilia.node.store import printable
 from consilia.node.work import in_thread
 from consilia.wire.v1 import Lease, Sealed, Word
@@ -43,11 +44,14 @@ class Exchange:
         pause: Pause,
         rng: random.Random,
         failed: Callable[[ConsiliaError], None],
+        opening: Opening | None = None,
     ) -> None:
         """`pause(seconds)` waits, but not longer than until the hub is back.
 
-        `failed` is told, once, when this site cannot or must not go on.
+        `failed` is told, once, when this site cannot or must not go on. `opening` opens the
+        sum of an encrypted round.
         """
+        self._opening = opening
         self._lease = lease
         self._masking = masking
         self._link = link
@@ -110,14 +114,16 @@ class Exchange:
         try:
             spoken = await self._stored(self._masking.begin, self._lease)
             self._at(spoken)
-            await self._say(spoken.said)
+            await self._bring(spoken)
             while True:
                 word = await self._words.get()
-                before = spoken
-                spoken = await self._stored(self._masking.hear, self._lease, word)
+                before, opened = spoken, ""
+                if self._opening is not None and word.step == "consents":
+                    opened = await self._opening.opened(word)
+                spoken = await self._stored(self._masking.hear, self._lease, word, opened)
                 self._at(spoken)
                 if spoken.said != before.said:
-                    await self._say(spoken.said)
+                    await self._bring(spoken)
         except (Refused, AuthError, WireError) as e:
             _LOG.warning("lease %s: %s", self._name, printable(str(e), 1000))
             self._fail(e if isinstance(e, Refused) else Refused(str(e)))
@@ -151,6 +157,12 @@ class Exchange:
         self._ready.set()
         self._over.set()
         self._failed(error)
+
+    async def _bring(self, spoken: Spoken) -> None:
+        """Say what was said, with the opened sum before the word that names it."""
+        if self._opening is not None and spoken.heard == "consents":
+            await self._opening.brought()
+        await self._say(spoken.said)
 
     async def _say(self, sealed: Sealed) -> None:
         """Tell the hub, again and again while it is away."""

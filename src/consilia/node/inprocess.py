@@ -115,7 +115,8 @@ class InProcess:
             await self.stop(job)
 
     def _loaded(self, job: str, plan: Plan, dataset: Dataset | None) -> Tasks:
-        key = (plan_digest(plan), dataset and (dataset.path, dataset.digest))
+        loaded = dataset and (dataset.path, dataset.digest, dataset.loading, dataset.without)
+        key = (plan_digest(plan), loaded)
         found = self._tasks.get(job)
         if found is None or found[0] != key:
             source = to_source(dataset) if dataset else None

@@ -55,11 +55,20 @@ class Plain(logging.Formatter):
         return "".join(shown)
 
 
-def start(folder: Path, level: str, total_bytes: int, people: TextIO | None = None) -> None:
-    """Send everything at `level` and above to `folder`/agent.log and to `people` (stderr)."""
+def start(
+    folder: Path,
+    level: str,
+    total_bytes: int,
+    people: TextIO | None = None,
+    name: str = "agent.log",
+) -> None:
+    """Send everything at `level` and above to `folder`/`name` and to `people` (stderr).
+
+    Each program has a file of its own: two that turn one over would lose lines.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = RotatingFileHandler(
-        folder / "agent.log",
+        folder / name,
         maxBytes=max(total_bytes // _FILES, 1 << 16),
         backupCount=_FILES - 1,
         encoding="utf-8",

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from consilia.algo.aggregate import Accumulator, accumulator, widen_into
 from consilia.core.weights import TensorSpec
-from consilia.errors import Refused, UpdateRejected
-from consilia.node import peers
+from consilia.errors import ConfigError, Refused, UpdateRejected
+from consilia.node import noising, peers
 from consilia.node.policy import short
 from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
-from consilia.privacy import masked, ring, secagg
+from consilia.privacy import ckks, masked, ring, secagg, vault
 from consilia.privacy.streams import random_of
-from consilia.wire import frames, seal
+from consilia.wire import frames, masks, seal
 from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Task, Word, decode, encode
 
 Step = Literal["keys", "shares", "consent", "unmask"]
@@ -52,6 +52,22 @@ class Open:
 
     lease: Lease
     spoken: Spoken
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What this site needs to encrypt, and to open the sum when it is its turn."""
+
+    site: str
+    key: bytes
+    session: bytes
+    survivors: tuple[str, ...] = ()
+    place: int = 0  # among the survivors: how many open the sum before this site does
+    sum: str = ""  # the frame of the encrypted sum
+
+    def __repr__(self) -> str:
+        """Name the turn without its key, so that no log shows it."""
+        return f"Turn(site={self.site!r}, place={self.place}, key=hidden)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,8 @@ class Masking:
                 "one among them"
             )
         self._pins(lease)
+        if encrypts(task):
+            _require_tenseal()
         context = masked.context(lease.id, task.model or "", task.cohort)
         member, body = secagg.join(self._site, context, self._key.sign, self._random)
         said = self._seal(lease, "keys", body)
@@ -110,8 +128,10 @@ class Masking:
             self._line(tx, lease, "mask.join", f"cohort {', '.join(task.cohort)}")
         return Spoken("", said)
 
-    def hear(self, lease: Lease, word: Word) -> Spoken:
+    def hear(self, lease: Lease, word: Word, opened: str = "") -> Spoken:
         """Take what the hub passes on and say what it asks for.
+
+        `opened` names the frame with the opened sum, in the last step of an encrypted round.
 
         A word heard before changes nothing. Raises Refused, AuthError or WireError for what
         must not be answered; nothing is said then, now or later.
@@ -127,11 +147,11 @@ class Masking:
         said, detail = spoken.said, ""
         match word.step:
             case "roster":
-                pins = self._pins(lease)
-                member, body = secagg.share(member, word.body, pins, self._random)
+                member, body = self._dealt(lease, member, word.body)
                 said = self._seal(lease, "shares", body)
             case "inbox":
                 member = secagg.receive(member, word.body)
+                member = _keyed(member, word.body) if encrypts(lease.task) else member
             case "survivors":
                 if not member.spent:
                     raise Refused("survivors were told before this site has sent its update")
@@ -139,6 +159,7 @@ class Masking:
                 said, detail = self._seal(lease, "consent", body), "to the survivors told"
             case "consents":
                 member, body = secagg.unmask(member, word.body, self._pins(lease))
+                body = vault.named(body, opened) if encrypts(lease.task) else body
                 said, detail = self._seal(lease, "unmask", body), "the survivors' sum"
         with self._store.write() as tx:
             if word.step in ("survivors", "consents"):
@@ -158,6 +179,43 @@ class Masking:
                 )
         return Spoken(word.step, said)
 
+    def _dealt(
+        self, lease: Lease, member: secagg.Member, roster: bytes
+    ) -> tuple[secagg.Member, bytes]:
+        """Deal shares, and in an encrypted round a key with them where this site makes one."""
+        member, body = secagg.share(member, roster, self._pins(lease), self._random)
+        if encrypts(lease.task) and vault.deals(member):
+            return vault.deal(member, body, ckks.make_key(), self._random)
+        return member, body
+
+    def turn(self, lease: Lease, word: Word) -> Turn:
+        """Judge the consents of an encrypted round; return what opening its sum takes.
+
+        The rules are those by which `hear` unmasks: a threshold of signatures for the very
+        survivors that this site has agreed to, one sum of a plan and a model. Raises as it.
+        """
+        row = self._row(lease.id)
+        if row is None or row.spoken.heard != "survivors":
+            raise Refused(f"lease {lease.id[:200]} has no survivors whose sum could be opened")
+        member = row.member
+        secagg.unmask(member, word.body, self._pins(lease))
+        with self._store.write() as tx:
+            _one_sum(tx, lease, member.survivors, opens=False)
+        told, session = decode(word.body, masks.Consents), masks.session_of(member.roster)
+        place, alive = member.survivors.index(self._site), member.survivors
+        return Turn(self._site, member.cipher_key, session, alive, place, told.sum)
+
+    def spend_key(self, lease: Lease, records: int) -> tuple[Turn, float]:
+        """Return what encrypts this site's update, and its weight; its update is fixed now.
+
+        Raises Refused as `mask` does.
+        """
+        row = self._may_send(lease, records)
+        member = secagg.spend(row.member)
+        self._put(lease, member)
+        session = masks.session_of(member.roster)
+        return Turn(self._site, member.cipher_key, session), records / lease.task.total
+
     def mask(  # noqa: PLR0913, PLR0917 - what is masked, with what, where to
         self, lease: Lease, update: Path, base: Path, out: Path, records: int, metrics: Metrics
     ) -> frames.Header:
@@ -166,17 +224,12 @@ class Masking:
         `records` of the site weigh it. Raises Refused when the update is not the site's share
         of the cohort's records, UpdateRejected for a change beyond the range of the ring.
         """
-        row = self._row(lease.id)
-        if row is None or row.spoken.heard != "inbox":
-            raise Refused("the round's shares have not arrived: nothing can be masked")
-        task = lease.task
-        if not 0 < records <= task.total:
-            raise Refused(
-                f"{records} records would be weighed against {task.total} of the whole cohort"
-            )
+        task, row = lease.task, self._may_send(lease, records)
         masker = self._spend(lease, row.member)
+        if (dp := dp_of(task)) is not None and dp.distributed:
+            return noising.mask(task, dp, row.member, masker, update, base, out, self._random)
         weight = records / task.total
-        extra = (np.ones(1), _slots(metrics))
+        extra = (np.ones(1), slots(metrics))
         with frames.opened(update) as new, frames.opened(base) as old, out.open("wb") as file:
             header = frames.read_header(new)
             schema = masked.schema(header.schema, task.privacy.bits)
@@ -188,8 +241,8 @@ class Masking:
                 writer.append(frames.raw_bytes(steps))
             for spec, hidden in zip(header.schema, schema[len(masked.EXTRA) :], strict=True):
                 scale = masked.scale(spec, task.privacy)
-                noise = random_of(self._random(32)) if hidden.dtype == "uint16" else None
-                for change in _changes(new, old, header, spec):
+                noise = self._rounding(task, spec) if hidden.dtype == "uint16" else None
+                for change in changes(new, old, header, spec):
                     steps = masked.empty(hidden.dtype, change.size)
                     try:
                         ring.quantise(change, scale, weight, steps, noise)
@@ -199,15 +252,38 @@ class Masking:
                     writer.append(frames.raw_bytes(steps))
             return writer.finish()
 
+    def _rounding(self, task: Task, spec: TensorSpec) -> Callable[[int], bytes]:
+        """Return what a tensor is rounded with: from the task's seed when it is to come again.
+
+        It hides nothing, so the hub may know it.
+        """
+        if not task.deterministic:
+            return random_of(self._random(32))
+        about = encode(("consilia rounding", task.round, task.seed, spec.name))
+        return random_of(hashlib.sha256(about).digest())
+
     def _spend(self, lease: Lease, member: secagg.Member) -> secagg.Masker:
         """Return the masks of a round, noting first that they are used: it is for once only."""
         masker = secagg.masker(member)
+        self._put(lease, secagg.spend(member))
+        return masker
+
+    def _put(self, lease: Lease, member: secagg.Member) -> None:
         with self._store.write() as tx:
             tx.execute(
-                "UPDATE masked SET member = ? WHERE lease = ?",
-                (encode(secagg.spend(member)), lease.id),
+                "UPDATE masked SET member = ? WHERE lease = ?", (encode(member), lease.id)
             )
-        return masker
+
+    def _may_send(self, lease: Lease, records: int) -> _Row:
+        """Return the round; Refused unless an update on `records` may leave in it."""
+        row, total = self._row(lease.id), lease.task.total
+        if row is None or row.spoken.heard != "inbox":
+            raise Refused("the round's shares have not arrived: nothing can be masked")
+        if not 0 < records <= total:
+            raise Refused(
+                f"{records} records would be weighed against {total} of the whole cohort"
+            )
+        return row
 
     def open(self) -> "list[Open]":
         """Return the rounds not over yet; forget those too old for anybody to end them."""
@@ -252,6 +328,28 @@ class Masking:
         tx.audit(self._now(), "agent", action, lease.id, "done", f"{detail}; {about}")
 
 
+def encrypts(task: Task) -> bool:
+    """Tell whether a task belongs to a round of homomorphic encryption."""
+    return task.privacy.aggregation == "ckks"
+
+
+def _require_tenseal() -> None:
+    try:
+        ckks.require()
+    except ConfigError as e:
+        raise Refused(f"the round is encrypted, and at this site {e}") from None
+
+
+def _keyed(member: secagg.Member, inbox: bytes) -> secagg.Member:
+    """Return the member with the round's key; Refused when it is none."""
+    member = vault.take(member, inbox)
+    try:
+        ckks.Cipher(member.cipher_key)
+    except UpdateRejected as e:
+        raise Refused(str(e)) from None
+    return member
+
+
 def _one_sum(tx: Transaction, lease: Lease, survivors: tuple[str, ...], opens: bool) -> None:
     """Open one sum only of what a plan makes of a model; Refused for other survivors.
 
@@ -276,7 +374,7 @@ def _one_sum(tx: Transaction, lease: Lease, survivors: tuple[str, ...], opens: b
         tx.execute("INSERT INTO sums VALUES (?, ?)", (key, told))
 
 
-def _slots(metrics: Metrics) -> NDArray[np.float64]:
+def slots(metrics: Metrics) -> NDArray[np.float64]:
     """Return the metrics in their slots: sorted by name, the rest zero."""
     slots = np.zeros(masked.EXTRA[1].size)
     for place, name in enumerate(sorted(metrics)):
@@ -284,7 +382,7 @@ def _slots(metrics: Metrics) -> NDArray[np.float64]:
     return slots
 
 
-def _changes(
+def changes(
     new: int, old: int, header: frames.Header, spec: TensorSpec
 ) -> Iterator[Accumulator]:
     """Yield new minus old of one tensor, in pieces, in the accumulator's precision."""

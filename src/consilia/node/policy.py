@@ -14,7 +14,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Literal
 
+import msgspec
+
+from consilia.node.hours import DAY, Window, open_at
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
 KINDS = frozenset({"init", "train"})
@@ -39,6 +43,23 @@ class OneOf:
 
 
 Allowed = Interval | OneOf
+Via = Literal["site", "shipped", "consortium"]  # how a plan came to be approved
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a study must say of itself before its tasks run here. Empty: anything."""
+
+    controllers: list[str] = []  # one of these must be the study's controller
+    legal_bases: list[str] = []  # one of these must be its legal basis
+    ethics_required: bool = False  # it must name an ethics vote
+    end_required: bool = False  # it must have a last day
+
+
+class ConsortiumReview(msgspec.Struct, frozen=True):
+    """How many reviewers of how many sites stand in for this site's own review of a plan."""
+
+    reviewers: int = 2
+    sites: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +72,9 @@ class StudyGrant:
     min_records: int = 0
     datasets: frozenset[str] = frozenset()  # names it may use; empty: any that has the tags
     sites: tuple[str, ...] = ()  # invited, this one among them
+    controller: str = ""
+    legal_basis: str = ""
+    ethics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +86,8 @@ class PlanGrant:
     until: date = date.min
     defaults: Mapping[str, Scalar] = field(default_factory=dict)  # declared in the source
     arguments: Mapping[str, Allowed | None] = field(default_factory=dict)  # declared names
+    signers: frozenset[str] = frozenset()  # who approved; name@site for a consortium's review
+    via: Via = "site"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +112,12 @@ class Policy:
     failures_per_day: int = 0
     plain_updates: bool = False  # may they leave unmasked where masking is possible
     dp_required: bool = False
+    permitted: frozenset[str] = frozenset()  # names of studies; empty: any that is accepted
+    terms: Terms = field(default_factory=Terms)
+    hours: tuple[Window, ...] = ()  # when tasks may run; empty: at any time
+    reviewers_needed: int = 0  # different people who approved a plan
+    consortium: ConsortiumReview | None = None  # None: only this site's own review counts
+    compression: bool = True  # may updates be compressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +135,20 @@ class Request:
     failures_today: int = 0
     privacy: Privacy = field(default_factory=Privacy)
     cohort: tuple[str, ...] = ()
+    minute: int = -1  # of the day at the site, 0 to 1439; -1: not known
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict. The objections are for the site's eyes; `dataset` is None for init."""
+    """The verdict. The objections are for the site's eyes; `dataset` is None for init.
+
+    `told` is what the hub may hear in any case: the objections, when each of them follows from
+    what was asked and from settings that say nothing about a patient.
+    """
 
     objections: tuple[str, ...]
     dataset: str | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> bool:
@@ -188,10 +226,7 @@ def _arguments(r: Request, p: Policy, _: date) -> str | None:
     plan = p.plans.get(r.plan)
     if plan is None:
         return None if not r.arguments else "arguments cannot be judged without an approval"
-    for name, value in sorted(r.arguments.items()):
-        if objection := _argument(name, value, plan, p.ranges):
-            return objection
-    return None
+    return argument_problem(r.arguments, plan, p.ranges)
 
 
 def _timeout(r: Request, _: Policy, __: date) -> str | None:
@@ -213,7 +248,7 @@ def _aggregation(r: Request, p: Policy, _: date) -> str | None:
     study = p.studies.get(r.study)
     if r.kind == "init" or study is None:
         return None
-    if r.privacy.aggregation == "secure":
+    if r.privacy.aggregation in ("secure", "ckks"):
         return _cohort(r.cohort, study)
     if r.privacy.aggregation != "plain":
         return f"aggregation {r.privacy.aggregation!r} is unknown here"
@@ -229,6 +264,74 @@ def _private(r: Request, p: Policy, _: date) -> str | None:
     if r.kind == "init" or not p.dp_required or r.privacy.dp is not None:
         return None
     return "this site trains only with differential privacy (privacy.dp of the experiment)"
+
+
+def _shared_noise(r: Request, _: Policy, __: date) -> str | None:
+    """Shares of noise protect in a masked sum only: alone each is too small."""
+    dp = r.privacy.dp
+    if r.kind == "init" or dp is None or not dp.distributed:
+        return None
+    if r.privacy.aggregation == "secure" and len(r.cohort) >= FEWEST_MASKED:
+        return None
+    return (
+        f"shares of noise (privacy.dp.distributed) with aggregation "
+        f"{r.privacy.aggregation!r} and {len(r.cohort)} sites: a share hides nothing outside "
+        "a masked sum of three sites or more"
+    )
+
+
+def _compression(r: Request, p: Policy, _: date) -> str | None:
+    if r.privacy.compression is None or r.kind == "init":
+        return None
+    if r.privacy.aggregation != "plain":
+        return f"compression of an update with aggregation {r.privacy.aggregation!r}"
+    return None if p.compression else "this site sends no compressed updates"
+
+
+def _permitted(r: Request, p: Policy, _: date) -> str | None:
+    if not p.permitted or r.study_name in p.permitted:
+        return None
+    return f"study {r.study_name[:63]!r} is not among those this site's policy permits"
+
+
+def _terms(r: Request, p: Policy, _: date) -> str | None:
+    study, terms = p.studies.get(r.study), p.terms
+    if study is None:
+        return None
+    if terms.controllers and study.controller not in terms.controllers:
+        return f"controller {study.controller[:80]!r} is not one this site's terms accept"
+    if terms.legal_bases and study.legal_basis not in terms.legal_bases:
+        return f"legal basis {study.legal_basis[:80]!r} is not one this site's terms accept"
+    if terms.ethics_required and not study.ethics.strip():
+        return f"study {study.name!r} names no ethics vote, which this site's terms require"
+    if terms.end_required and study.until == date.max:
+        return f"study {study.name!r} has no last day, which this site's terms require"
+    return None
+
+
+def _hours(r: Request, p: Policy, today: date) -> str | None:
+    if not p.hours:
+        return None
+    if 0 <= r.minute < DAY and open_at(p.hours, today.weekday(), r.minute):
+        return None
+    return f"tasks run here only {', '.join(w.text for w in p.hours)}"
+
+
+def _signed(r: Request, p: Policy, _: date) -> str | None:
+    """A plan was approved by as many people as the policy asks for now."""
+    grant = p.plans.get(r.plan)
+    if grant is None:
+        return None  # _plan's objection
+    if grant.via != "consortium":
+        if len(grant.signers) >= p.reviewers_needed:
+            return None
+        return (
+            f"plan {short(r.plan)} was approved by {len(grant.signers)}, the policy needs "
+            f"{p.reviewers_needed} different reviewers"
+        )
+    if p.consortium is not None and reviewed(grant.signers, p.consortium):
+        return None
+    return f"the consortium's review of plan {short(r.plan)} does not suffice here"
 
 
 def _cohort(cohort: tuple[str, ...], study: StudyGrant) -> str | None:
@@ -251,16 +354,33 @@ RULES: tuple[Rule, ...] = (
     _failures,
     _aggregation,
     _private,
+    _shared_noise,
+    _compression,
+    _permitted,
+    _terms,
+    _hours,
+    _signed,
 )
+# About what was asked and about settings, never about data: the asker may hear them.
+TOLD: frozenset[Rule] = frozenset({_arguments, _hours})
 
 
 def decide(request: Request, policy: Policy, today: date) -> Decision:
     """Ask every rule. No I/O and no clock: the same inputs always give the same answer."""
-    answers = (rule(request, policy, today) for rule in RULES)
-    objections = tuple(objection for objection in answers if objection is not None)
-    if objections or request.kind == "init":
-        return Decision(objections)
+    answers = {rule: rule(request, policy, today) for rule in RULES}
+    objections = tuple(said for said in answers.values() if said is not None)
+    if objections:
+        tellable = all(rule in TOLD for rule, said in answers.items() if said is not None)
+        return Decision(objections, None, objections if tellable else ())
+    if request.kind == "init":
+        return Decision(())
     return Decision((), _candidates(request, policy)[0].name)
+
+
+def reviewed(signers: frozenset[str], needed: ConsortiumReview) -> bool:
+    """Tell whether reviewers, each written name@site, are enough, and of enough sites."""
+    sites = {signer.rpartition("@")[2] for signer in signers}
+    return len(signers) >= needed.reviewers and len(sites) >= needed.sites
 
 
 def allowed_values(values: list[Scalar]) -> Allowed:
@@ -290,6 +410,16 @@ def describe(allowed: Allowed) -> str:
 def short(digest: str) -> str:
     """Return the first twelve hex digits of a digest."""
     return digest.rpartition(":")[2][:12]
+
+
+def argument_problem(
+    arguments: Mapping[str, Scalar], plan: PlanGrant, ranges: Mapping[str, Allowed]
+) -> str | None:
+    """Say which argument plan and site do not allow, None when all may be set as they are."""
+    for name, value in sorted(arguments.items()):
+        if objection := _argument(name, value, plan, ranges):
+            return objection
+    return None
 
 
 def _argument(

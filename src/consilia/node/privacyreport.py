@@ -26,8 +26,10 @@ from consilia.errors import ConfigError, Conflict, NotFound, Refused, StorageErr
 from consilia.node import approvals, config, datasets, evidence
 from consilia.node.config import NodeConfig
 from consilia.node.evidence import Asked, Measured
-from consilia.node.policy import short
+from consilia.node.loading import Loading
+from consilia.node.policy import argument_problem, short
 from consilia.node.runner import Runner, choose_launcher
+from consilia.node.standing import policy_of
 from consilia.node.store import Store
 from consilia.privacy import verdict as verdicts
 from consilia.privacy.accountant import cost, epsilon
@@ -57,6 +59,10 @@ class Wanted:
     canaries: int = -1  # -1: as many as the dataset has records, at most MOST_CANARIES
     arguments: Arguments = field(default_factory=dict)
     dp: Dp | None = None
+    name: str = ""  # of the model, for people; "" for the file's
+    digest: str = ""  # that its frame must have; "" for any
+    asked: bool = False  # by somebody else than this site's people
+    study: str = ""  # whose way of loading the datasets is taken; "": that of any study
 
 
 def make(  # noqa: PLR0913  by keyword
@@ -80,7 +86,12 @@ def make(  # noqa: PLR0913  by keyword
         evidence.check(asked)
         claim = _claim(store, wanted, asked)
         digest = frames.read_header(asked.model).digest
-        about = f"plan {short(_digest(asked))}, model {digest}, by {wanted.model.name}"
+        if wanted.digest and digest != wanted.digest:
+            raise ConfigError(
+                f"the model in {wanted.model.name} has the digest {digest}, needed "
+                f"{wanted.digest}: it is not the model that was named"
+            )
+        about = f"plan {short(_digest(asked))}, model {digest}, by {_name(wanted)}"
         with store.write() as tx:
             tx.audit(now(), actor, ACTION, wanted.dataset, "started", about)
         try:
@@ -150,8 +161,13 @@ def _asked(
             f"plan {short(record.digest)} is {record.state} here; needed an approval: "
             "consilia node approve"
         )
-    dataset = _dataset(store, wanted.dataset)
-    holdout = _dataset(store, wanted.holdout) if wanted.holdout else None
+    if wanted.asked:  # a request may set what a job may set, and nothing else
+        policy = policy_of(store, settings)
+        grant = policy.plans[record.digest]
+        if problem := argument_problem(wanted.arguments, grant, policy.ranges):
+            raise Refused(f"the request for {wanted.name}: {problem}")
+    dataset = _dataset(store, wanted.dataset, wanted.study)
+    holdout = _dataset(store, wanted.holdout, wanted.study) if wanted.holdout else None
     canaries = wanted.canaries
     if canaries < 0:
         canaries = min(dataset.records, MOST_CANARIES)
@@ -170,14 +186,18 @@ def _asked(
     )
 
 
-def _dataset(store: Store, name: str) -> Dataset:
+def _dataset(store: Store, name: str, study: str) -> Dataset:
+    """Return a dataset as a task of the study gets it: its loading plan, and who opted out."""
     found = datasets.get(store, name)
     if not found.enabled:
         raise Refused(
             f"dataset {name!r} is disabled: no task may use it; consilia dataset enable {name}"
         )
     datasets.check_unchanged(found.dataset)
-    return found.dataset
+    ready = Loading(store).prepared(found.dataset, study)
+    if ready.problem:
+        raise Refused(ready.problem)
+    return ready.dataset
 
 
 def _claim(store: Store, wanted: Wanted, asked: Asked) -> Claim | None:
@@ -222,7 +242,7 @@ def _subject(
         )
     return Subject(
         settings.site,
-        wanted.model.name,
+        _name(wanted),
         digest,
         asked.plan.name,
         _digest(asked),
@@ -236,6 +256,10 @@ def _subject(
         at,
         consilia.__version__,
     )
+
+
+def _name(wanted: Wanted) -> str:
+    return wanted.name or wanted.model.name
 
 
 def _digest(asked: Asked) -> str:

@@ -15,12 +15,10 @@ What fails tells the hub one word of a closed list; durations are rounded up to 
 both would otherwise carry information out.
 """
 
-import contextlib
 import hashlib
 import logging
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,29 +30,33 @@ from typing import get_args
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from consilia.core.weights import DTYPES, Schema, TensorSpec, mismatch
+from consilia.core.carried import Carried
 from consilia.errors import (
     ConsiliaError,
     Refused,
-    StorageError,
-    UpdateRejected,
-    WireError,
     WorkerError,
 )
-from consilia.node import audit, budget, clip, ledger, ledgerlog
+from consilia.node import (
+    audit,
+    budget,
+    compressing,
+    ledger,
+    ledgerlog,
+    noising,
+)
 from consilia.node.config import NodeConfig
-from consilia.node.masking import Masking, forget
+from consilia.node.masking import Masking, encrypts, forget
 from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
 from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
+from consilia.node.updates import Updates, discard
 from consilia.privacy import disclosure
 from consilia.wire import frames, seal
+from consilia.wire.metrics import metrics_misfit
 from consilia.wire.v1 import (
-    MAX_METRICS,
     Advertisement,
     Declined,
-    Dp,
     Failed,
     FailureCause,
     Lease,
@@ -71,8 +73,6 @@ from consilia.wire.worker import Done
 
 REPORT, ADVERTISEMENT = "report", "advertisement"
 _LOG = logging.getLogger("consilia.node.release")
-FREE_RESERVE = 64 << 20  # bytes of disk that an update must leave free
-_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,13 @@ class Release:
         self._config = config
         self._key = key
         self._now = now
+        self.opening = outbox.parent / "opening"  # sums of encrypted rounds (node.opening)
         self.masking = Masking(store, config.site, key, now, random)
         self._random = random
         self._mirrored = False
         self._numbers = Numbers(store, config.disclosure)
+        self._feedback = compressing.Feedback(outbox.parent / "feedback", now)
+        self._updates = Updates(outbox, config, self.masking, self._feedback, random)
         self._lock = threading.Lock()
         self._acknowledged: dict[str, Path | None] = {}  # settled, not yet noted on disk
         self._advertised: bytes = b""
@@ -143,15 +146,13 @@ class Release:
                 today=date.fromtimestamp(self._now()),
             )
             done = msgspec.structs.replace(done, metrics=told.metrics)
-            bound = _tightest(self._config.clip_norm, lease.task.privacy.clip)
-            header = self._receive(done, tensors, base, path, bound)
-            if (dp := dp_of(lease.task)) is not None and dp.level == "client":
-                header = self._noise(dp, base, path)
-            if lease.task.cohort:
-                header = self._mask(lease, done, base, path)
-            return self._keep_result(lease, done, header, path, seconds, told)
+            if (dp := dp_of(lease.task)) is not None and dp.distributed:
+                done = msgspec.structs.replace(done, metrics=noising.metrics(dp))
+            header, known = self._updates.made(lease, done, tensors, base, path)
+            return self._keep_result(lease, done, header, path, seconds, told, known)
         except BaseException:
             discard(path)
+            self._feedback.lost(lease)
             raise
 
     def failed(self, lease: Lease, cause: FailureCause) -> Answer:
@@ -168,21 +169,31 @@ class Release:
             )
             tx.audit(now, "agent", "task.fail", lease.id, cause, _about(lease))
         discard(self._frame_path(lease.id))
+        self._feedback.lost(lease)
         return Answer(lease, report)
 
-    def declined(self, lease: Lease, objections: Iterable[str], action: str) -> Answer:
+    def settle(self, config: NodeConfig) -> None:
+        """Go on under another configuration: its clip_norm and disclose_reasons hold now."""
+        self._config = config
+        self._updates.settle(config)
+
+    def declined(
+        self, lease: Lease, objections: Iterable[str], action: str, told: Iterable[str] = ()
+    ) -> Answer:
         """Make the answer for a task that policy forbids; the reasons go to the audit trail.
 
         `action` is task.refuse (never started), task.stop (while running) or release.refuse.
+        `told` leaves even where the site discloses nothing (policy.TOLD).
         """
         reasons = "; ".join(objections)
-        disclosed = reasons[:1000] if self._config.disclose_reasons else ""
+        disclosed = (reasons if self._config.disclose_reasons else "; ".join(told))[:1000]
         report = self._seal(Declined(lease.id, disclosed))
         with self._committing() as (tx, _):
             self._keep(tx, lease, report, None)
             detail = f"{reasons}; {_about(lease)}"
             tx.audit(self._now(), "agent", action, lease.id, "refused", detail)
         discard(self._frame_path(lease.id))
+        self._feedback.lost(lease)
         return Answer(lease, report)
 
     def dropped(self, lease: Lease, reason: str) -> None:
@@ -262,13 +273,16 @@ class Release:
         """Tell whether this node has ever answered a lease: it never does so twice."""
         return bool(self._store.rows("SELECT 1 FROM leases WHERE id = ?", (lease,)))
 
-    def acknowledged(self, answer: Answer) -> None:
+    def acknowledged(self, answer: Answer, taken: bool = True) -> None:
         """Note that the hub has the answer: written with the next transaction or `flush`."""
+        if answer.lease.task.privacy.compression is not None and answer.frame is not None:
+            (self._feedback.taken if taken else self._feedback.lost)(answer.lease)
         with self._lock:
             self._acknowledged[answer.lease.id] = answer.frame
 
     def withdraw(self, answer: Answer, reason: str) -> None:
         """Drop an answer that was not sent: its lease was taken back, or policy changed."""
+        self._feedback.lost(answer.lease)
         with self._committing() as (tx, settle):
             settle(answer.lease.id, answer.frame)
             tx.audit(
@@ -321,114 +335,6 @@ class Release:
                 f"the update was computed on {done.records} records, needed at least {least}"
             )
 
-    def _receive(
-        self, done: Done, tensors: int, base: Path | None, path: Path, bound: float
-    ) -> frames.Header:
-        """Stream the tensors into a frame at `path`: counted, hashed and checked on the way."""
-        old = None if base is None else frames.read_header(base)
-        schema = self._schema(done, None if old is None else old.schema)
-        unchanged = {e.digest for e in old.entries if e.stored} if old is not None else ()
-        size = sum(t.nbytes for t in schema)
-        self._check_space(size)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            writer = frames.FrameWriter(fd, schema, unchanged)
-            pump(tensors, size, writer.append)
-            header = writer.finish()
-            if base is not None and bound:
-                header = self._clip(fd, base, path, bound) or header
-        except UpdateRejected as e:
-            raise WorkerError(str(e), "not-finite") from None
-        except WireError as e:
-            raise WorkerError(str(e), "plan-contract") from None
-        except (StorageError, OSError) as e:
-            raise WorkerError(f"the update could not be written: {e}", "disk") from None
-        finally:
-            os.close(fd)
-        return header
-
-    def _schema(self, done: Done, needed: Schema | None) -> Schema:
-        """Return the declared schema when it is `needed`, or a first model's within limits."""
-        schema = tuple(TensorSpec(t.name, t.dtype, t.shape) for t in done.tensors)
-        if needed is not None:
-            if problem := mismatch(schema, needed):
-                raise WorkerError(
-                    f"the update does not fit the model: {problem}", "plan-contract"
-                )
-            return schema
-        if not 1 <= len(schema) <= frames.MAX_TENSORS:
-            raise WorkerError(f"the model has {len(schema)} tensors", "plan-contract")
-        for t in schema:
-            if (
-                t.dtype not in DTYPES
-                or len(t.shape) > frames.MAX_RANK
-                or min(t.shape, default=0) < 0
-            ):
-                raise WorkerError(
-                    f"tensor {t.name[:80]!r} cannot travel: {t.dtype[:20]}{t.shape[:20]}",
-                    "plan-contract",
-                )
-        size, limit = sum(t.nbytes for t in schema), self._config.limits.update_bytes
-        if size > limit:
-            raise WorkerError(f"the model has {size} bytes, limit {limit}", "plan-contract")
-        return schema
-
-    def _check_space(self, size: int) -> None:
-        """Raise WorkerError (disk) when the outbox has no room: better before than half-way."""
-        disk = os.statvfs(self._outbox)
-        free = disk.f_bavail * disk.f_frsize
-        if free < size + FREE_RESERVE:
-            raise WorkerError(
-                f"{self._outbox} has {free >> 20} MiB free, an update of {size >> 20} MiB "
-                f"needs {FREE_RESERVE >> 20} MiB more than its size; make room",
-                "disk",
-            )
-
-    def _noise(self, dp: Dp, base: Path | None, path: Path) -> frames.Header:
-        """Put the clipped and noised update in place of the plain one (client level)."""
-        if base is None:
-            raise Refused("an update with noise needs a model that it changes")
-        draft = path.with_suffix(".noised")
-        try:
-            with frames.opened(path) as new, frames.opened(base) as old:
-                header = clip.private(new, old, dp, self._random, draft)
-            draft.replace(path)
-            return header
-        except OSError as e:
-            raise WorkerError(f"the update could not be noised: {e}", "disk") from None
-        finally:
-            discard(draft)
-
-    def _mask(self, lease: Lease, done: Done, base: Path | None, path: Path) -> frames.Header:
-        """Put the masked update in place of the plain one, which never leaves."""
-        if base is None:
-            raise Refused("a masked update needs a model that it changes")
-        draft = path.with_suffix(".masked")
-        try:
-            header = self.masking.mask(lease, path, base, draft, done.records, done.metrics)
-            draft.replace(path)
-            return header
-        except UpdateRejected as e:
-            raise WorkerError(str(e), "plan-contract") from None
-        except OSError as e:
-            raise WorkerError(f"the update could not be masked: {e}", "disk") from None
-        finally:
-            discard(draft)
-
-    def _clip(self, fd: int, base: Path, path: Path, bound: float) -> frames.Header | None:
-        """Clip the frame at `path` to a norm; None when it was within already."""
-        old = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            found = clip.norm(fd, old)
-            if found <= bound:
-                return None
-            draft = path.with_suffix(".clip")
-            header = clip.scaled(fd, old, bound / found, draft)
-            draft.replace(path)
-            return header
-        finally:
-            os.close(old)
-
     def _keep_result(  # noqa: PLR0913, PLR0917 - the parts of one result
         self,
         lease: Lease,
@@ -437,6 +343,7 @@ class Release:
         path: Path,
         seconds: float,
         told: Told,
+        known: Carried,
     ) -> Answer:
         masked = bool(lease.task.cohort)
         result = Result(
@@ -451,7 +358,9 @@ class Release:
             disclosure.release_duration(seconds),
         )
         report = self._seal(result)
-        hidden = f"masked among {len(lease.task.cohort)} sites; " if masked else ""
+        how = "encrypted" if encrypts(lease.task) else "masked"
+        hidden = f"{how} among {len(lease.task.cohort)} sites; " if masked else ""
+        hidden += f"{known.text()}; " if known.path else ""
         detail = (
             f"{header.digest}, {header.total_bytes} bytes, {done.records} records, "
             f"metrics {', '.join(sorted(done.metrics)) or 'none'}; {hidden}{_about(lease)}"
@@ -538,46 +447,9 @@ class Release:
 
 def check_metrics(metrics: Metrics) -> None:
     """Raise WorkerError unless metrics are a few short names with finite numbers."""
-    if len(metrics) > MAX_METRICS:
-        raise WorkerError(f"{len(metrics)} metrics, limit {MAX_METRICS}", "plan-contract")
-    for name, value in metrics.items():
-        if not _METRIC.fullmatch(name):
-            raise WorkerError(
-                f"metric name {name[:80]!r} is not allowed: 1 to 64 of A-Z a-z 0-9 _ . - "
-                "with a letter or digit first",
-                "plan-contract",
-            )
-        if not math.isfinite(value):
-            raise WorkerError(f"metric {name!r} is not a finite number", "not-finite")
-
-
-def discard(frame: Path) -> None:
-    """Remove a frame; a transfer that has it open finds it empty and sends no more of it."""
-    with contextlib.suppress(FileNotFoundError):
-        os.truncate(frame, 0)
-        frame.unlink()
-
-
-def _tightest(*bounds: float) -> float:
-    """Return the least of the bounds that are set; 0 when none is."""
-    return min((bound for bound in bounds if bound), default=0.0)
-
-
-def pump(source: int, count: int, sink: Callable[[memoryview], None]) -> None:
-    """Move exactly `count` bytes from a blocking descriptor into `sink`, in reused pieces."""
-    view = memoryview(bytearray(min(frames.CHUNK, max(count, 1))))
-    while count:
-        want = min(len(view), count)
-        filled = 0
-        while filled < want:
-            got = os.readv(source, [view[filled:want]])
-            if not got:
-                raise WorkerError(
-                    f"the worker ended {count - filled} bytes before its update did"
-                )
-            filled += got
-        sink(view[:want])
-        count -= want
+    if problem := metrics_misfit(metrics):
+        broken = any(not math.isfinite(value) for value in metrics.values())
+        raise WorkerError(problem, "not-finite" if broken else "plan-contract")
 
 
 def _about(lease: Lease) -> str:

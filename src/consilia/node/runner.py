@@ -165,6 +165,10 @@ class Runner:
         """Process ids of the workers that are alive, for status and for tests."""
         return tuple(w.process.pid for w in self._workers.values() if w.alive)
 
+    def processes(self) -> dict[str, tuple[int, ...]]:
+        """Return every process id of each job's worker, for the site's staff."""
+        return {job: w.process.pids() for job, w in self._workers.items() if w.alive}
+
     async def run(  # noqa: PLR0913, PLR0917  all that a task needs, in reading order
         self,
         job: str,
@@ -234,7 +238,7 @@ class Runner:
         A task that is taken back while its worker loads does not end the loading: on a slow
         machine the next task finds it warm. `stop` does end it.
         """
-        key = (plan_digest(plan), dataset and (dataset.path, dataset.digest, dataset.columns))
+        key = (plan_digest(plan), _identity(dataset))
         known = self._loading.get(job)
         if known is None or known.key != key:
             worker = self._workers.get(job)
@@ -257,7 +261,7 @@ class Runner:
         self, job: str, key: object, plan: Plan, dataset: Dataset | None, deadline: float
     ) -> "_Worker":
         """Start a worker and have it load plan and dataset by `deadline` of the loop's time."""
-        safe = _file_name(job)
+        safe = file_name(job)
         models = self._models / safe
         models.mkdir(mode=0o700, exist_ok=True)
         path = Path(dataset.path) if dataset else None
@@ -475,6 +479,15 @@ class _Output:
         self._lock.release()
 
 
+def _identity(dataset: Dataset | None) -> object:
+    """Return what tells a worker that has loaded a dataset from one that needs another."""
+    if dataset is None:
+        return None
+    columns = tuple(dataset.columns.items())
+    read = columns, dataset.schema  # with roles and missing codes
+    return dataset.path, dataset.digest, read, dataset.loading, dataset.without
+
+
 def own_share(environment: Mapping[str, str]) -> int:
     """Return how many threads a task may use when its site's limits leave it open.
 
@@ -487,7 +500,7 @@ def own_share(environment: Mapping[str, str]) -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _file_name(job: str) -> str:
+def file_name(job: str) -> str:
     """Return a file name for a job id, which comes from outside."""
     try:
         return ids.name(job, "job")

@@ -1,95 +1,39 @@
-"""What can be told of a plan by reading it, without running a line: advice for its reviewer.
-
-Findings name what a reviewer should look at; their absence proves nothing, as Python can hide
-anything from a reader. What holds is the sandbox, and the reviewer's own reading.
-"""
+"""What can be told of a plan by reading it, without running a line: arguments, differences."""
 
 import ast
 import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from consilia.wire.planform import entry_file
 from consilia.wire.v1 import MAX_ARGUMENTS, Plan, Scalar
 
-_CALLS: Mapping[str, str] = {
-    "open": "opens a file",
-    "exec": "runs text as code",
-    "eval": "runs text as code",
-    "compile": "turns text into code",
-    "__import__": "imports by name",
-    "globals": "reaches into its module's names",
-    "getattr": "looks a name up at run time",
-    "setattr": "changes an object's attributes by name",
-    "breakpoint": "starts a debugger",
-    "input": "reads from the terminal",
-}
-_MODULES: Mapping[str, str] = {
-    "os": "operating system: files, environment, processes",
-    "sys": "the interpreter itself",
-    "subprocess": "starts programs",
-    "socket": "network",
-    "ssl": "network",
-    "http": "network",
-    "urllib": "network",
-    "requests": "network",
-    "httpx": "network",
-    "aiohttp": "network",
-    "ftplib": "network",
-    "smtplib": "network",
-    "ctypes": "calls machine code",
-    "cffi": "calls machine code",
-    "mmap": "memory mapped files",
-    "multiprocessing": "starts processes",
-    "threading": "starts threads",
-    "concurrent": "starts threads or processes",
-    "asyncio": "network and processes",
-    "signal": "process signals",
-    "shutil": "copies and removes files",
-    "pathlib": "files",
-    "tempfile": "files",
-    "glob": "lists files",
-    "io": "files and streams",
-    "pickle": "can run code while loading",
-    "marshal": "loads compiled code",
-    "shelve": "can run code while loading",
-    "importlib": "imports by name",
-    "runpy": "runs other code",
-    "inspect": "reads frames and source",
-    "gc": "reaches every object in memory",
-    "time": "clocks: a timing can carry information",
-    "sqlite3": "files",
-}
+MAX_LINES = 5000  # of a file that is compared line by line; a longer one is shown as replaced
+_CONTEXT = 3  # unchanged lines around a change
+Change = Literal["same", "changed", "added", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Something a reviewer should look at: where it is, and why it is listed."""
+class Line:
+    """One row of two versions side by side. A side that has no such line has number 0."""
 
-    file: str
-    line: int
-    what: str
+    change: Change
+    old_number: int
+    old: str
+    new_number: int
+    new: str
 
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.what}"
 
+@dataclass(frozen=True, slots=True)
+class FileDiff:
+    """What became of one file, or of entry or requirements, between two versions."""
 
-def findings(plan: Plan) -> tuple[Finding, ...]:
-    """List imports and calls that a reviewer should look at, in file and line order."""
-    found: list[Finding] = []
-    for path, text in sorted(plan.files.items()):
-        if not path.endswith(".py"):
-            found.append(Finding(path, 1, "is not Python source; see how the plan uses it"))
-            continue
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-            line = getattr(e, "lineno", None) or 1
-            found.append(Finding(path, line, f"cannot be read as Python: {type(e).__name__}"))
-            continue
-        found += sorted(set(_of_tree(path, tree)), key=lambda f: (f.line, f.what))
-    return tuple(found)
+    path: str
+    change: Change
+    lines: tuple[Line, ...]  # the whole file; () when it is the same
+    unified: str  # "" when it is the same
 
 
 def declared_arguments(plan: Plan) -> Mapping[str, Scalar] | None:
@@ -122,13 +66,53 @@ def declared_arguments(plan: Plan) -> Mapping[str, Scalar] | None:
 
 def difference(old: Plan, new: Plan) -> str:
     """Return a unified diff of entry, requirements and files, "" when none differs."""
-    out: list[str] = []
-    for path in sorted(_parts(old).keys() | _parts(new).keys()):
-        before, after = _parts(old).get(path, ""), _parts(new).get(path, "")
-        out += difflib.unified_diff(
-            before.splitlines(), after.splitlines(), f"a/{path}", f"b/{path}", lineterm=""
+    return "\n".join(d.unified for d in file_diffs(old, new) if d.unified)
+
+
+def file_diffs(old: Plan, new: Plan) -> tuple[FileDiff, ...]:
+    """Return what became of entry, requirements and each file, by path."""
+    before, after = _parts(old), _parts(new)
+    return tuple(
+        _file_diff(path, before.get(path), after.get(path))
+        for path in sorted(before.keys() | after.keys())
+    )
+
+
+def _file_diff(path: str, before: str | None, after: str | None) -> FileDiff:
+    if before == after:
+        return FileDiff(path, "same", (), "")
+    change: Change = "added" if before is None else "removed" if after is None else "changed"
+    a, b = (before or "").splitlines(), (after or "").splitlines()
+    if max(len(a), len(b)) > MAX_LINES:  # matching them would take minutes
+        steps: list[tuple[str, int, int, int, int]] = [("replace", 0, len(a), 0, len(b))]
+        unified = [f"--- a/{path}", f"+++ b/{path}"]
+        unified += [f"-{line}" for line in a] + [f"+{line}" for line in b]
+    else:
+        steps = [*difflib.SequenceMatcher(None, a, b, autojunk=True).get_opcodes()]
+        unified = list(
+            difflib.unified_diff(a, b, f"a/{path}", f"b/{path}", lineterm="", n=_CONTEXT)
         )
-    return "\n".join(out)
+    if not unified:
+        unified = [f"--- a/{path}", f"+++ b/{path}", "(only the ends of lines differ)"]
+    lines = tuple(line for step in steps for line in _side_by_side(step, a, b))
+    return FileDiff(path, change, lines, "\n".join(unified))
+
+
+def _side_by_side(
+    step: tuple[str, int, int, int, int], a: list[str], b: list[str]
+) -> Iterator[Line]:
+    what, i, i_end, j, j_end = step
+    while i < i_end or j < j_end:
+        left, right = i < i_end, j < j_end
+        change: Change = "changed" if left and right else "removed" if left else "added"
+        yield Line(
+            "same" if what == "equal" else change,
+            i + 1 if left else 0,
+            a[i] if left else "",
+            j + 1 if right else 0,
+            b[j] if right else "",
+        )
+        i, j = i + left, j + right
 
 
 def _parts(plan: Plan) -> dict[str, str]:
@@ -149,29 +133,3 @@ def _literal_arguments(node: ast.expr) -> dict[str, Scalar] | None:
         if isinstance(default, float) and not math.isfinite(default):
             return None
     return value
-
-
-def _of_tree(path: str, tree: ast.AST) -> Iterator[Finding]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _import(path, node.lineno, alias.name)
-        elif isinstance(node, ast.ImportFrom):
-            yield from _import(path, node.lineno, node.module or ".")
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if why := _CALLS.get(node.func.id):
-                yield Finding(path, node.lineno, f"calls {node.func.id}: {why}")
-        elif isinstance(node, ast.Attribute):
-            if (
-                node.attr.startswith("__")
-                and node.attr.endswith("__")
-                and node.attr != "__init__"
-            ):
-                yield Finding(path, node.lineno, f"uses {node.attr}: reaches behind an object")
-            elif node.attr in ("load", "save", "to_csv", "tofile", "fromfile", "memmap"):
-                yield Finding(path, node.lineno, f"uses .{node.attr}: may read or write files")
-
-
-def _import(path: str, line: int, module: str) -> Iterator[Finding]:
-    why = _MODULES.get(module.partition(".")[0])
-    yield Finding(path, line, f"imports {module}" + (f": {why}" if why else ""))

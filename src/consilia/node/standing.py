@@ -4,17 +4,26 @@ The store's revision is looked at for every lease, so a decision holds from the 
 committed, whether or not anybody told the agent.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+
+import msgspec
 
 import consilia
 from consilia.data.registry import Dataset
-from consilia.node import approvals, datasets, studies
+from consilia.errors import ConfigError
+from consilia.node import approvals, config, datasets, optout, policyhistory, stops, studies
 from consilia.node.config import NodeConfig
+from consilia.node.hours import open_at, parse
+from consilia.node.loading import Loading, Prepared
 from consilia.node.policy import Decision, Policy, Request, allowed_values, decide
+from consilia.node.spending import dp_of
 from consilia.node.store import Store
 from consilia.wire.v1 import Advertisement, Lease, Plan
+
+_LOG = logging.getLogger("consilia.node.standing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +33,45 @@ class Grant:
     plan: Plan
     dataset: Dataset | None
     least: int  # records an update must be computed on
+    loaded: Prepared | None = None  # how the dataset is loaded
+
+
+def policy_of(store: Store, settings: NodeConfig) -> Policy:
+    """Return all that the site has decided: its people's decisions, under its settings."""
+    return Policy(
+        studies.grants(store),
+        approvals.grants(store),
+        datasets.facts(store),
+        settings.min_records,
+        {name: allowed_values(values) for name, values in settings.arguments.items()},
+        settings.failures_per_day,
+        settings.plain_updates,
+        settings.dp_required,
+        frozenset(settings.permitted_studies),
+        settings.terms,
+        tuple(map(parse, settings.hours)),
+        settings.reviewers_needed,
+        settings.consortium_review,
+        settings.compressed_updates,
+    )
 
 
 class Standing:
     """The store's decisions, cached. Used on the event loop."""
 
-    def __init__(self, store: Store, config: NodeConfig, now: Callable[[], float]) -> None:
+    def __init__(self, store: Store, settings: NodeConfig, now: Callable[[], float]) -> None:
         """Read nothing yet."""
         self._store = store
-        self._config = config
+        self.config = settings  # the one in force; `consilia node policy apply` changes it
+        self._applied = 0  # its place in the history
+        self._recent = policyhistory.Recent()
         self._now = now
-        self._ranges = {n: allowed_values(v) for n, v in config.arguments.items()}
         self._revision = -1
         self._policy = Policy()
         self._datasets: dict[str, Dataset] = {}
+        self._loading = Loading(store)
         self._plans: dict[str, Plan] = {}
+        self._stopped: dict[str, str] = {}  # jobs, by whom
 
     def today(self) -> date:
         """Return the site's calendar day."""
@@ -51,21 +84,15 @@ class Standing:
             found = datasets.list_datasets(self._store)
             self._datasets = {r.dataset.name: r.dataset for r in found}
             self._plans = {}
-            self._policy = Policy(
-                studies.grants(self._store),
-                approvals.grants(self._store),
-                datasets.facts(self._store),
-                self._config.min_records,
-                self._ranges,
-                self._config.failures_per_day,
-                self._config.plain_updates,
-                self._config.dp_required,
-            )
+            self._loading = Loading(self._store)
+            self._stopped = stops.stopped(self._store)
+            self._take_applied()
+            self._policy = policy_of(self._store, self.config)
             self._revision = revision
         return self._policy
 
-    def judge(self, lease: Lease) -> Decision:
-        """Ask the policy about a lease."""
+    def judge(self, lease: Lease, note: bool = False) -> Decision:
+        """Ask the policy about a lease; `note` keeps what was asked for later comparison."""
         task, today = lease.task, self.today()
         request = Request(
             task.kind,
@@ -79,8 +106,26 @@ class Standing:
             self._failures(task.plan, today),
             task.privacy,
             task.cohort,
+            policyhistory.minute_of(self._now()),
         )
-        return decide(request, self.policy(), today)
+        decision = self._held_back(lease, decide(request, self._policy_for(lease), today))
+        if note:
+            self._recent.note(request, decision, today, self._now())
+        return decision
+
+    def stamp(self) -> tuple[int, date, bool]:
+        """Return what a decision depends on beside the lease: it changes when they may."""
+        policy, today = self.policy(), self.today()
+        minute = policyhistory.minute_of(self._now())
+        return self._revision, today, open_at(policy.hours, today.weekday(), minute)
+
+    def asked(self, everything: bool = False) -> policyhistory.Rows:
+        """Return what was asked and is due to be written down; `everything` at the end."""
+        return self._recent.take(self._now(), everything)
+
+    def keep(self, asked: policyhistory.Rows) -> None:
+        """Write down what was asked. Blocks."""
+        policyhistory.keep(self._store, asked, self.today())
 
     def grant(self, lease: Lease, decision: Decision) -> Grant:
         """Return what a lease that was just allowed may use."""
@@ -88,19 +133,56 @@ class Standing:
         if task.plan not in self._plans:
             record = approvals.get(self._store, task.plan, self.today())
             self._plans[task.plan] = record.plan
-        dataset = None if decision.dataset is None else self._datasets[decision.dataset]
         least = max(policy.min_records, policy.studies[task.study].min_records)
-        return Grant(self._plans[task.plan], dataset, least)
+        if decision.dataset is None:
+            return Grant(self._plans[task.plan], None, least)
+        loaded = self._loading.prepared(self._datasets[decision.dataset], task.study_name)
+        return Grant(self._plans[task.plan], loaded.dataset, least, loaded)
 
     def advertisement(self) -> Advertisement:
         """Return the public state: what is offered, accepted and approved today."""
         policy, today = self.policy(), self.today()
         return Advertisement(
             consilia.__version__,
-            datasets.offered(self._store),
+            datasets.offered(self._store, self.config.disclosure.k),
             tuple(sorted(d for d, g in policy.studies.items() if today <= g.until)),
             tuple(sorted(d for d, g in policy.plans.items() if today <= g.until)),
+            withdrawn=studies.withdrawn(self._store),
         )
+
+    def _policy_for(self, lease: Lease) -> Policy:
+        """Return the policy with the records that are left of each dataset for its study."""
+        policy = self.policy()
+        study = lease.task.study_name
+        found = self._loading.facts(policy.datasets, self._datasets, study)
+        return replace(policy, datasets=found)
+
+    def _held_back(self, lease: Lease, decision: Decision) -> Decision:
+        """Object to a job stopped here, and to a dataset that is not ready or must wait."""
+        if decision.allowed and (actor := self._stopped.get(lease.task.job)):
+            return Decision((f"{actor} has stopped this job here",))
+        if not decision.allowed or decision.dataset is None:
+            return decision
+        loaded = self._loading.prepared(self._datasets[decision.dataset], lease.task.study_name)
+        if loaded.problem:
+            return Decision((loaded.problem,))
+        before = optout.last_used(self._store, decision.dataset)
+        private, k = dp_of(lease.task) is not None, self.config.disclosure.k
+        objection = optout.wait(before, loaded.patients, k, private)
+        return Decision((objection,)) if objection else decision
+
+    def _take_applied(self) -> None:
+        """Take in a policy that was applied since the last look."""
+        found = policyhistory.newest(self._store)
+        if found is None or found.seq <= self._applied:
+            return
+        self._applied = found.seq
+        try:
+            new = config.parse(found.text, f"policy {found.seq}")
+            live = {name: getattr(new, name) for name in policyhistory.LIVE}
+            self.config = msgspec.structs.replace(self.config, **live)
+        except ConfigError as e:  # of another release; what holds goes on to hold
+            _LOG.error("the applied policy is not taken in: %s", e)
 
     def _failures(self, plan: str, today: date) -> int:
         rows = self._store.rows(

@@ -134,6 +134,91 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE sums (
             id TEXT PRIMARY KEY, survivors TEXT NOT NULL) STRICT, WITHOUT ROWID""",
     ),
+    (  # who reviewed a plan, what was asked, which policies held (node.review, .policyhistory)
+        """CREATE TABLE signoffs (
+            plan TEXT NOT NULL, reviewer TEXT NOT NULL, at REAL NOT NULL,
+            reason TEXT NOT NULL, terms TEXT NOT NULL, PRIMARY KEY (plan, reviewer))
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE plan_signers (
+            plan TEXT PRIMARY KEY, via TEXT NOT NULL, names TEXT NOT NULL)
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE plan_classes (
+            name TEXT PRIMARY KEY, at REAL NOT NULL, names TEXT NOT NULL,
+            reason TEXT NOT NULL, until TEXT NOT NULL, studies TEXT NOT NULL)
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE plan_reviews (
+            plan TEXT NOT NULL, site TEXT NOT NULL, reviewer TEXT NOT NULL,
+            at REAL NOT NULL, sealed BLOB NOT NULL, PRIMARY KEY (plan, site, reviewer))
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE policies (
+            seq INTEGER PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL,
+            digest TEXT NOT NULL, body TEXT NOT NULL) STRICT""",
+        """CREATE TABLE requests (
+            day TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL,
+            allowed INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (day, digest))
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE study_jobs (
+            study TEXT NOT NULL, job TEXT NOT NULL, PRIMARY KEY (study, job))
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE attempts (
+            digest TEXT PRIMARY KEY, day TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+    ),
+    (  # people's accounts at the console (consilia.accounts.store)
+        """CREATE TABLE accounts (
+            name TEXT PRIMARY KEY, password TEXT NOT NULL, roles TEXT NOT NULL,
+            created REAL NOT NULL, actor TEXT NOT NULL, disabled INTEGER NOT NULL,
+            secret TEXT NOT NULL, step INTEGER NOT NULL, proposed TEXT NOT NULL,
+            last REAL NOT NULL, epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE account_attempts (
+            name TEXT PRIMARY KEY, failures INTEGER NOT NULL, until REAL NOT NULL,
+            at REAL NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE account_sessions (
+            digest TEXT PRIMARY KEY, account TEXT NOT NULL, started REAL NOT NULL,
+            seen REAL NOT NULL, epoch INTEGER NOT NULL) STRICT""",
+        """CREATE TABLE account_invitations (
+            id TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, roles TEXT NOT NULL,
+            actor TEXT NOT NULL, expires REAL NOT NULL) STRICT, WITHOUT ROWID""",
+    ),
+    (  # schemas' versions, profiles, noticed changes, what twins were told (node.datasets)
+        """CREATE TABLE dataset_schemas (
+            dataset TEXT NOT NULL, version INTEGER NOT NULL, at REAL NOT NULL,
+            actor TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (dataset, version))
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE dataset_profiles (
+            dataset TEXT PRIMARY KEY, digest TEXT NOT NULL, at REAL NOT NULL,
+            body BLOB NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE dataset_changes (
+            dataset TEXT PRIMARY KEY, at REAL NOT NULL, what TEXT NOT NULL)
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE dataset_twins (
+            dataset TEXT PRIMARY KEY, at REAL NOT NULL, basis BLOB NOT NULL,
+            body BLOB NOT NULL) STRICT, WITHOUT ROWID""",
+    ),
+    (  # data loading plans, and patients who opted out (node.loading, node.optout)
+        """CREATE TABLE loading_plans (
+            name TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL,
+            body BLOB NOT NULL, at REAL NOT NULL, actor TEXT NOT NULL,
+            PRIMARY KEY (name, version)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE loading_attached (
+            dataset TEXT NOT NULL, study TEXT NOT NULL, plan TEXT NOT NULL,
+            version INTEGER NOT NULL, at REAL NOT NULL, actor TEXT NOT NULL,
+            PRIMARY KEY (dataset, study)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE loading_facts (
+            dataset TEXT NOT NULL, source TEXT NOT NULL, records INTEGER NOT NULL,
+            columns BLOB NOT NULL, rows BLOB NOT NULL, patients BLOB NOT NULL,
+            PRIMARY KEY (dataset, source)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE optouts (
+            patient BLOB PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL)
+            STRICT, WITHOUT ROWID""",
+        """CREATE TABLE optout_used (
+            dataset TEXT PRIMARY KEY, at REAL NOT NULL, patients BLOB NOT NULL)
+            STRICT, WITHOUT ROWID""",
+    ),
+    (  # jobs that the site's staff have stopped (node.stops)
+        """CREATE TABLE stopped_jobs (
+            job TEXT PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL)
+            STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

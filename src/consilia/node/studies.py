@@ -1,11 +1,14 @@
 """Studies at this site: which governed projects it takes part in.
 
     pending --accept--> accepted --leave--> left
+       |                   +--a changed version is accepted--> replaced
        +-----decline--> declined
 
 Accepting pins the study's digest, computed here: its purpose, sites, tags, legal basis and
 every other field as the person read them. A study that changes has another digest and is
-pending again. `until` ends it earlier than the study itself says.
+pending again; `difference` shows what changed since a version was accepted, and accepting it
+takes that digest, so that nobody agrees to a change unread. `until` ends a study earlier than
+it says itself. A study that was left is told to the hub, by its digest alone.
 """
 
 import json
@@ -18,13 +21,14 @@ import msgspec
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, WireError
 from consilia.node import peers
-from consilia.node.policy import StudyGrant
+from consilia.node.policy import StudyGrant, short
 from consilia.node.store import Row, Store
 from consilia.wire.v1 import Study, encode, study_digest
 
-State = Literal["pending", "accepted", "declined", "left", "expired"]
+State = Literal["pending", "accepted", "declined", "left", "replaced", "expired"]
 
 MAX_PENDING = 1000
+MAX_WITHDRAWN = 1000  # that the hub is told of; it takes no more and keeps those it knows
 MAX_STUDY = 64 << 10  # bytes of an encoded study
 _COLUMNS = "digest, name, body, state, offered, actor, reason, decided, until, datasets"
 
@@ -42,6 +46,15 @@ class StudyRecord:
     decided: float
     until: date  # last day here, inclusive; date.max for none
     datasets: tuple[str, ...]  # names it may use; empty: any that carries its tags
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    """One field of a study that differs from the version accepted here."""
+
+    field: str
+    old: str
+    new: str
 
 
 def offer(store: Store, study: Study, now: float) -> bool:
@@ -81,9 +94,20 @@ def accept(  # noqa: PLR0913 - by keyword
     until: date | None = None,
     datasets: tuple[str, ...] = (),
 ) -> StudyRecord:
-    """Accept a study by name or digest; earlier versions of the same name are left by it."""
+    """Accept a study by name or digest; it replaces an earlier version of the same name.
+
+    Raises Conflict when a version that was accepted here has changed since and the new one is
+    not named by its digest.
+    """
     record = get(store, name, _day(now))
     today = _day(now)
+    changes = difference(store, record.digest, today)
+    if changes and not name.startswith("sha256:"):
+        raise Conflict(
+            f"study {record.study.name!r} has changed since it was accepted here: "
+            f"{', '.join(c.field for c in changes)}. Read consilia node study-diff "
+            f"{record.study.name} and accept it by its digest, {record.digest}"
+        )
     if record.study.until and date.fromisoformat(record.study.until) < today:
         raise Conflict(f"study {record.study.name!r} ended on {record.study.until}")
     if until is not None and until < today:
@@ -97,13 +121,14 @@ def accept(  # noqa: PLR0913 - by keyword
             record.study.name,
             f"until {until}" if until else "",
             f"datasets {', '.join(datasets)}" if datasets else "",
+            f"changed: {', '.join(c.field for c in changes)}" if changes else "",
             reason,
         )
         if part
     )
     with store.write() as tx:
         tx.execute(
-            "UPDATE studies SET state = 'left', actor = ?, decided = ? "
+            "UPDATE studies SET state = 'replaced', actor = ?, decided = ? "
             "WHERE name = ? AND digest != ? AND state = 'accepted'",
             (actor, now, record.study.name, record.digest),
         )
@@ -121,11 +146,53 @@ def accept(  # noqa: PLR0913 - by keyword
     return get(store, record.digest, today)
 
 
+def leave(store: Store, name: str, *, actor: str, now: float, reason: str) -> StudyRecord:
+    """Leave a study that was accepted, at any time; its tasks here are stopped.
+
+    The hub is told, and marks the models that used this site. Raises Conflict for a study that
+    was not accepted, ConfigError without a reason.
+    """
+    record = _in_force(store, name, _day(now))
+    if not reason.strip():
+        raise ConfigError("leaving a study needs a reason, for this site's audit trail")
+    return decline(store, record.digest, actor=actor, now=now, reason=reason)
+
+
+def difference(store: Store, name: str, today: date) -> tuple[FieldChange, ...]:
+    """Return what differs from the version accepted last here, () when none was or is."""
+    record = get(store, name, today)
+    rows = _select(
+        store,
+        "name = ? AND digest != ? AND state IN ('accepted', 'replaced', 'left')",
+        (record.study.name, record.digest),
+    )
+    earlier = [_record(row, today) for row in rows]
+    if not earlier or record.state in ("accepted", "expired"):
+        return ()
+    old = max(earlier, key=lambda r: r.decided).study
+    return tuple(
+        FieldChange(field, _text(getattr(old, field)), _text(getattr(record.study, field)))
+        for field in record.study.__struct_fields__
+        if getattr(old, field) != getattr(record.study, field)
+    )
+
+
+def withdrawn(store: Store) -> tuple[str, ...]:
+    """Return the digests of studies that this site has left, the latest MAX_WITHDRAWN."""
+    rows = store.rows(
+        "SELECT digest FROM studies WHERE state = 'left' ORDER BY decided DESC, digest LIMIT ?",
+        (MAX_WITHDRAWN,),
+    )
+    return tuple(sorted(str(digest) for (digest,) in rows))
+
+
 def decline(
     store: Store, name: str, *, actor: str, now: float, reason: str = ""
 ) -> StudyRecord:
     """Decline a study, or leave one that was accepted; its tasks here are stopped."""
     record = get(store, name, _day(now))
+    if record.state in ("left", "replaced"):
+        raise Conflict(f"study {record.study.name!r} ({short(record.digest)}) is left already")
     state: State = "left" if record.state in ("accepted", "expired") else "declined"
     with store.write() as tx:
         tx.execute(
@@ -169,8 +236,30 @@ def grants(store: Store) -> dict[str, StudyGrant]:
             record.study.min_records,
             frozenset(record.datasets),
             record.study.sites,
+            record.study.controller,
+            record.study.legal_basis,
+            record.study.ethics,
         )
     return found
+
+
+def _in_force(store: Store, name: str, today: date) -> StudyRecord:
+    """Return the study, for a name its accepted version; raise Conflict when there is none."""
+    if not name.startswith("sha256:"):
+        rows = _select(store, "name = ? AND state = 'accepted'", (ids.name(name, "study"),))
+        if rows:
+            return _record(rows[0], today)
+    record = get(store, name, today)
+    if record.state not in ("accepted", "expired"):
+        raise Conflict(
+            f"study {record.study.name!r} is {record.state} here, not accepted: there is "
+            "nothing to leave"
+        )
+    return record
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _check_form(study: Study) -> None:

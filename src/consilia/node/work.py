@@ -28,12 +28,18 @@ Phase = Literal["waiting", "preparing", "training", "releasing", "sending", "lis
 
 
 class NotAllowed(Exception):
-    """The site lets a task not run, or its result not leave; `action` is the audit's word."""
+    """The site lets a task not run, or its result not leave; `action` is the audit's word.
 
-    def __init__(self, objections: tuple[str, ...], action: str) -> None:
+    `told` are the objections that the hub may hear, whatever the site discloses otherwise.
+    """
+
+    def __init__(
+        self, objections: tuple[str, ...], action: str, told: tuple[str, ...] = ()
+    ) -> None:
         super().__init__("; ".join(objections))
         self.objections = objections
         self.action = action
+        self.told = told
 
 
 class Talk(Protocol):
@@ -114,6 +120,7 @@ class Job:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one task of a job at a time
     used: float = 0.0  # loop time
     granted: object = None  # the facts last entered in the audit trail
+    lease: Lease | None = None  # the last that was allowed: its worker may still be warm
 
 
 _CAUSES: tuple[tuple[tuple[type[Exception], ...], FailureCause], ...] = (

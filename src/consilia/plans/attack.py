@@ -14,8 +14,9 @@ table's records: record i of an audit is row i, or canary i - records.
 
 **Inversion.** One round on a few records, and what its update tells. With y = W x + b as the
 first layer, dL/dW = dL/dy x^T and dL/db = dL/dy: a row of W's change over b's change is the
-record itself, or the average of those that reach this neuron. The same is tried on what a hub
-sees of a masked round, the change in the ring plus a keystream.
+record itself, or the average of those that reach this neuron. Where the model begins with
+another layer, as for images, records are searched for (plans.inversion). The same is tried on
+what a hub sees of a masked round, the change in the ring plus a keystream.
 
 Sources: Yeom et al. 2018 (losses); Steinke, Nasr, Jagielski 2023 (canaries in one run); Phong
 et al. 2018, section III (a record from gradients of a layer with bias).
@@ -34,6 +35,7 @@ from torch.func import vmap
 from consilia.core.weights import Array, Weights
 from consilia.data.table import Column, Table
 from consilia.errors import PlanError
+from consilia.plans import inversion
 from consilia.plans.contract import (
     Auditing,
     Context,
@@ -187,30 +189,37 @@ def invert(attacked: Attacked, weights: Weights, part: Part, context: Context) -
 
     PLAIN, MASKED: the distance to the nearest guess, record by record, as the root mean square
     over features, each in standard deviations of the whole table (1 where it does not vary).
-    VIEW: the correlation of what the hub sees of a masked update with the update, and over how
-    many numbers.
+    VIEW: the correlation of what the hub sees of a masked update with the update; over how
+    many numbers; 1 when records were searched for, 0 when a formula gave them.
     """
     whole = attacked.probed(weights, part.whole, context)
-    layer, spread = _first_layer(whole), whole.x.double().cpu().numpy().std(0)
-    spread = np.where(spread > 0, spread, 1.0)
+    layer, records = _first_layer(whole), _flat(whole.x)
+    spread = np.where(records.std(0) > 0, records.std(0), 1.0)
     before = copy_weights(weights)
     after = run_task(attacked.plan, weights, part, attacked.given, context).weights
     change = {n: _float(after[n]) - _float(before[n]) for n in before if _is_float(before[n])}
-    x = attacked.probed(after, part, context).x.double().cpu().numpy()
+    truth = attacked.probed(before, part, context)
+    x, seed = _flat(truth.x), int.from_bytes(context.random(6), "big")
+
+    def guesses(update: dict[str, Floats]) -> Floats:
+        if layer is not None:
+            return _guesses(update, layer)
+        return _searched(truth, update, records.mean(0), spread, seed)
+
     seen = _masked(change, context.random(32))
     flat, view = (np.concatenate([c.ravel() for c in d.values()]) for d in (change, seen))
     return {
-        PLAIN: _distances(x, _guesses(change, layer), spread),
-        MASKED: _distances(x, _guesses(seen, layer), spread),
-        VIEW: np.array([correlation(flat, view), float(flat.size)]),
+        PLAIN: _distances(x, guesses(change), spread),
+        MASKED: _distances(x, guesses(seen), spread),
+        VIEW: np.array([correlation(flat, view), float(flat.size), float(layer is None)]),
     }
 
 
 # ---- inside ----------------------------------------------------------------------------------
 
 
-def _first_layer(probe: Probe) -> tuple[str, str]:
-    """Return the names of W and b of the layer that sees the record first, or raise."""
+def _first_layer(probe: Probe) -> tuple[str, str] | None:
+    """Return the names of W and b of a linear layer that sees the record first, else None."""
     for name, layer in probe.module.named_modules():
         if not any(True for _ in layer.parameters(recurse=False)):
             continue
@@ -218,11 +227,31 @@ def _first_layer(probe: Probe) -> tuple[str, str]:
         if fitting and layer.bias is not None:
             stem = f"{name}." if name else ""
             return f"{stem}weight", f"{stem}bias"
+        return None
+    raise PlanError("nothing can be turned back: the model has no parameters")
+
+
+def _searched(
+    probe: Probe, change: dict[str, Floats], centre: Floats, spread: Floats, seed: int
+) -> Floats:
+    """Return records searched for, records x features; PlanError for too many."""
+    if len(probe.y) > inversion.MOST:
         raise PlanError(
-            f"inversion by formula needs nn.Linear with a bias as the first layer; layer "
-            f"{name!r} is {type(layer).__name__}"
+            "the first layer is no nn.Linear with a bias, so records are searched for, and "
+            f"that finds next to nothing in updates on more than {inversion.MOST}"
         )
-    raise PlanError("inversion by formula needs nn.Linear as the first layer; there is none")
+    mean, deviation = (
+        torch.from_numpy(values).reshape(probe.x[0].shape) for values in (centre, spread)
+    )
+    found = inversion.search(
+        probe.module, probe.parts.loss, change, probe.y, mean, deviation, seed
+    )
+    return _flat(found)
+
+
+def _flat(x: Tensor) -> Floats:
+    values: Floats = x.double().cpu().numpy().reshape(len(x), -1)
+    return values
 
 
 def _masked(change: dict[str, Floats], seed: bytes) -> dict[str, Floats]:

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilia.errors import ConfigError
+from consilia.privacy import adaptive
 from consilia.wire.v1 import Dp
 
 # Low orders count when epsilon is large, high ones when it is small. Stored in ledgers:
@@ -51,6 +52,7 @@ ORDERS: tuple[float, ...] = (
 )
 
 MAX_STEPS = 10_000_000
+MAX_COLLUDING = 1000  # sites
 PUBLIC_MULTIPLE = 5  # counts that the consortium knows are rounded down to a multiple of it
 _LEAST_NOISE = 0.1  # below it sampling is given no credit: the full mechanism's cost counts
 _REACH = 13.0  # standard deviations that an integral covers beside its peak
@@ -69,7 +71,28 @@ def check(dp: Dp) -> Dp:
             f"dp at client level with sampling={dp.sampling:g}, steps={dp.steps}: a site's "
             "update is one contribution a round; needed sampling 1 and steps 1"
         )
+    _check_shares(dp)
     return dp
+
+
+def _check_shares(dp: Dp) -> None:
+    """Refuse shares of noise, and a clip that moves, where they would promise too much."""
+    if dp.distributed and dp.level != "client":
+        raise ConfigError(
+            f"dp at {dp.level} level with distributed=True: a site's steps build on one "
+            "another, so each needs all of its noise at once, in the worker; needed level "
+            "client, or distributed false"
+        )
+    if not 0 <= dp.colluding <= MAX_COLLUDING:
+        raise ConfigError(f"dp: colluding={dp.colluding}; needed from 0 to {MAX_COLLUDING}")
+    if dp.adaptive is None:
+        return
+    adaptive.check(dp.adaptive)
+    if not dp.distributed:
+        raise ConfigError(
+            "dp.adaptive without distributed=True: the count of sites within the clip is told "
+            "as a noised masked sum only; needed level client and distributed true"
+        )
 
 
 def cost(dp: Dp, rounds: int = 1) -> tuple[float, ...]:

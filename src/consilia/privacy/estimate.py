@@ -7,9 +7,9 @@ the experiment would add by itself: every round with every site, at the experime
 from collections.abc import Sequence
 
 from consilia.privacy.accountant import cost, epsilon
+from consilia.privacy.noise import few_sites
 from consilia.wire.people import Experiment, PrivacyEstimateView
 
-FEW_SITES = 30  # below it, noise of the size that hides a site drowns the mean
 LARGE = 10.0  # an epsilon that promises little
 
 
@@ -24,11 +24,8 @@ def estimate(experiment: Experiment, sites: Sequence[str]) -> PrivacyEstimateVie
         return PrivacyEstimateView("", experiment.rounds, 0.0, None, None, {})
     whole = epsilon(cost(dp, experiment.rounds), dp.delta)
     warnings = []
-    if dp.level == "client" and len(sites) < FEW_SITES:
-        warnings.append(
-            f"client level hides a whole site among {len(sites)}: with fewer than about "
-            f"{FEW_SITES} the noise drowns the model; record or patient level serves better"
-        )
+    if warning := few_sites(dp, len(sites)):
+        warnings.append(warning)
     if whole > LARGE:
         warnings.append(
             f"epsilon {whole:.3g} promises little; sites cap all that is ever spent on their "

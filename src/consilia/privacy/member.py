@@ -43,6 +43,7 @@ class Member(Record, frozen=True):
     unreadable: tuple[str, ...] = ()  # sites whose parcels did not open: nothing to give out
     spent: bool = False  # an update has been masked
     survivors: tuple[str, ...] = ()  # whom the node has agreed to
+    cipher_key: bytes = b""  # of an encrypted round (privacy.vault)
 
     @property
     def site(self) -> str:

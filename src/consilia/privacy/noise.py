@@ -22,7 +22,8 @@ draws, is within 2^-61 of the true distribution in statistical distance. n value
 n 2^-61 to delta: 4e-10 for a million weights and a thousand steps.
 
 **Shares.** For a masked sum each of `honest` sites adds noise of s / sqrt(honest): the sum of
-discrete Gaussians is as good as one of s once a share is over a few steps wide.
+discrete Gaussians is as good as one of s once a share is LEAST_SHARE steps wide. What a site
+does with its share is in privacy.shares.
 
 Sources: Canonne, Kamath, Steinke 2020, "The discrete Gaussian for differential privacy";
 Micciancio, Walter 2017, "Gaussian sampling over the integers" (theorem 3, the sums); Walker
@@ -54,7 +55,7 @@ _CUT = 12  # standard deviations that a table holds
 _BITS = 64  # of a table's thresholds
 _BLOCK = 1 << 15  # values drawn at once, so that they stay in the cache
 _SLACK = 1e-9  # of the clip: more than float64 errs when it sums the squares of a norm
-_LEAST_SHARE = 4.0  # steps; 10 (n - 1) exp(-pi^2 16) per coordinate is 1e-67 n
+LEAST_SHARE = 4.0  # steps of a share; 10 (n - 1) exp(-pi^2 16) per coordinate is 1e-67 n
 
 Words = TypeVar("Words", bound=np.unsignedinteger)  # dtype of what a stream gives
 
@@ -214,29 +215,6 @@ def local_grid(dp: Dp, size: int) -> Grid:
     return _grid(dp, size, step, GRID_STD)
 
 
-def share_grid(dp: Dp, size: int, step: float, honest: int) -> Grid:
-    """Return the grid of one site's share of the noise in a masked sum.
-
-    `step` is the ring's: what 1 of its integers stands for. `honest` is how many sites are sure
-    to be in the sum and to keep their noise to themselves: survivors at the threshold less
-    those that may collude with the hub. Their shares alone reach the full noise multiplier;
-    all others come on top.
-    """
-    check(dp)
-    if honest < 1:
-        raise ConfigError(
-            f"noise shares of {honest} honest sites; needed 1 or more: raise the threshold, or "
-            "let each site add all of the noise"
-        )
-    std = dp.noise_multiplier * dp.clip / step / math.sqrt(honest)
-    if std < _LEAST_SHARE:
-        raise ConfigError(
-            f"a share of the noise is {std:.3g} steps of the ring wide, needed "
-            f"{_LEAST_SHARE:g}: use 32 bits, a smaller range, or more noise"
-        )
-    return _grid(dp, size, step, std)
-
-
 def honest_survivors(threshold: int, colluding: int = 1) -> int:
     """Return how many noise shares are sure: survivors at least, less those that collude.
 
@@ -276,9 +254,10 @@ def few_sites(dp: Dp, sites: int) -> str:
     """Return the warning for client-level privacy with too few sites, "" where none is due."""
     if dp.level != "client" or sites >= MIN_CLIENTS:
         return ""
+    noisy = "the sum, with shares of it," if dp.distributed else "each update"
     return (
         f"privacy at client level with {sites} sites hides whether a hospital took part, and "
-        f"the noise of each update is {dp.noise_multiplier:g} times its largest size: below "
+        f"the noise of {noisy} is {dp.noise_multiplier:g} times its largest size: below "
         f"about {MIN_CLIENTS} sites little of the model is left. Ask for record or patient "
         "level, which hide persons"
     )

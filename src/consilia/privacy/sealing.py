@@ -64,6 +64,11 @@ def box_key(private: bytes, peer_key: bytes, session: bytes, way: tuple[str, str
     return _derive(_agree(private, peer_key, " or ".join(way)), session, "parcel", *way)
 
 
+def vault_key(private: bytes, peer_key: bytes, session: bytes, way: tuple[str, str]) -> bytes:
+    """Return what seals the content key of a vault (privacy.vault) on this way."""
+    return _derive(_agree(private, peer_key, " or ".join(way)), session, "vault", *way)
+
+
 def lock(key: bytes, nonce: bytes, plain: bytes, about: bytes) -> bytes:
     """Seal `plain`, bound to `about`; return nonce, ciphertext and tag."""
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, about)

@@ -20,6 +20,7 @@ from consilia.privacy import evidence
 from consilia.privacy.evidence import Area, Canaries, Floats, Tail
 
 Word = Literal["leaky", "bounded", "no-leak-found"]
+How = Literal["formula", "search"]
 
 CONFIDENCE = 0.95  # of all tests together
 TESTS = 5  # two areas, two tails, the canaries
@@ -98,6 +99,7 @@ class Inversion:
     nearest_masked: float
     correlation: float  # of what the hub sees of a masked update with the update
     numbers: int  # that the update has
+    how: How = "formula"  # how records were looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,9 @@ def planted(
     return Planted(evidence.canary_audit(scores, coins, delta, EACH), delta, accounted)
 
 
-def inversion(plain: Floats, masked: Floats, correlation: float, numbers: int) -> Inversion:
+def inversion(
+    plain: Floats, masked: Floats, correlation: float, numbers: int, how: How = "formula"
+) -> Inversion:
     """Return what the distances of an update's records to the nearest guess say."""
     return Inversion(
         len(plain),
@@ -159,6 +163,7 @@ def inversion(plain: Floats, masked: Floats, correlation: float, numbers: int) -
         float(masked.min()),
         correlation,
         numbers,
+        how,
     )
 
 

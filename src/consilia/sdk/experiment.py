@@ -4,7 +4,7 @@
     experiment.start()                    # offers study and plan first, if the hub lacks them
     experiment.wait(progress=True)
     experiment.history                    # a DataFrame
-    experiment.model().state_dict()       # torch tensors
+    experiment.get_model().state_dict()       # torch tensors
 
 The job runs at the hub: closing the notebook stops nothing, and `Experiment.attach` takes it
 up again. Sites accept the study and approve the plan in their own time; until `min_sites`
@@ -12,6 +12,8 @@ have, the job waits and says for whom.
 """
 
 from collections.abc import Iterator, Mapping
+from html import escape
+from math import nan
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -19,6 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
+from consilia.sdk.autolog import sinks
 from consilia.sdk.client import Client
 from consilia.sdk.digests import resolve
 from consilia.sdk.progress import display
@@ -50,9 +53,9 @@ class Experiment(Results):
         `plan` is a .py file, a folder, an imported module, a `Plan`, or the digest (or its
         first 8 or more digits) of one the hub has. `settings` are the other fields of
         `wire.people.Experiment`: strategy (a name or a record), min_updates, min_sites,
-        fraction, grace, deadline, seed, deterministic, base, name, privacy ("secure", "plain"
-        or a record; without it secure aggregation from three sites up). Raise ConfigError for
-        one that does not exist, naming the nearest.
+        fraction, grace, deadline, seed, deterministic, base, name, privacy ("secure", "plain",
+        "ckks" or a record; without it secure aggregation from three sites up). Raise
+        ConfigError for one that does not exist, naming the nearest.
         """
         self.client = client
         self._study = study
@@ -75,7 +78,11 @@ class Experiment(Results):
     @classmethod
     def attach(cls, client: Client, job: str) -> Self:
         """Return the experiment of a job that is there already, by its id."""
-        view = client.job(job)
+        return cls.of(client, client.job(job))
+
+    @classmethod
+    def of(cls, client: Client, view: JobView) -> Self:
+        """Return the experiment of a job that was seen already."""
         config = view.experiment
         fields = {name: getattr(config, name) for name in config.__struct_fields__}
         found = cls(client, **fields)
@@ -124,7 +131,7 @@ class Experiment(Results):
             )
         return self.job
 
-    def follow(self) -> Iterator[tuple[int, Metrics]]:
+    def stream_metrics(self) -> Iterator[tuple[int, Metrics]]:
         """Yield (round, metrics) as rounds close, from the first one on, until the job ends."""
         seen = 0
         for _ in self._watch():
@@ -132,6 +139,23 @@ class Experiment(Results):
             for view in closed[seen:]:
                 yield view.round, view.metrics
             seen = len(closed)
+
+    def log_to(
+        self, *, tensorboard: str | Path | None = None, mlflow: str | None = None
+    ) -> JobView:
+        """Write rounds to TensorBoard (a folder) or MLflow (a tracking URI) until the job ends.
+
+        Rounds that are closed already are written first. Returns the job as it ended.
+        """
+        found = sinks(self.job, tensorboard, mlflow)
+        try:
+            for number, metrics in self.stream_metrics():
+                for sink in found:
+                    sink.round(number, metrics)
+        finally:
+            for sink in found:
+                sink.close(self.job.state)
+        return self.job
 
     def change(self, **arguments: Scalar) -> Self:
         """Set arguments of the plan from the next round that opens; the others stay."""
@@ -147,6 +171,17 @@ class Experiment(Results):
         """Go on with a stopped or failed job in the same round; `rounds` may add rounds."""
         self._job = self.client.resume(self.job.id, rounds)
         return self
+
+    def branch(self, round: int | None = None, **changes: Any) -> Self:
+        """Return a new experiment that starts from this one's model after `round`.
+
+        It has this one's settings but for `changes`, and is not started. Training on from an
+        earlier round, perhaps with other arguments, is how a job is rolled back.
+        """
+        config = self.refresh().experiment
+        fields = {name: getattr(config, name) for name in config.__struct_fields__}
+        base = version_of(self.job.rounds, round, self.job.id)
+        return type(self)(self.client, **{**fields, "base": base, **changes})
 
     # ---- looking -----------------------------------------------------------------------------
 
@@ -168,7 +203,7 @@ class Experiment(Results):
         view = self.job if self.job.state in ENDED else self.refresh()
         return tuple(r for r in view.rounds if r.round > 0)
 
-    def model(self, round: int | None = None) -> Model:
+    def get_model(self, round: int | None = None) -> Model:
         """Download the model version after `round` (the newest by default), verified."""
         version = version_of(self.refresh().rounds, round, self.job.id)
         path = self._files / version
@@ -182,6 +217,28 @@ class Experiment(Results):
         if self._job is None:
             return f"<Experiment in study {self._fields['study']!r}, not started>"
         return f"<Experiment {self.job.id}: {self.job.state}, round {self.job.round}>"
+
+    def _repr_html_(self) -> str:
+        """Show the job and its newest rounds in a notebook."""
+        if self._job is None:
+            return f"<p>{escape(repr(self))}</p>"
+        closed = [r for r in self._job.rounds if r.round > 0][-10:]
+        names = sorted({name for r in closed for name in r.metrics})
+        head = "".join(f"<th>{escape(n)}</th>" for n in ("round", "sites", "records", *names))
+        rows = (
+            (r.round, len(r.sites), r.records, *(f"{r.metrics.get(n, nan):.4g}" for n in names))
+            for r in closed
+        )
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        view = self._job
+        about = f"{view.id}, study {view.experiment.study}: {view.state}, round {view.round}"
+        return (
+            f"<p>{escape(about)} of {view.experiment.rounds} {escape(view.cause)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
 
     # ---- inside ------------------------------------------------------------------------------
 

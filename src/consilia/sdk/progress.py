@@ -32,6 +32,8 @@ class _Lines:
         closed = [r for r in job.rounds if r.round > 0]
         for view in closed[self._rounds :]:
             _print(f"round {view.round}/{job.experiment.rounds}: {summary(view)}")
+            for alarm in view.alarms:
+                _print(f"ALARM in round {view.round}: {alarm}")
         self._rounds = len(closed)
         state = f"{job.state}: {job.cause}" if job.cause else job.state
         if state != self._said and job.state in ("waiting", "done", "stopped", "failed"):
@@ -80,7 +82,9 @@ def _bars(job: JobView) -> Iterator[Show]:
 def summary(view: RoundView) -> str:
     """Return one closed round in one line."""
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(view.metrics.items()))
-    return f"{metrics}  {len(view.sites)} sites  {view.records} records  {view.seconds:.2f} s"
+    alarms = f"  {len(view.alarms)} ALARMS" if view.alarms else ""
+    counts = f"{len(view.sites)} sites  {view.records} records  {view.seconds:.2f} s"
+    return f"{metrics}  {counts}{alarms}"
 
 
 def _print(text: str) -> None:

@@ -4,6 +4,7 @@ A round's metrics are the record-weighted means over the sites whose updates are
 and torch are imported only by the properties that return their objects.
 """
 
+import copy
 import shutil
 import tempfile
 import weakref
@@ -13,15 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from consilia.core.weights import Weights
 from consilia.errors import ConfigError, NotFound
+from consilia.sdk.export import Format, format_of, write, write_onnx
 from consilia.wire import frames
 from consilia.wire.people import ModelView, RoundView
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor, nn
 
 
 class Model:
@@ -42,12 +43,34 @@ class Model:
         return frames.read(self._frame)
 
     def save(self, path: str | Path) -> Path:
-        """Write the weights to `path`: .npz for numpy, any other name for the tensor frame."""
+        """Write the weights to `path`, in the format of its name (sdk.export.format_of)."""
         path = Path(path)
-        if path.suffix == ".npz":
-            np.savez(path, **self.weights)  # type: ignore[arg-type]  # tensor names are keys
-        else:
-            shutil.copyfile(self._frame, path)
+        return self.export(path, format_of(path))
+
+    def export(
+        self,
+        path: str | Path,
+        format: Format,
+        *,
+        module: "nn.Module | None" = None,
+        example: "Tensor | tuple[Tensor, ...] | None" = None,
+        optimize: bool = True,
+    ) -> Path:
+        """Write the model to `path` as frame, npz, safetensors, state_dict or onnx.
+
+        For onnx `module` is what the plan's `model(args)` makes: the weights are loaded into a
+        copy of it. `example` is an input, the batch in its first dimension; the file appears
+        only when onnxruntime gives what torch gives.
+        """
+        path = Path(path)
+        if format != "onnx":
+            write(self._frame, self.weights, path, format, f"{self.view.id} {self.view.digest}")
+            return path
+        if module is None or example is None:
+            raise ConfigError("onnx needs module= and example=: weights alone are no graph")
+        filled = copy.deepcopy(module)
+        filled.load_state_dict(self.state_dict())
+        write_onnx(filled, example, path, optimize=optimize)
         return path
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,7 +81,7 @@ class Model:
         try:
             from consilia.plans.torch import tensor_of  # noqa: PLC0415  # imports torch
         except ImportError:
-            raise _missing("torch", "a state_dict", "torch") from None
+            raise missing("torch", "a state_dict", "torch") from None
 
         return {name: tensor_of(array) for name, array in self.weights.items()}
 
@@ -72,17 +95,21 @@ class Results(ABC):
         """The closed rounds, oldest first, as records."""
 
     @abstractmethod
-    def model(self, round: int | None = None) -> Model:
+    def get_model(self, round: int | None = None) -> Model:
         """Return the model version after `round`, the newest by default."""
 
     @property
     def history(self) -> "pd.DataFrame":
-        """The closed rounds as a DataFrame indexed by round, a column for each metric."""
+        """The closed rounds as a DataFrame indexed by round, a column for each metric.
+
+        `alarms` is there when there were some: what looked wrong, "" in all other rounds.
+        """
         try:
             import pandas as pd  # noqa: PLC0415  # heavy, and only here
         except ImportError:
-            raise _missing("pandas", "history as a DataFrame", "notebook") from None
+            raise missing("pandas", "history as a DataFrame", "notebook") from None
 
+        watched = any(r.alarms for r in self.rounds)
         rows = [
             {
                 "round": r.round,
@@ -91,8 +118,10 @@ class Results(ABC):
                 "seconds": r.seconds,
                 "bytes_in": r.bytes_in,
                 "bytes_out": r.bytes_out,
+                **({"bytes_saved": r.bytes_saved} if r.bytes_saved else {}),
                 **({} if r.epsilon is None else {"epsilon": r.epsilon}),
                 **r.metrics,
+                **({"alarms": "; ".join(r.alarms)} if watched else {}),
             }
             for r in self.rounds
         ]
@@ -119,5 +148,6 @@ def version_of(rounds: Sequence[RoundView], round: int | None, job: str) -> str:
     return by_round[round]
 
 
-def _missing(module: str, what: str, extra: str) -> ConfigError:
+def missing(module: str, what: str, extra: str) -> ConfigError:
+    """Return the error for a library that is not installed, with the remedy."""
     return ConfigError(f"{what} needs {module}: pip install 'consilia[{extra}]'")

@@ -11,6 +11,9 @@
     node -> hub   Unmask    for a survivor the share of its self mask, for a site that dropped
                             out the share of its mask key; never both for one site
 
+A round of homomorphic encryption exchanges the same messages; a `Vault` travels in the shares,
+and the last two messages name the sum's frame, encrypted and opened (privacy.vault).
+
 The rules of wire.v1 hold here as well. Sizes are checked while a body is decoded. What the
 steps mean is in `privacy.secagg`; docs/explanation/secure-aggregation.md explains why.
 """
@@ -28,12 +31,16 @@ MAX_SITES = 1000  # of a masked round
 SHARE = 33  # bytes of a Shamir share: an element of the field of privacy.shamir
 BOX = 12 + 2 * SHARE + 16  # bytes of a sealed pair of shares: nonce, shares, tag
 
+VAULT = 12 + (256 << 10) + 16  # bytes of a sealed key for homomorphic encryption, at most
+LOCK = 12 + 32 + 16  # bytes of a sealed content key
+
 Site = Annotated[str, Meta(min_length=1, max_length=63)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Share = Annotated[bytes, Meta(min_length=SHARE, max_length=SHARE)]
 Sites = Annotated[tuple[Site, ...], Meta(max_length=MAX_SITES)]
+FrameName = Annotated[str, Meta(max_length=80)]
 ByShare = Annotated[dict[Site, Share], Meta(max_length=MAX_SITES)]
 
 
@@ -62,6 +69,15 @@ class Parcel(Record, frozen=True):
     key_check: Digest  # commitment to the share of the mask key
 
 
+class Vault(Record, frozen=True):
+    """A key for homomorphic encryption, from the site that made it to all others."""
+
+    box: Annotated[bytes, Meta(max_length=VAULT)]  # the key, under a content key
+    locks: Annotated[
+        dict[Site, Annotated[bytes, Meta(max_length=LOCK)]], Meta(max_length=MAX_SITES)
+    ]  # the content key, sealed to each
+
+
 class Shares(Record, frozen=True):
     """The shares a site deals: to each of its neighbours and to itself."""
 
@@ -69,6 +85,7 @@ class Shares(Record, frozen=True):
     site: Site
     seed_check: Digest  # commitment to the seed itself
     parcels: Annotated[dict[Site, Parcel], Meta(max_length=MAX_SITES)]
+    vault: Vault | None = None  # of an encrypted round, from the sites that make a key
 
 
 class Inbox(Record, frozen=True):
@@ -77,6 +94,7 @@ class Inbox(Record, frozen=True):
     session: Digest
     sharers: Sites  # all sites that dealt shares, sorted; the update is masked with these
     parcels: Annotated[dict[Site, Parcel], Meta(max_length=MAX_SITES)]  # neighbours' only
+    vault: Vault | None = None  # the first sharer's, with this node's lock alone
 
 
 class Survivors(Record, frozen=True):
@@ -99,6 +117,7 @@ class Consents(Record, frozen=True):
 
     session: Digest
     signatures: Annotated[dict[Site, Signature], Meta(max_length=MAX_SITES)]
+    sum: FrameName = ""  # of an encrypted round: the frame that holds the survivors' sum
 
 
 class Unmask(Record, frozen=True):
@@ -108,6 +127,7 @@ class Unmask(Record, frozen=True):
     site: Site
     seeds: ByShare = {}  # survivor -> share of the seed of its self mask
     keys: ByShare = {}  # site that dropped out -> share of its mask key
+    opened: FrameName = ""  # of an encrypted round: the frame with the opened sum
 
 
 def round_of(context: bytes) -> bytes:

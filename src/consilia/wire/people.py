@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from consilia.wire.v1 import Arguments, Metrics, Plan, Privacy, Study
+from consilia.wire.v1 import Arguments, Metrics, OfferedDataset, Plan, Privacy, Study
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,6 +20,7 @@ class View(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T")
+Stage = Literal["candidate", "released", "retired"]  # of a model version; "" before any
 
 
 class Page(View, Generic[T], frozen=True):
@@ -56,6 +57,15 @@ class Watch(Request, frozen=True):
     rollback: bool = False  # an alarm makes the next round start from the last good version
 
 
+class EarlyStop(Request, frozen=True):
+    """End a job when a metric that the sites report has stopped getting better."""
+
+    metric: str = "loss"
+    better: Literal["lower", "higher"] = "lower"
+    rounds: int = 5  # without a better value after which the job is done
+    least: float = 0.0  # a value is better only by more than this
+
+
 class Experiment(Request, frozen=True):
     """A reproducible configuration; running it makes a job. The CONFIG.yaml of the CLI."""
 
@@ -75,15 +85,17 @@ class Experiment(Request, frozen=True):
     name: str = ""
     aggregate: Aggregate = Aggregate()
     watch: Watch | None = None  # None: no alarms
+    early_stop: EarlyStop | None = None  # None: all rounds are run
     privacy: Privacy | None = None  # None: secure aggregation from three sites up, else plain
     keep: int | None = None  # newest versions whose frames stay; None: as the hub's rule says
+    compress: str = "none"  # of updates that are not masked: int8, top-5%, int8+top-5%, ...
 
 
 class NewToken(Request, frozen=True):
     """Make an API token for a person or program."""
 
     name: str
-    role: str  # operator, researcher, auditor
+    role: str  # operator, researcher, reviewer, downstream, auditor
     days: int = 90
 
 
@@ -113,6 +125,13 @@ class ResumeJob(Request, frozen=True):
     rounds: int | None = None
 
 
+class SetStage(Request, frozen=True):
+    """Decide on a model version: propose it, release it, retire it."""
+
+    stage: Stage
+    reason: str
+
+
 class StudyView(View, frozen=True):
     """A study and where it stands at each site."""
 
@@ -121,6 +140,13 @@ class StudyView(View, frozen=True):
     state: str  # draft, submitted, closed
     author: str
     sites: dict[str, str]  # site -> invited, accepted
+
+
+class OfferView(View, frozen=True):
+    """A dataset that a site offers to a study it has accepted."""
+
+    site: str
+    dataset: OfferedDataset
 
 
 class PlanView(View, frozen=True):
@@ -161,7 +187,9 @@ class RoundView(View, frozen=True):
     rejected: dict[str, str] = {}  # site -> cause
     bytes_in: int = 0
     bytes_out: int = 0
+    bytes_saved: int = 0  # of updates, by compression, against the model's size
     epsilon: float | None = None  # of each site up to here, at the job's delta; None: not DP
+    alarms: tuple[str, ...] = ()  # what looked wrong with the round's model, by `watch`
 
 
 class JobView(View, frozen=True):
@@ -171,7 +199,7 @@ class JobView(View, frozen=True):
     experiment: Experiment
     state: str  # core.round phase
     round: int
-    cause: str  # why it failed or waits; "" otherwise
+    cause: str  # why it failed, waits or ended early; "" otherwise
     author: str
     created: float
     sites: dict[
@@ -199,6 +227,36 @@ class ModelView(View, frozen=True):
     metrics: Metrics
     parent: str | None
     deleted: float | None = None  # when the hub's retention rule deleted its frame
+    stage: str = ""  # candidate, released, retired; "" while nobody has proposed it
+    withdrawn: tuple[str, ...] = ()  # of its sites, those that have left the study since
+
+
+class StageView(View, frozen=True):
+    """One decision on a model version."""
+
+    stage: str
+    actor: str
+    at: float
+    reason: str
+
+
+class ModelCard(View, frozen=True):
+    """What whoever uses a model version should know of it (Mitchell et al. 2019)."""
+
+    model: ModelView
+    stages: tuple[StageView, ...]  # every decision, oldest first
+    study: Study  # purpose, controller, legal basis, ethics reference
+    plan: str  # the training plan's name
+    description: str  # the plan's
+    entry: str
+    requirements: tuple[str, ...]
+    experiment: Experiment
+    rounds: tuple[RoundView, ...]  # of its job, up to this version
+    lineage: tuple[str, ...]  # from this version back to what everything began with
+    epsilon: float | None  # of each site by this job alone, at `delta`; None: not private
+    delta: float | None
+    caveats: tuple[str, ...]
+    software: str  # of the hub that answers
 
 
 class AuditView(View, frozen=True):

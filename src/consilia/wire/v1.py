@@ -24,6 +24,7 @@ MAX_PLAN = 1 << 20  # bytes of all files of a training plan
 MAX_METRICS = 64  # named numbers in one report
 MAX_METRIC_NAME = 64  # characters
 MAX_ARGUMENTS = 64
+MAX_MOCK = 128 << 10  # bytes of a dataset's mock twin
 
 Scalar = bool | int | float | str
 Metrics = dict[str, float]
@@ -82,6 +83,14 @@ def _sha256(domain: bytes, body: object) -> str:
 # ---- how an update is protected ------------------------------------------------------------
 
 
+class Adaptive(Record, frozen=True):
+    """Let the clip of client level follow a quantile of the updates' norms, round by round."""
+
+    quantile: float = 0.5  # share of the sites whose update is to be within the clip
+    rate: float = 0.2  # how fast: the clip moves by exp(-rate (share within - quantile))
+    share: float = 0.05  # of the privacy that is spent on counting who is within
+
+
 class Dp(Record, frozen=True):
     """Differential privacy of one round at one site: what the ledger reserves and charges."""
 
@@ -91,6 +100,17 @@ class Dp(Record, frozen=True):
     sampling: float = 1.0  # Poisson rate of a step, of records or patients; 1 at client level
     steps: int = 1  # noisy steps of a round; 1 at client level
     delta: float = 1e-5
+    distributed: bool = False  # each site adds a share of the noise, inside the masked sum
+    colluding: int = 1  # survivors whose shares of the noise do not count
+    adaptive: Adaptive | None = None  # None: the clip stays
+
+
+class Compression(Record, frozen=True):
+    """How an unmasked update is made smaller; what is computed is told in algo.compress."""
+
+    bits: Literal[8, 16, 32] = 8  # of a value; 32 leaves it as float32
+    keep: float = 1.0  # share of the values that is sent, the largest ones
+    final: bool = False  # the last round that is planned: nothing need be kept for another
 
 
 class Privacy(Record, frozen=True):
@@ -101,6 +121,7 @@ class Privacy(Record, frozen=True):
     range: float = 8.0  # largest change of a weight in a round that masking can carry
     clip: float = 0.0  # L2 norm of an update, 0: unbounded
     dp: Dp | None = None
+    compression: Compression | None = None  # of an update as it leaves; None: whole
 
 
 # ---- hub -> node ---------------------------------------------------------------------------
@@ -218,6 +239,32 @@ class Poll(Record, frozen=True):
     heard: dict[str, str] = {}  # running lease -> the last step whose word has arrived
 
 
+class MockColumn(Record, frozen=True):
+    """One column of a mock twin: rounded counts of records over levels or bins, or nothing.
+
+    Bins have one width and begin at `start`; of dates and times both are in days, from
+    1970-01-01. Levels are told that k patients or more have; bins are multiples of a round
+    width that no single record decides.
+    """
+
+    name: str
+    type: str
+    unit: str = ""
+    code_system: str = ""
+    role: str = "feature"
+    levels: dict[str, int] = {}
+    start: float = 0.0
+    width: float = 0.0  # 0: no bins
+    counts: tuple[int, ...] = ()
+    absent: int = 0  # records without a value
+
+
+class MockTwin(Record, frozen=True):
+    """What invented records are drawn from, column by column: marginals, never records."""
+
+    columns: tuple[MockColumn, ...]
+
+
 class OfferedDataset(Record, frozen=True):
     """What a site says of a dataset to the consortium: no value, a rounded count."""
 
@@ -227,6 +274,7 @@ class OfferedDataset(Record, frozen=True):
         int  # rounded down to a multiple of 5; what an update may claim at most is this + 4
     )
     columns: dict[str, str] = {}  # name -> type
+    mock: MockTwin | None = None  # where the site consents to one
 
 
 class Advertisement(Record, frozen=True):
@@ -240,6 +288,7 @@ class Advertisement(Record, frozen=True):
     audit_length: int = 0
     ledger_head: str = ""  # digest of the privacy ledger's last entry; "": not stated
     ledger_length: int = 0
+    withdrawn: tuple[str, ...] = ()  # digests of studies that the site has left
 
 
 class Progress(Record, frozen=True, tag="progress"):

@@ -19,12 +19,16 @@ MAX_WORKER_MESSAGE = 8 << 20
 class TableSource(Record, frozen=True):
     """A registered table as the worker sees it: read-only files and the declared columns."""
 
-    path: str
+    path: str  # of a file, or of a folder of files
     format: str  # csv, tsv, parquet
     columns: dict[str, str]  # name -> type of data.contract
     missing: tuple[str, ...] = ("",)
     records: int = 0
     patient: str = ""  # column of patient ids, a text; "" when the dataset declares none
+    codes: dict[str, tuple[str, ...]] = {}  # column -> its own missing codes
+    units: dict[str, str] = {}  # column -> its declared unit
+    loading: bytes = b""  # the data loading plan (data.loading.blocks), b"" for none
+    without: bytes = b""  # records to leave out before it (data.loading.table.pack_rows)
 
 
 class Load(Record, frozen=True, tag="load"):

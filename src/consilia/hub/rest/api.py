@@ -13,12 +13,23 @@ from litestar.datastructures import MutableScopeHeaders
 from litestar.di import Provide
 from litestar.types import Message, Scope
 
-from consilia.hub.rest import governance, jobs, models, people, privacy, system, trail
-from consilia.hub.rest.body import JsonRequest, StrictBody
+from consilia.hub.rest import (
+    governance,
+    jobs,
+    live,
+    models,
+    offers,
+    people,
+    privacy,
+    registry,
+    system,
+    trail,
+)
 from consilia.hub.rest.guard import Caller, caller, make_guard
-from consilia.hub.rest.openapi import document
-from consilia.hub.rest.problems import handlers
 from consilia.hub.rest.services import Services
+from consilia.web.body import JsonRequest, StrictBody
+from consilia.web.openapi import document
+from consilia.web.problems import handlers
 
 MAX_BODY = 8 << 20  # bytes of a JSON body: a plan of 1 MiB, escaped
 HEADERS: Mapping[str, str] = {
@@ -43,6 +54,7 @@ ROUTES: tuple[Any, ...] = (
     governance.change_study,
     governance.submit_study,
     governance.close_study,
+    offers.list_offers,
     governance.list_plans,
     governance.submit_plan,
     governance.get_plan,
@@ -55,10 +67,14 @@ ROUTES: tuple[Any, ...] = (
     jobs.resume_job,
     jobs.change_arguments,
     jobs.job_events,
+    live.job_stream,
+    jobs.job_audit,
     models.list_models,
     models.get_model,
     models.get_frame,
     models.put_frame,
+    registry.set_stage,
+    registry.get_card,
     trail.list_lines,
     trail.export,
     trail.verify,
@@ -98,7 +114,7 @@ def make_app(hub: Services) -> Litestar:
             "who": Provide(who, sync_to_thread=False),
         },
         guards=[make_guard(hub.access.token_role)],
-        exception_handlers=handlers(hub.log),
+        exception_handlers=handlers(hub.log, "hub"),
         before_send=[before_send],
         dto=StrictBody,
         return_dto=None,

@@ -30,7 +30,7 @@ MAX_TEXT = 4000  # characters of purpose and the like
 MAX_SITES = 1000
 MAX_TAGS = 64
 MAX_RECORDS = 10**12
-READERS = allow("operator", "researcher", "auditor")
+READERS = allow("operator", "researcher", "reviewer", "auditor")
 WRITERS = allow("operator", "researcher")
 
 

@@ -6,7 +6,7 @@ so a revoked one fails on the next.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
@@ -15,10 +15,10 @@ from litestar.params import SkipValidation
 from litestar.types import Scope
 
 from consilia.errors import AuthError, ConfigError, Refused
+from consilia.web.openapi import OPEN
 
-Role = Literal["operator", "researcher", "auditor"]
-ROLES: tuple[Role, ...] = ("operator", "researcher", "auditor")
-OPEN = "open"  # in place of roles: no token is asked for
+Role = Literal["operator", "researcher", "reviewer", "downstream", "auditor"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -45,8 +45,8 @@ class Caller:
         return self.name if self.role == "researcher" else None
 
     def sees(self, author: str) -> bool:
-        """Return whether the caller may read what `author` made."""
-        return self.role != "researcher" or self.name == author
+        """Return whether the caller may read the studies and jobs that `author` made."""
+        return self.role != "downstream" and (self.only is None or self.name == author)
 
 
 Who = NamedDependency[SkipValidation[Caller]]  # how a route asks for the caller
@@ -71,19 +71,24 @@ def make_guard(role_of: Callable[[str], tuple[str, str]]) -> Callable[..., None]
             return
         if "\0" in connection.url.path or "%00" in connection.url.query:
             raise ConfigError("the address holds a NUL character, which no name has")
-        scheme, _, secret = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secret:
-            raise AuthError(
-                "no API token: send the header Authorization: Bearer <token>; an operator "
-                "makes tokens with consilia hub token"
-            )
-        name, role = role_of(secret.strip())
+        name, role = role_of(secret_of(connection.headers.get("authorization", "")))
         if role not in roles:
             needed = " or ".join(sorted(roles)) or "nobody's"
             raise Refused(f"{name} is {role}; this needs the role {needed}")
         connection.scope["user"] = Caller(name, cast(Role, role))
 
     return guard
+
+
+def secret_of(header: str) -> str:
+    """Return the API token of an Authorization header, or raise AuthError."""
+    scheme, _, secret = header.partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise AuthError(
+            "no API token: send the header Authorization: Bearer <token>; an operator "
+            "makes tokens with consilia hub token"
+        )
+    return secret.strip()
 
 
 def caller(scope: Scope) -> Caller:

@@ -11,17 +11,18 @@ from sqlalchemy import Connection
 
 from consilia.core import ids
 from consilia.errors import NotFound, Refused
-from consilia.hub import bases, records, tables
+from consilia.hub import audit, bases, records, tables
 from consilia.hub.experiments import MAX_ROUNDS
 from consilia.hub.job import TICKS
-from consilia.hub.paging import within
+from consilia.hub.paging import MAX_LINE, MAX_PAGE, within
 from consilia.hub.readiness import Needs, lack
 from consilia.hub.records import PlanRecord, StudyRecord
 from consilia.hub.rest.governance import READERS, WRITERS, own_study, seen_study
 from consilia.hub.rest.guard import Caller, Who
 from consilia.hub.rest.services import Hub, Services
-from consilia.hub.rest.views import visible_studies
+from consilia.hub.rest.views import audit_view, visible_studies
 from consilia.wire.people import (
+    AuditView,
     ChangeArguments,
     EventView,
     Experiment,
@@ -181,14 +182,35 @@ async def job_events(
     await seen_job(hub, who, id)
     within(after, "after", 0, MAX_CURSOR)
     longest = min(max(0.0, wait), hub.config.limits.poll_wait)  # in this order NaN gives 0
-    feed = await _unless(hub.stopping, hub.engine.events(id, after, longest))
+    feed = await until_stopped(hub.stopping, hub.engine.events(id, after, longest))
     if feed is None:
         return Page(items=(), next=str(after))
     items = (EventView(seq=e.seq, at=e.at, type=e.type, body=dict(e.body)) for e in feed.items)
     return Page(items=tuple(items), next=str(feed.next))
 
 
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+@get("/jobs/{id:str}/audit", opt=READERS)
+async def job_audit(
+    hub: Hub,
+    who: Who,
+    id: FromPath[str],
+    after: FromQuery[int] = 0,
+    limit: FromQuery[int] = 100,
+) -> Page[AuditView]:
+    """List the audit lines about one job and its model versions, oldest first."""
+    await seen_job(hub, who, id)
+    within(limit, "limit", 1, MAX_PAGE)
+    within(after, "after", 0, MAX_LINE)
+
+    def read(db: Connection) -> tuple[AuditView, ...]:
+        subjects = [id, *(version.id for version in records.job_versions(db, id))]
+        return tuple(audit_view(e) for e in audit.about(db, subjects, after, limit))
+
+    items = await hub.store.read(read)
+    return Page(items=items, next=str(items[-1].seq) if len(items) == limit else None)
+
+
+async def until_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """Return what `work` gives, or None when the hub goes down before."""
     task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
     try:

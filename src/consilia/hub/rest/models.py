@@ -14,61 +14,82 @@ from litestar.response import Stream
 from sqlalchemy import Connection
 
 from consilia.errors import ConfigError, NotFound, Refused, TransferError, WireError
-from consilia.hub import audit, bases, records
+from consilia.hub import audit, bases, records, stages, withdrawals
 from consilia.hub.blobs import Blob
 from consilia.hub.records import Version
-from consilia.hub.rest.governance import READERS, WRITERS
-from consilia.hub.rest.guard import Caller, Who, allow
+from consilia.hub.rest.guard import ROLES, Caller, Who, allow
 from consilia.hub.rest.services import Hub, Services
 from consilia.hub.rest.views import visible_studies
 from consilia.hub.uploads import Upload
 from consilia.hub.views import model_view
 from consilia.wire.frames import CHUNK, Header
-from consilia.wire.people import FrameView, ModelView, Page
+from consilia.wire.people import FrameView, ModelView, Page, Stage
 
+USERS = allow(*ROLES)
 SPOOL = "frame-"  # of base frames on their way in; see `app`, which clears what a crash left
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
 STALL = 60.0  # seconds without a byte after which an upload is given up
 _BATCH = 1 << 20  # bytes handed to a thread at once
 
 
-def seen_version(db: Connection, who: Caller, id: str) -> Version:
-    """Return a model version the caller may see, else raise NotFound."""
+def seen_version(db: Connection, who: Caller, id: str) -> tuple[Version, str]:
+    """Return a model version the caller may see and its stage, else raise NotFound.
+
+    Who is a downstream user sees what was released, of any study, and nothing else.
+    """
     found = records.get_version(db, id)
-    if not visible_studies(db, who)(found.study):
+    stage = stages.current(db, (id,)).get(id, "")
+    released = who.role == "downstream" and stage == "released"
+    if not released and not visible_studies(db, who)(found.study):
         raise NotFound(f"there is no model version {id!r}")
-    return found
+    return found, stage
 
 
-@get("/models", opt=READERS)
-async def list_models(
+@get("/models", opt=USERS)
+async def list_models(  # noqa: PLR0913, PLR0917 - a query's parameters
     hub: Hub,
     who: Who,
     job: FromQuery[str | None] = None,
+    stage: FromQuery[Stage | None] = None,
     limit: FromQuery[int] = 100,
     cursor: FromQuery[str | None] = None,
 ) -> Page[ModelView]:
-    """List model versions, newest first."""
+    """List model versions, newest first: all, or those at a stage."""
+    if who.role == "downstream":
+        if stage not in (None, "released"):
+            return Page(items=())
+        stage = "released"
 
     def read(db: Connection) -> Page[ModelView]:
-        page = records.list_versions(db, job=job, limit=limit, cursor=cursor, author=who.only)
-        return Page(items=tuple(map(model_view, page.items)), next=page.next)
+        among = None if stage is None else stages.at_stage(stage)
+        page = records.list_versions(
+            db, job=job, limit=limit, cursor=cursor, author=who.only, among=among
+        )
+        at = stages.current(db, [v.id for v in page.items])
+        left = withdrawals.marks(db, page.items)
+        items = tuple(model_view(v, at.get(v.id, ""), left.get(v.id, ())) for v in page.items)
+        return Page(items=items, next=page.next)
 
     return await hub.store.read(read)
 
 
-@get("/models/{id:str}", opt=READERS)
+@get("/models/{id:str}", opt=USERS)
 async def get_model(hub: Hub, who: Who, id: FromPath[str]) -> ModelView:
     """Show one model version with its lineage."""
-    return await hub.store.read(lambda db: model_view(seen_version(db, who, id)))
+
+    def read(db: Connection) -> ModelView:
+        version, stage = seen_version(db, who, id)
+        return model_view(version, stage, withdrawals.marks(db, (version,)).get(id, ()))
+
+    return await hub.store.read(read)
 
 
-@get("/models/{id:str}/frame", opt=WRITERS)
+@get("/models/{id:str}/frame", opt=allow("operator", "researcher", "reviewer", "downstream"))
 async def get_frame(
     hub: Hub, who: Who, id: FromPath[str], request: Request[Any, Any, Any]
 ) -> Stream:
     """Return the tensor frame of a model version, or the asked range of its bytes."""
-    version = await hub.store.read(lambda db: seen_version(db, who, id))
+    version, _ = await hub.store.read(lambda db: seen_version(db, who, id))
     if version.deleted is not None:
         raise NotFound(
             f"the frame of model version {id} was deleted by the hub's retention rule; what "

@@ -60,7 +60,7 @@ async def revoke_token(hub: Hub, who: Who, id: FromPath[str]) -> None:
     await hub.access.revoke_token(id, who.actor)
 
 
-@get("/sites", opt=allow(*ROLES))
+@get("/sites", opt=allow("operator", "researcher", "reviewer", "auditor"))
 async def list_sites(
     hub: Hub, limit: FromQuery[int] = 100, cursor: FromQuery[str | None] = None
 ) -> Page[SiteView]:

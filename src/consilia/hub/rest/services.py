@@ -13,6 +13,7 @@ from consilia.hub.blobs import Blobs
 from consilia.hub.config import HubConfig
 from consilia.hub.engine import Engine
 from consilia.hub.probes import Probe
+from consilia.hub.rest.streams import Streams
 from consilia.hub.store import Store
 from consilia.hub.telemetry import Log, Metrics
 
@@ -35,6 +36,7 @@ class Services:
     # Python 3.11's parser counts its depth once for all threads: one plan at a time.
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
     judging: asyncio.Lock = field(default_factory=asyncio.Lock)  # of files: see hub.retention
+    streams: Streams = field(default_factory=Streams)  # of jobs' events
     arriving: Counter[str] = field(default_factory=Counter)  # bytes on their way, by person
 
 

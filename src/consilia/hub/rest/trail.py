@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from consilia.core import ids
 from consilia.core.chain import GENESIS, Break, Line
 from consilia.hub import audit
-from consilia.hub.paging import MAX_PAGE, within
+from consilia.hub.paging import MAX_LINE, MAX_PAGE, within
 from consilia.hub.rest.guard import Who, allow
 from consilia.hub.rest.services import Hub, Services
 from consilia.hub.rest.views import audit_view
@@ -19,7 +19,6 @@ from consilia.wire import trail
 from consilia.wire.people import AuditCheckView, AuditView, Page
 
 TRUSTED = allow("operator", "auditor")
-MAX_LINE = (1 << 63) - 1  # the highest number that a line can have
 PIECE = 1000  # lines of an export that are read at once
 
 

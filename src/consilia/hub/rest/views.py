@@ -23,7 +23,9 @@ def said_by_all(db: Connection) -> Said:
 
 
 def visible_studies(db: Connection, who: Caller) -> Callable[[str], bool]:
-    """Return the test whether `who` may see what belongs to a study: all, or their own."""
+    """Return the test whether `who` may see what belongs to a study: all, their own, none."""
+    if who.role == "downstream":
+        return lambda _: False  # they see released models, whatever study these are of
     if who.role != "researcher":
         return lambda _: True
     t = tables.studies.c

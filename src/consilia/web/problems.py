@@ -6,7 +6,7 @@ What is not a ConsiliaError is a defect: the person gets a number, the log the t
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from litestar import Request, Response
@@ -28,8 +28,15 @@ from consilia.errors import (
     WireError,
     WorkerError,
 )
-from consilia.hub.telemetry import Log
 from consilia.wire.people import ProblemView
+
+
+class Log(Protocol):
+    """Where the cause of an error goes that a person is not told."""
+
+    def error(self, event: str, **fields: Any) -> Any:
+        """Write one event down."""
+
 
 Handler = Callable[[Request[Any, Any, Any], Any], Response[Any]]
 
@@ -59,19 +66,17 @@ _FRAMEWORK: Mapping[int, type[ConsiliaError]] = {
 }
 
 
-def handlers(log: Log) -> dict[int | type[Exception], Handler]:
-    """Return what turns every exception of a route into a problem."""
+def handlers(log: Log, party: str) -> dict[int | type[Exception], Handler]:
+    """Return what turns every exception of a route of `party` (hub, node) into a problem."""
 
     def deliberate(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         kind = next(k for k in type(error).__mro__ if k in STATUS)
         status, title = STATUS[kind]
         if kind is not StorageError:
             return _problem(status, title, str(error), kind)
-        # Its text names files and databases of the hub: that is the operator's business.
+        # Its text names files and databases: that is the operator's business.
         log.error("storage refused", path=request.url.path, cause=str(error))
-        told = (
-            "the hub could not store or read it; its operator finds the cause in the hub's log"
-        )
+        told = f"the {party} could not store or read it; the cause is in the {party}'s log"
         return _problem(status, title, told, kind)
 
     def framework(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -89,7 +94,7 @@ def handlers(log: Log) -> dict[int | type[Exception], Handler]:
             path=request.url.path,
             exc_info=error,
         )
-        detail = f"a defect of the hub; its log has the details under number {number}"
+        detail = f"a defect of the {party}; its log has the details under number {number}"
         return _problem(500, "Internal error", detail, ConsiliaError)
 
     return {ConsiliaError: deliberate, HTTPException: framework, Exception: defect}

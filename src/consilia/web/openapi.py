@@ -5,7 +5,8 @@ cannot differ; each operation names the roles that it admits as `x-roles`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -14,15 +15,20 @@ from litestar.params import PathParameter, QueryParameter
 from litestar.typing import FieldDefinition
 
 from consilia import __version__
-from consilia.hub.rest.guard import OPEN
 from consilia.wire.people import ProblemView
 
+OPEN = "open"  # as a route's roles: it asks nobody who they are
 _REF = "#/components/schemas/{name}"
+_BEARER = MappingProxyType({"type": "http", "scheme": "bearer"})
 _PROBLEM = "application/problem+json"
 
 
-def document(routes: Iterable[tuple[str, HTTPRouteHandler]]) -> dict[str, Any]:
-    """Describe (path, handler) pairs."""
+def document(
+    routes: Iterable[tuple[str, HTTPRouteHandler]],
+    title: str = "Consilia hub",
+    security: Mapping[str, Any] = _BEARER,
+) -> dict[str, Any]:
+    """Describe (path, handler) pairs; `security` is how callers say who they are."""
     pairs = sorted(routes, key=lambda pair: pair[0])
     kinds: list[Any] = [ProblemView]
     for _, handler in pairs:
@@ -36,11 +42,11 @@ def document(routes: Iterable[tuple[str, HTTPRouteHandler]]) -> dict[str, Any]:
             paths.setdefault(plain, {})[method.lower()] = _operation(handler, by_kind)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Consilia hub", "version": __version__},
+        "info": {"title": title, "version": __version__},
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {"token": dict(security)},
         },
     }
 

@@ -1,6 +1,6 @@
-"""The people's listener: uvicorn in the hub's own event loop, over TLS 1.3.
+"""A listener for people: uvicorn in the caller's own event loop, over TLS or at loopback.
 
-uvicorn's parts are called one by one instead of `Server.serve`: the hub handles signals
+uvicorn's parts are called one by one instead of `Server.serve`: the party handles signals
 itself, must know when the port is open, and needs sockets of its own making (one made without
 naming TCP gets no TCP_NODELAY from asyncio, which costs 40 ms an answer).
 """
@@ -29,9 +29,16 @@ class PeopleServer:
     """Serves one application on one port."""
 
     def __init__(
-        self, app: Callable[..., Any], tls: ssl.SSLContext, connections: int, head: float = HEAD
+        self,
+        app: Callable[..., Any],
+        tls: ssl.SSLContext | None,
+        connections: int,
+        head: float = HEAD,
     ) -> None:
-        """`connections` bounds the open ones; more are answered 503. `head` is in seconds."""
+        """`connections` bounds the open ones; more are answered 503. `head` is in seconds.
+
+        Without `tls` it may listen on a loopback address only; that is the caller's care.
+        """
         self._head = head
         self._app = app
         self._tls = tls
@@ -76,7 +83,7 @@ class PeopleServer:
 class _Uvicorn(uvicorn.Server):
     """uvicorn's server, but strangers may not dawdle over TLS (it would give them a minute)."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext, head: float) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, head: float) -> None:
         super().__init__(config)
         self._tls = tls
         self._head = head
@@ -95,8 +102,8 @@ class _Uvicorn(uvicorn.Server):
                 sock=sock,
                 ssl=self._tls,
                 backlog=self.config.backlog,
-                ssl_handshake_timeout=HANDSHAKE,
-                ssl_shutdown_timeout=GOODBYE,
+                ssl_handshake_timeout=HANDSHAKE if self._tls else None,
+                ssl_shutdown_timeout=GOODBYE if self._tls else None,
             )
             for sock in sockets or []
         ]

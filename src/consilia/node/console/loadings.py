@@ -1,0 +1,130 @@
+"""Routes of data loading plans: how a site's tables become what a study asks for."""
+
+from litestar import get, post, put
+from litestar.params import FromPath, JSONBody
+
+from consilia.data.loading import blocks
+from consilia.data.loading import preview as seen
+from consilia.data.loading.preview import MAX_ROWS
+from consilia.errors import ConfigError, NotFound
+from consilia.node import datasets, loading
+from consilia.node.console.guard import Who, allow, anyone
+from consilia.node.console.services import Here, Services
+from consilia.node.console.yamltext import checked
+from consilia.node.loading import Stored
+from consilia.wire.console import (
+    AttachLoading,
+    AttachmentView,
+    ColumnSummary,
+    LoadingPlansView,
+    LoadingPlanView,
+    LoadingPreviewView,
+    PreviewLoading,
+    PreviewView,
+    SaveLoadingPlan,
+)
+
+MANAGER = allow("data_manager")
+
+
+@get("/loading-plans", opt=anyone(), sync_to_thread=True)
+def list_plans(here: Here) -> LoadingPlansView:
+    """List the data loading plans, each in its newest version."""
+    found = loading.list_plans(here.store)
+    return LoadingPlansView(tuple(_view(here, stored) for stored in found))
+
+
+@get("/loading-plans/{name:str}", opt=anyone(), sync_to_thread=True)
+def get_plan(here: Here, name: FromPath[str]) -> LoadingPlanView:
+    """Return a data loading plan in its newest version."""
+    return _view(here, loading.get(here.store, name))
+
+
+@put("/loading-plans/{name:str}", opt=MANAGER, sync_to_thread=True)
+def save(
+    here: Here, who: Who, name: FromPath[str], data: JSONBody[SaveLoadingPlan]
+) -> LoadingPlanView:
+    """Save a data loading plan; what differs from the newest version makes the next one."""
+    plan = blocks.from_yaml(checked(data.yaml), "yaml")
+    if plan.name != name:
+        raise ConfigError(f"yaml: the plan's name is {plan.name!r}, this page's is {name!r}")
+    try:
+        loading.get(here.store, name)
+        save_as = loading.edit
+    except NotFound:
+        save_as = loading.create
+    return _view(here, save_as(here.store, plan, actor=who.name, now=here.now()))
+
+
+@post("/loading-plans/preview", opt=MANAGER, status_code=200, sync_to_thread=True)
+def preview(here: Here, data: JSONBody[PreviewLoading]) -> LoadingPreviewView:
+    """Show a dataset before and after a draft of a plan, for the site's own eyes."""
+    if not 0 <= data.rows <= MAX_ROWS:
+        raise ConfigError(f"rows: found {data.rows}, needed 0 to {MAX_ROWS}")
+    plan = blocks.from_yaml(checked(data.yaml), "yaml")
+    known = datasets.get(here.store, data.dataset).dataset
+    datasets.check_unchanged(known)
+    loading.compiled(known, plan)
+    without, _ = loading.left_out(here.store, known)
+    found = seen.preview(known, plan, without=without, rows=data.rows)
+    return LoadingPreviewView(
+        _rows(found.before),
+        _rows(found.after),
+        found.before.records,
+        found.after.records,
+        _summary(found.before),
+        _summary(found.after),
+    )
+
+
+@post("/loading-plans/{name:str}/attach", opt=MANAGER, status_code=200, sync_to_thread=True)
+def attach(
+    here: Here, who: Who, name: FromPath[str], data: JSONBody[AttachLoading]
+) -> LoadingPlanView:
+    """Let the newest version load a dataset, for one study or for every one."""
+    loading.attach(
+        here.store, name, data.dataset, actor=who.name, now=here.now(), study=data.study
+    )
+    here.tell_agent()
+    return _view(here, loading.get(here.store, name))
+
+
+@post("/loading-plans/{name:str}/detach", opt=MANAGER, status_code=200, sync_to_thread=True)
+def detach(
+    here: Here, who: Who, name: FromPath[str], data: JSONBody[AttachLoading]
+) -> LoadingPlanView:
+    """Load a dataset as it is again."""
+    where = AttachmentView(data.dataset, data.study)
+    if where not in (before := _view(here, loading.get(here.store, name))).attached:
+        raise NotFound(f"dataset: {name!r} is not attached to {data.dataset[:80]!r} there")
+    loading.detach(here.store, data.dataset, actor=who.name, now=here.now(), study=data.study)
+    here.tell_agent()
+    return _view(here, loading.get(here.store, before.name))
+
+
+def _rows(view: seen.View) -> PreviewView:
+    return PreviewView(tuple(c.name for c in view.columns), view.rows)
+
+
+def _summary(view: seen.View) -> tuple[ColumnSummary, ...]:
+    names = ColumnSummary.__struct_fields__
+    return tuple(ColumnSummary(**{n: getattr(c, n) for n in names}) for c in view.columns)
+
+
+def _view(here: Services, stored: Stored) -> LoadingPlanView:
+    return LoadingPlanView(
+        stored.plan.name,
+        stored.version,
+        stored.digest,
+        stored.at,
+        stored.actor,
+        blocks.to_yaml(stored.plan),
+        tuple(
+            AttachmentView(a.dataset, a.study)
+            for a in loading.attachments(here.store)
+            if a.plan == stored.plan.name
+        ),
+    )
+
+
+ROUTES = (list_plans, get_plan, save, preview, attach, detach)

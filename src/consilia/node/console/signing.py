@@ -1,0 +1,323 @@
+"""Signing in and out, invitations, passwords, second factors: the steps, each in one place.
+
+Everything blocks. What changes an account is one transaction with its audit line.
+"""
+
+from consilia import __version__
+from consilia.accounts import passwords, totp
+from consilia.accounts import store as accounts
+from consilia.accounts.lockout import Attempts
+from consilia.accounts.store import Account, Session
+from consilia.errors import AuthError, ConfigError, Conflict, Refused
+from consilia.node.console.guard import must_enrol
+from consilia.node.console.services import Services
+from consilia.node.store import Transaction
+from consilia.wire.console import (
+    ROLES,
+    AcceptInvitation,
+    AccountView,
+    ChangeAccount,
+    ChangePassword,
+    ConfirmCode,
+    InvitationLink,
+    InvitationView,
+    Role,
+    SecondFactorView,
+    SessionView,
+    SignIn,
+)
+
+RESERVED = ("agent", "hub", "consilia")  # actors of the audit trail that are no persons
+MOST_HOURS = 30 * 24.0  # of an invitation
+_WRONG = "name, password or code is wrong"
+
+
+def sign_in(here: Services, said: SignIn) -> tuple[SessionView, str]:
+    """Return the view and the cookie; "" where the code is still to be asked for.
+
+    Raises AuthError for anything wrong without saying what; Refused while the name rests.
+    """
+    now = here.now()
+    with here.store.write() as tx:
+        attempt = accounts.count_attempt(tx, said.name, now)
+        found = accounts.find(tx, said.name)
+    right = _matches(here, found, said.password)
+    if found is None or not right or found.disabled:
+        raise _wrong(here, found, attempt)
+    if found.secret and not said.code:
+        with here.store.write() as tx:
+            accounts.forgive(tx, said.name, now, whole=False)
+        return SessionView(here.site, __version__, needs_code=True), ""
+    token = _enter(here, found, said.code, attempt, now)
+    if not token:
+        raise AuthError(_WRONG)
+    if passwords.outdated(found.password, here.hasher):
+        _rehash(here, found.name, said.password)
+    return session_view(here, token), token
+
+
+def _enter(here: Services, found: Account, code: str, attempt: Attempts, now: float) -> str:
+    """Begin a session when the code is right and nothing was changed meanwhile; else ""."""
+    with here.store.write() as tx:
+        known = accounts.get(tx, found.name)  # as it is now, with the step used last
+        step = totp.accepted(known.secret, code, now, known.step) if known.secret else 0
+        if step is None or known.epoch != found.epoch or known.disabled:
+            _note_rest(tx, known, attempt, now)
+            return ""
+        if known.secret:
+            accounts.change(tx, known.name, step=step)
+        accounts.forgive(tx, known.name, now, whole=True)
+        accounts.sweep(tx, now, here.life)
+        token = accounts.open_session(tx, known, now, here.random_bytes(accounts.TOKEN_BYTES))
+        tx.audit(now, known.name, "account.sign-in", known.name, "signed in")
+    return token
+
+
+def sign_out(here: Services, session: Session) -> None:
+    """End a session."""
+    with here.store.write() as tx:
+        accounts.close_session(tx, session)
+
+
+def session_view(here: Services, token: str) -> SessionView:
+    """Return who is signed in under a cookie; nobody when it is no session's."""
+    try:
+        found = accounts.session(here.store, token, here.now(), here.life)
+    except AuthError:
+        return SessionView(here.site, __version__)
+    return SessionView(
+        here.site,
+        __version__,
+        signed_in=True,
+        name=found.account.name,
+        roles=_roles(found.account.roles),
+        second_factor=bool(found.account.secret),
+        must_add_second_factor=must_enrol(here, found),
+        csrf=accounts.csrf_token(token),
+        idle_seconds=here.life.idle,
+        ends=found.started + here.life.whole,
+    )
+
+
+def invite(here: Services, roles: tuple[Role, ...], hours: float, actor: str) -> InvitationLink:
+    """Make a one-time link to an account."""
+    if not 0 < hours <= MOST_HOURS:
+        raise ConfigError(
+            f"hours: found {hours:g}, needed more than 0 and at most {MOST_HOURS:g}"
+        )
+    now = here.now()
+    with here.store.write() as tx:
+        made, token = accounts.invite(
+            tx,
+            roles=roles,
+            actor=actor,
+            now=now,
+            seconds=hours * 3600,
+            random=here.random_bytes(accounts.TOKEN_BYTES),
+        )
+        tx.audit(now, actor, "account.invite", made.id, "invited", ", ".join(made.roles))
+    link = f"{here.place.origin}/invitation#{token}"
+    return InvitationLink(made.id, link, _roles(made.roles), made.expires)
+
+
+def withdraw(here: Services, id: str, actor: str) -> None:
+    """Withdraw an invitation."""
+    with here.store.write() as tx:
+        accounts.withdraw(tx, id)
+        tx.audit(here.now(), actor, "account.uninvite", id, "withdrawn")
+
+
+def invitation(here: Services, token: str) -> InvitationView:
+    """Return the invitation of a link."""
+    return invitation_view(accounts.invited(here.store, token, here.now()))
+
+
+def accept(here: Services, said: AcceptInvitation) -> tuple[SessionView, str]:
+    """Make the account of an invitation and sign its person in."""
+    accounts.invited(here.store, said.token, here.now())  # before the work of a hash
+    if said.name in RESERVED:
+        raise ConfigError(f"name: {said.name!r} stands for the software itself; choose another")
+    passwords.check(said.password, (said.name, here.site))
+    kept = _hashed(here, said.password)
+    now = here.now()
+    with here.store.write() as tx:
+        made = accounts.accept(tx, said.token, said.name, kept, now)
+        token = accounts.open_session(tx, made, now, here.random_bytes(accounts.TOKEN_BYTES))
+        detail = f"{', '.join(made.roles)}; invited by {made.actor}"
+        tx.audit(now, made.name, "account.create", made.name, "created", detail)
+    return session_view(here, token), token
+
+
+def change_password(
+    here: Services, session: Session, said: ChangePassword
+) -> tuple[SessionView, str]:
+    """Change one's own password and begin a new session; all others end."""
+    account = session.account
+    _confirm(here, account, said.password)
+    passwords.check(said.new_password, (account.name, here.site))
+    kept = _hashed(here, said.new_password)
+    return _renewed(here, account.name, "account.password", "changed", password=kept)
+
+
+def propose_second_factor(here: Services, session: Session) -> SecondFactorView:
+    """Make a secret; it is in force once a code of it is confirmed."""
+    account = session.account
+    if account.secret:
+        raise Conflict("this account has a second factor; remove it first to set up another")
+    secret = totp.new_secret(here.random_bytes(totp.SECRET_BYTES))
+    with here.store.write() as tx:
+        accounts.change(tx, account.name, proposed=secret)
+    return SecondFactorView(secret, totp.uri(secret, account.name, f"Consilia {here.site}"))
+
+
+def confirm_second_factor(
+    here: Services, session: Session, said: ConfirmCode
+) -> tuple[SessionView, str]:
+    """Put the proposed second factor in force; every other session ends."""
+    account = session.account
+    if not account.proposed:
+        raise Conflict("no second factor was proposed; begin again")
+    step = totp.accepted(account.proposed, said.code, here.now(), 0)
+    if step is None:
+        raise ConfigError(
+            "code: not the one of this moment; check that the device's clock is right"
+        )
+    return _renewed(
+        here, account.name, "account.second-factor", "added",
+        secret=account.proposed, proposed="", step=step,
+    )  # fmt: skip
+
+
+def remove_second_factor(
+    here: Services, session: Session, said: ConfirmCode
+) -> tuple[SessionView, str]:
+    """Take one's own second factor away, with password and code."""
+    account = session.account
+    if not account.secret:
+        raise Conflict("this account has no second factor")
+    _confirm(here, account, said.password)
+    if totp.accepted(account.secret, said.code, here.now(), account.step) is None:
+        raise ConfigError(
+            "code: not the one of this moment, or used already; wait for the next"
+        )
+    return _renewed(here, account.name, "account.second-factor", "removed", secret="", step=0)
+
+
+def change_account(here: Services, name: str, said: ChangeAccount, actor: str) -> AccountView:
+    """Change another person's account; Refused where nobody could administer afterwards."""
+    changes = []
+    with here.store.write() as tx:
+        accounts.get(tx, name)
+        if said.roles is not None:
+            accounts.set_roles(tx, name, said.roles)
+            changes.append(f"roles {', '.join(said.roles)}")
+        if said.disabled is not None:
+            accounts.change(tx, name, disabled=int(said.disabled))
+            changes.append("disabled" if said.disabled else "enabled")
+        if said.unlock:
+            accounts.forgive(tx, name, here.now(), whole=True)
+            changes.append("failed attempts forgotten")
+        if said.remove_second_factor:
+            accounts.change(tx, name, secret="", step=0, proposed="")
+            changes.append("second factor removed")
+        found = accounts.end_sessions(tx, name)
+        _keep_an_administrator(accounts.every(tx))
+        tx.audit(here.now(), actor, "account.change", name, "changed", "; ".join(changes))
+    return account_view(here, found)
+
+
+def remove_account(here: Services, name: str, actor: str) -> None:
+    """Remove an account; Refused where nobody could administer afterwards."""
+    with here.store.write() as tx:
+        accounts.remove(tx, name)
+        _keep_an_administrator(accounts.every(tx))
+        tx.audit(here.now(), actor, "account.remove", name, "removed")
+
+
+def account_view(here: Services, account: Account) -> AccountView:
+    """Return an account without its secrets."""
+    return AccountView(
+        account.name,
+        _roles(account.roles),
+        account.created,
+        account.actor,
+        account.disabled,
+        accounts.attempts(here.store, account.name).until,
+        bool(account.secret),
+        account.last,
+    )
+
+
+def invitation_view(found: accounts.Invitation) -> InvitationView:
+    """Return an invitation as people see it."""
+    return InvitationView(found.id, _roles(found.roles), found.actor, found.expires)
+
+
+def _roles(found: tuple[str, ...]) -> tuple[Role, ...]:
+    return tuple(role for role in ROLES if role in found)
+
+
+def _matches(here: Services, found: Account | None, password: str) -> bool:
+    with here.hashing:
+        if found is None:  # a name without an account takes as long as one with
+            passwords.hashed(password[: passwords.MOST], here.hasher)
+            return False
+        return passwords.matches(found.password, password, here.hasher)
+
+
+def _hashed(here: Services, password: str) -> str:
+    with here.hashing:
+        return passwords.hashed(password, here.hasher)
+
+
+def _rehash(here: Services, name: str, password: str) -> None:
+    kept = _hashed(here, password)
+    with here.store.write() as tx:
+        accounts.change(tx, name, password=kept)
+
+
+def _wrong(here: Services, found: Account | None, attempt: Attempts) -> AuthError:
+    """Return the error of a failed attempt, its audit line written where the name rests now."""
+    if found is not None and attempt.until:
+        with here.store.write() as tx:
+            _note_rest(tx, found, attempt, here.now())
+    return AuthError(_WRONG)
+
+
+def _note_rest(tx: Transaction, found: Account, attempt: Attempts, now: float) -> None:
+    if attempt.until:
+        text = (
+            f"{attempt.failures} failed attempts; rests for {attempt.until - now:.0f} seconds"
+        )
+        tx.audit(now, "console", "account.lock", found.name, "locked", text)
+
+
+def _confirm(here: Services, account: Account, password: str) -> None:
+    """Ask the password again before something weighty; wrong ones count as attempts."""
+    now = here.now()
+    with here.store.write() as tx:
+        accounts.count_attempt(tx, account.name, now)
+    if not _matches(here, account, password):
+        raise Refused("password: not the one of this account")
+    with here.store.write() as tx:
+        accounts.forgive(tx, account.name, now, whole=False)
+
+
+def _renewed(
+    here: Services, name: str, action: str, outcome: str, **values: accounts.Value
+) -> tuple[SessionView, str]:
+    """Change one's own account and begin a new session in place of all others."""
+    now = here.now()
+    with here.store.write() as tx:
+        accounts.change(tx, name, **values)
+        account = accounts.end_sessions(tx, name)
+        token = accounts.open_session(tx, account, now, here.random_bytes(accounts.TOKEN_BYTES))
+        tx.audit(now, name, action, name, outcome)
+    return session_view(here, token), token
+
+
+def _keep_an_administrator(left: list[Account]) -> None:
+    if not any("administrator" in a.roles and not a.disabled for a in left):
+        raise Refused(
+            "nobody would be administrator any more; give another account that role first"
+        )

@@ -1,0 +1,102 @@
+"""Routes of the audit trail: filter, page, verify, export. Reading it is not an event."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from litestar import get, post
+from litestar.params import FromQuery
+from litestar.response import Stream
+
+from consilia.core import chain
+from consilia.errors import ConfigError
+from consilia.node import audit
+from consilia.node.console.guard import anyone
+from consilia.node.console.ledger import download
+from consilia.node.console.paging import MOST, number
+from consilia.node.console.services import Here
+from consilia.node.store import Store
+from consilia.wire.console import AuditLine, AuditView, VerifiedView
+
+_COLUMNS = "seq, at, actor, action, subject, outcome, detail, digest"
+
+
+@get("/audit", opt=anyone(), sync_to_thread=True)
+def list_lines(  # noqa: PLR0913, PLR0917 - a filter's fields
+    here: Here,
+    before: FromQuery[int | None] = None,
+    limit: FromQuery[int] = 100,
+    actor: FromQuery[str] = "",
+    action: FromQuery[str] = "",
+    subject: FromQuery[str] = "",
+    outcome: FromQuery[str] = "",
+    text: FromQuery[str] = "",
+    since: FromQuery[float | None] = None,
+    until: FromQuery[float | None] = None,
+) -> AuditView:
+    """List audit lines, newest first. `action` and `subject` are beginnings, `text` a part."""
+    where, values = _filter(actor, action, subject, outcome, text)
+    least = None if before is None else number(before)
+    for condition, value in (("seq < ?", least), ("at >= ?", since), ("at < ?", until)):
+        if value is not None:
+            where.append(condition)
+            values.append(value)
+    found = newest(here.store, where, values, limit)
+    lines = tuple(AuditLine(*row) for row in found[:limit])
+    actions = here.store.rows("SELECT DISTINCT action FROM audit ORDER BY action")
+    return AuditView(
+        lines,
+        lines[-1].seq if len(found) > limit else None,
+        tuple(str(name) for (name,) in actions),
+        audit.head(here.store)[0],
+    )
+
+
+@post("/audit/verify", opt=anyone(), status_code=200, sync_to_thread=True)
+def verify(here: Here) -> VerifiedView:
+    """Check every line against the chain; locate the first broken one."""
+    found = audit.verify(here.store)
+    if isinstance(found, chain.Break):
+        return VerifiedView(False, found.seq, found.reason)
+    return VerifiedView(True, found[0], found[1])
+
+
+@get("/audit/export", opt=anyone(), sync_to_thread=True)
+def export(here: Here, format: FromQuery[Literal["csv", "json"]] = "csv") -> Stream:
+    """Return the whole trail as CSV, or as one JSON object a line, digests included."""
+    kind = {"csv": "text/csv", "json": "application/x-ndjson"}[format]
+    end = {"csv": "csv", "json": "jsonl"}[format]
+    lines: Iterator[str] = audit.export(here.store, format)
+    return download(lines, kind, f"audit-{here.site}.{end}")
+
+
+def newest(
+    store: Store, where: list[str], values: list[Any], limit: int
+) -> list[tuple[Any, ...]]:
+    """Return up to limit + 1 audit rows that fit, newest first."""
+    if not 1 <= limit <= MOST:
+        raise ConfigError(f"limit: found {limit}, needed 1 to {MOST}")
+    condition = " AND ".join(where) or "true"
+    sql = f"SELECT {_COLUMNS} FROM audit WHERE {condition} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - conditions are constants
+    return store.rows(sql, (*values, limit + 1))
+
+
+def _filter(
+    actor: str, action: str, subject: str, outcome: str, text: str
+) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    for column, value in (("actor", actor), ("outcome", outcome)):
+        if value:
+            where.append(f"{column} = ?")
+            values.append(value)
+    for column, value in (("action", action), ("subject", subject)):
+        if value:
+            where.append(f"substr({column}, 1, ?) = ?")
+            values += [len(value), value]
+    if text:
+        where.append("instr(lower(detail || ' ' || subject || ' ' || actor), lower(?)) > 0")
+        values.append(text)
+    return where, values
+
+
+ROUTES = (list_lines, verify, export)

@@ -1,0 +1,121 @@
+"""Approvals by several people: who has signed for a plan so far, and on which terms.
+
+Two people who approve must approve the same: the second agrees to the first one's terms, or
+says others and is told so. One name signs once, so that two people means two people; who
+stands behind a name is the matter of whoever lets them in.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+from consilia.errors import Conflict
+from consilia.node.policy import Allowed, Interval, OneOf, short
+from consilia.node.store import Store
+from consilia.wire.v1 import Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an approval allows beside the source as it is. `until` is inclusive."""
+
+    until: date | None = None
+    arguments: Mapping[str, Allowed | None] = field(default_factory=dict)
+    studies: tuple[str, ...] = ()  # only for these; empty: any study accepted here
+
+
+@dataclass(frozen=True, slots=True)
+class SignOff:
+    """One reviewer's word for a plan that needs more of them. Time in Unix seconds."""
+
+    reviewer: str
+    at: float
+    reason: str
+    terms: str  # as they are stored: all reviewers sign the same
+
+
+def sign_off(
+    store: Store, subject: str, given: SignOff, *, repeats: bool, needed: int
+) -> tuple[SignOff, ...] | None:
+    """Note one reviewer's word; return all of them once they are enough, None before.
+
+    `subject` is a plan's digest or a class of plans. `repeats`: the reviewer gave no terms, so
+    they agree to the first one's. Raises Conflict when two reviewers' terms differ, or when
+    the same person signs twice.
+    """
+    before = tuple(s for s in signoffs(store, subject) if s.reviewer != given.reviewer)
+    if needed > 1 and len(before) < len(signoffs(store, subject)):
+        raise Conflict(
+            f"{given.reviewer} has approved {_shown(subject)} already; {needed} different "
+            "people are needed: somebody else has to read it too"
+        )
+    if before and repeats:
+        given = replace(given, terms=before[0].terms)
+    if before and given.terms != before[0].terms:
+        raise Conflict(
+            f"{before[0].reviewer} approved {_shown(subject)} on the terms {before[0].terms}, "
+            f"this is {given.terms}; give none to agree, or reject it and begin anew"
+        )
+    if len(before) + 1 >= needed:
+        return (*before, given)
+    with store.write() as tx:
+        tx.execute(
+            "INSERT INTO signoffs VALUES (?, ?, ?, ?, ?)",
+            (subject, given.reviewer, given.at, given.reason, given.terms),
+        )
+        count = f"{len(before) + 1} of {needed} reviewers; {given.reason}"
+        tx.audit(given.at, given.reviewer, "plan.sign-off", subject, "pending", count)
+    return None
+
+
+def signoffs(store: Store, subject: str) -> tuple[SignOff, ...]:
+    """Return who has signed so far for a plan or class that needs more of them, in order."""
+    rows = store.rows(
+        "SELECT reviewer, at, reason, terms FROM signoffs WHERE plan = ? ORDER BY at, reviewer",
+        (subject,),
+    )
+    return tuple(SignOff(*row) for row in rows)
+
+
+def terms_text(terms: Terms) -> str:
+    """Return terms as one text that is equal where they are."""
+    until = terms.until.isoformat() if terms.until else ""
+    plain = [until, json.loads(dump(terms.arguments)), sorted(terms.studies)]
+    return json.dumps(plain, sort_keys=True)
+
+
+def terms_of(text: str) -> Terms:
+    """Return the terms that such a text describes."""
+    until, arguments, studies = json.loads(text)
+    last = date.fromisoformat(until) if until else None
+    return Terms(last, load(json.dumps(arguments)), tuple(studies))
+
+
+def _shown(subject: str) -> str:
+    return f"plan {short(subject)}" if subject.startswith("sha256:") else f"class {subject}"
+
+
+def dump(arguments: Mapping[str, Allowed | None]) -> str:
+    """Return arguments with their bounds as JSON."""
+    plain: dict[str, object] = {}
+    for name, allowed in arguments.items():
+        if isinstance(allowed, Interval):
+            plain[name] = {"range": [allowed.least, allowed.greatest]}
+        else:
+            plain[name] = {"values": list(allowed.values)} if allowed else None
+    return json.dumps(plain)
+
+
+def load(text: str) -> dict[str, Allowed | None]:
+    """Return what `dump` wrote."""
+    found: dict[str, Allowed | None] = {}
+    for name, plain in json.loads(text).items():
+        if plain is None:
+            found[name] = None
+        elif "range" in plain:
+            found[name] = Interval(*plain["range"])
+        else:
+            values: list[Scalar] = plain["values"]
+            found[name] = OneOf(tuple(values))
+    return found

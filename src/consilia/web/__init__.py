@@ -1,0 +1,1 @@
+"""What the web listeners of hub and node have in common: bodies, errors, OpenAPI, server."""

@@ -1,0 +1,100 @@
+"""A plan of several files from a folder to a job; revoked while it runs; a site that leaves."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import Cluster, federation, until
+from tables import PLAN, write
+
+SITES = {"north": 120, "south": 60}
+CONFIG = "study: regression\nplan: {plan}\nrounds: {rounds}\narguments: {{lr: 0.1}}\n"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with federation(tmp_path, write(tmp_path, SITES), "linear") as cluster:
+        cluster.cli(
+            "study", "create", "regression", "--purpose", "a test", "--tag", "linear",
+            "--site", "south", "--site", "north",
+        )  # fmt: skip
+        cluster.cli("study", "submit", "regression")
+        yield cluster
+
+
+def package(folder: Path) -> Path:
+    """Write the linear plan as three files in two folders."""
+    source = PLAN.read_text()
+    start, step = "np.random.default_rng(seed).normal(size=3).astype(np.float32)", "x.T @ error"
+    assert start in source and step in source
+    (folder / "tools").mkdir(parents=True)
+    (folder / "plan.py").write_text(
+        source.replace(start, "begin.weights(seed)")
+        .replace(step, "slope(x, error)")
+        .replace("import numpy as np\n", "from . import begin\nfrom tools.slope import slope\n")
+    )
+    (folder / "begin.py").write_text(
+        f"import numpy as np\n\ndef weights(seed):\n    return {start}\n"
+    )
+    (folder / "tools/slope.py").write_text("def slope(x, error):\n    return x.T @ error\n")
+    return folder
+
+
+def start(cluster: Cluster, plan: str, rounds: int) -> str:
+    config = cluster.root / "run.yaml"
+    config.write_text(CONFIG.format(plan=plan, rounds=rounds))
+    until(
+        "the hub to hear of the approvals",
+        lambda: cluster.json("experiment", "validate", config)["warnings"] == [],
+    )
+    job: str = cluster.json("experiment", "run", config)["id"]
+    return job
+
+
+def workers(folder: Path) -> list[psutil.Process]:
+    """The worker processes of the agent that serves a node's folder."""
+    agents = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "serve" in (p.info["cmdline"] or []) and str(folder) in p.info["cmdline"]
+    ]
+    return [child for agent in agents for child in agent.children(recursive=True)]
+
+
+@pytest.mark.slow
+def test_a_package_trains_is_revoked_and_a_site_leaves(cluster: Cluster) -> None:
+    folder = package(cluster.root / "linear")
+    offered = cluster.json("plan", "submit", folder, "--study", "regression")["digest"]
+    for site in SITES:
+        cluster.decide(site, "regression", offered)
+    north, south = cluster.node("north"), cluster.node("south")
+    assert "==== tools/slope.py" in cluster.cli("node", "plan-show", offered, "--dir", north)
+
+    job = start(cluster, offered, 5000)
+    until("two rounds", lambda: cluster.json("jobs", job)["round"] > 2)
+    running = workers(north)
+    assert running, "no worker to stop"
+    words = ("node", "revoke", offered, "--reason", "doubts", "--dir", north)
+    cluster.cli(*words)  # returns once the decision is stored and the agent has been told
+    begun = time.monotonic()
+    psutil.wait_procs(running, timeout=5)
+    took = time.monotonic() - begun
+    assert not any(p.is_running() for p in running) and took < 1.0, f"{took:.2f} s"
+    cluster.run("stop", job)
+
+    made = cluster.json("models", "list", "--job", job)[0]["id"]
+    assert cluster.json("models", "get", made)["withdrawn"] == []
+    cluster.cli("node", "leave", "regression", "--reason", "contract ended", "--dir", south)
+    until(
+        "the mark",
+        lambda: cluster.json("models", "get", made)["withdrawn"] == ["south"],
+    )
+    assert "south" in cluster.cli("models", "list", "--job", job).split("\n")[1]
+    assert job in "".join(p.name for p in (south / "log/jobs").iterdir())
+    done = cluster.json("node", "purge", "regression", "--dir", south)
+    assert done["jobs"] == [job] and done["files"] >= 1
+    assert list((south / "log/jobs").iterdir()) == [] == list((south / "cache").glob("*.frame"))
+    trail = cluster.cli("node", "log", "--last", "50", "--dir", south)
+    assert "study.leave" in trail and "study.purge" in trail

@@ -1,0 +1,95 @@
+import { Group, Progress, Stack, Text } from "@mantine/core";
+import { IconActivity, IconPlayerStop, IconSend } from "@tabler/icons-react";
+import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+
+import { useNow } from "../../shared/now";
+import { bytes, duration, moment, percent, withShortDigests } from "../../shared/text/format";
+import { useText } from "../../shared/text/language";
+import { Confirm } from "../../shared/ui/confirm";
+import { More } from "../../shared/ui/more";
+import { Facts, Mark, Page, Section } from "../../shared/ui/page";
+import { Answer, Empty, Failure, Waiting } from "../../shared/ui/states";
+import { Rows } from "../../shared/ui/table";
+import type { ReleaseView, RunView } from "../api/schema";
+import { useChange, useClient, useMay } from "../api/use";
+
+function Run({ run }: { run: RunView }) {
+  const { say, language, knows } = useText();
+  const client = useClient();
+  const mayStop = useMay("data_manager", "reviewer", "administrator");
+  const stop = useChange((reason: string) => client.stopRun(run.job, { reason }));
+  const now = useNow(1);
+  const phase = `phase.${run.phase}`;
+  return (
+    <Section title={say("run.title", { job: run.job, round: run.round })} hint={`${run.study} · ${run.kind} · ${run.plan}`}
+      actions={mayStop && (
+        <Confirm label={say("run.stop")} title={say("run.stop.title", { job: run.job })} consequence={say("run.stop.consequence")} reason="required" danger
+          icon={<IconPlayerStop size={17} aria-hidden />} act={(reason) => stop.mutateAsync(reason)} />
+      )}>
+      <Stack gap="sm">
+        <Group justify="space-between">
+          <Text size="sm">{knows(phase) ? say(phase) : run.phase}</Text>
+          <Text size="sm" className="figures quiet">{percent(run.fraction, language)}</Text>
+        </Group>
+        <Progress value={run.fraction * 100} aria-label={say("run.progress")} />
+        <Facts items={[
+          [say("run.since"), run.since > 0 && `${moment(run.since, language)} (${duration(now - run.since)})`],
+          [say("run.cpu"), run.cpu_seconds !== null && duration(run.cpu_seconds)],
+          [say("run.memory"), run.memory_bytes !== null && bytes(run.memory_bytes, language)],
+        ]} />
+      </Stack>
+    </Section>
+  );
+}
+
+function Released() {
+  const { say, language } = useText();
+  const client = useClient();
+  const pages = useInfiniteQuery({
+    queryKey: ["releases"],
+    queryFn: ({ pageParam }) => client.releases({ before: pageParam, limit: 30 }),
+    initialPageParam: null as number | null,
+    getNextPageParam: (last) => last.next,
+  });
+  if (pages.isPending) return <Waiting />;
+  if (pages.isError) return <Failure error={pages.error} retry={() => void pages.refetch()} />;
+  const releases: readonly ReleaseView[] = pages.data.pages.flatMap((page) => page.releases);
+  if (releases.length === 0) {
+    return <Empty title={say("released.none")} hint={say("released.none.hint")} icon={<IconSend stroke={1.5} />} />;
+  }
+  return (
+    <>
+      <Rows compact label={say("released.title")} rows={releases} id={(row) => row.seq} columns={[
+        { head: say("field.when"), cell: (row) => moment(row.at, language) },
+        { head: say("released.what"), cell: (row) => row.action },
+        { head: say("released.task"), wide: true, cell: (row) => <span className="mono">{row.subject}</span> },
+        { head: say("field.outcome"), cell: (row) => <Mark tone="plain">{row.outcome}</Mark> },
+        { head: say("field.detail"), wide: true, cell: (row) => <span title={row.detail}>{withShortDigests(row.detail)}</span> },
+      ]} />
+      <More shown={pages.hasNextPage} busy={pages.isFetchingNextPage} load={() => void pages.fetchNextPage()} />
+    </>
+  );
+}
+
+export default function Runs() {
+  const { say } = useText();
+  const client = useClient();
+  const runs = useQuery({ queryKey: ["runs"], queryFn: client.runs });
+  return (
+    <Page title={say("nav.runs")} lead={say("runs.lead")}>
+      <Answer query={runs}>
+        {(data) => (
+          <Stack gap="lg">
+            {data.problem && <Failure error={new Error(data.problem)} />}
+            {data.runs.length === 0 ? (
+              <Section><Empty title={say("runs.none")} hint={say(data.agent_runs ? "runs.none.hint" : "hub.agent_down.remedy")} icon={<IconActivity stroke={1.5} />} /></Section>
+            ) : (
+              data.runs.map((run) => <Run key={run.lease} run={run} />)
+            )}
+          </Stack>
+        )}
+      </Answer>
+      <Section title={say("released.title")} hint={say("released.hint")} flush><Released /></Section>
+    </Page>
+  );
+}
