@@ -277,7 +277,7 @@ def test_one_report_at_a_time_beside_an_agent(node: Path) -> None:
     with (node / "audit.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run(node, "--plan", digest, *QUICK)
-        assert done.returncode == Conflict.exit_code and "another privacy" in done.stderr
+        assert done.returncode == Conflict.exit_code and "another model is being examined" in done.stderr
     silent = kit.plan((", dp=DpParts(loss)", ""))
     failed = run(node, "--plan", offer(node, silent, approved=True), *QUICK)
     assert failed.returncode == WorkerError.exit_code

@@ -54,7 +54,7 @@ def test_every_command_of_the_manual_is_there() -> None:
         |experiment run|experiment validate|jobs|stop|resume
         |models list|models get|models download|models stage|models card|models compare
         |audit verify|audit list|audit export|login
-        |privacy request|privacy audit|node privacy-report"""
+        |privacy request|privacy audit|node privacy-report|node hard-cases"""
     assert {" ".join(path) for path in COMMANDS} == {c.strip() for c in needed.split("|")}
 
 

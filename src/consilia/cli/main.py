@@ -18,6 +18,7 @@ from consilia.cli import (
     console,
     dataset,
     experiment,
+    hardcases,
     harmonise,
     hub,
     loading,
@@ -54,6 +55,7 @@ node.app.add_typer(policy.app)
 peers.add_to(node.app)
 harmonise.add_to(study.app)
 privacy.add_to(node.app)
+hardcases.add_to(node.app)
 console.add_to(node.app)
 for module in (experiment, login):
     module.add_to(app)

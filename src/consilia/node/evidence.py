@@ -285,20 +285,20 @@ class _Bench:
         job = f"audit-{dataset.name}"[:63].rstrip("-._")  # a warm worker for each dataset
         try:
             output = await self._runner.run(
-                job, self.asked.plan, dataset, task, model, _unheard, self.asked.seconds
+                job, self.asked.plan, dataset, task, model, unheard, self.asked.seconds
             )
         except WorkerError as error:
-            raise WorkerError(_last_line(error), error.cause) from None
+            raise WorkerError(last_line(error), error.cause) from None
         taken = False
         try:
-            found = await asyncio.to_thread(_received, output, wanted)
+            found = await asyncio.to_thread(received, output, wanted)
             taken = True
         finally:
             output.close(consumed=taken)
         return found
 
 
-def _received(output: TaskOutput, wanted: Schema) -> Weights:
+def received(output: TaskOutput, wanted: Schema) -> Weights:
     """Read the arrays of an outcome, in its order; refuse what was not asked for."""
     found = tuple(TensorSpec(t.name, t.dtype, t.shape) for t in output.done.tensors)
     if problem := mismatch(found, wanted):
@@ -318,11 +318,11 @@ def _received(output: TaskOutput, wanted: Schema) -> Weights:
     return arrays
 
 
-def _unheard(fraction: float, metrics: Metrics) -> None:
+def unheard(fraction: float, metrics: Metrics) -> None:
     """Let a task's progress pass: what people follow is the list of tasks."""
 
 
-def _last_line(error: WorkerError) -> str:
+def last_line(error: WorkerError) -> str:
     """Return what a traceback ends with."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1][:_MESSAGE] if lines else error.cause

@@ -41,6 +41,7 @@ FOLDER = "audit"
 ACTION = "privacy.report"
 DEFAULT_ROUNDS = 10
 MOST_CANARIES = 1000
+MOST_UNPACKED = 8 << 30  # bytes of NAME.npz
 Tell = Callable[[str], None]
 
 
@@ -81,8 +82,8 @@ def make(  # noqa: PLR0913  by keyword
     ConfigError for what cannot be examined, WorkerError when a task fails.
     """
     settings = config.load(directory)
-    with _workplace(directory) as folder:
-        asked = _asked(store, settings, wanted, folder, today)
+    with workplace(directory) as folder:
+        asked = prepared(store, settings, wanted, folder, today)
         evidence.check(asked)
         claim = _claim(store, wanted, asked)
         digest = frames.read_header(asked.model).digest
@@ -129,7 +130,7 @@ async def _measured(settings: NodeConfig, asked: Asked, folder: Path, tell: Tell
 
 
 @contextlib.contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
+def workplace(directory: Path) -> Iterator[Path]:
     """Hold DIR/audit, empty, for one report at a time; leave nothing behind but its lock."""
     folder = directory / FOLDER
     try:
@@ -141,7 +142,7 @@ def _workplace(directory: Path) -> Iterator[Path]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict(f"another privacy report is being made in {directory}") from None
+            raise Conflict(f"another model is being examined in {directory}") from None
         shutil.rmtree(folder)  # of a report that was killed
         folder.mkdir(mode=0o700)
         try:
@@ -152,9 +153,10 @@ def _workplace(directory: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def _asked(
+def prepared(
     store: Store, settings: NodeConfig, wanted: Wanted, folder: Path, today: date
 ) -> Asked:
+    """Return what is to be examined: an approved plan, a dataset as it is loaded, the model."""
     record = approvals.get(store, wanted.plan, today)
     if record.digest not in approvals.grants(store) or record.state != "approved":
         raise Refused(
@@ -217,7 +219,7 @@ def _frame(source: Path, target: Path) -> Path:
         frames.write(target, weights)
     except FileNotFoundError:
         raise NotFound(f"{source}: no such model file") from None
-    except (OSError, EOFError, ValueError, WireError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, ValueError, MemoryError, WireError, zipfile.BadZipFile) as e:
         raise ConfigError(
             f"{source} is no model: {e}; needed NAME.npz or a frame, as consilia models "
             "download writes them"
@@ -226,6 +228,9 @@ def _frame(source: Path, target: Path) -> Path:
 
 
 def _npz(source: Path) -> Weights:
+    with zipfile.ZipFile(source) as parts:  # a few bytes of somebody's file may unpack to many
+        if (size := sum(part.file_size for part in parts.infolist())) > MOST_UNPACKED:
+            raise ValueError(f"it unpacks to {size} bytes, the limit is {MOST_UNPACKED}")
     with np.load(source, allow_pickle=False) as archive:
         return {name: np.ascontiguousarray(archive[name]) for name in archive.files}
 

@@ -67,6 +67,7 @@ class Probe:
     x: Tensor
     y: Tensor
     parts: DpParts
+    features: tuple[str, ...] = ()  # names of x's columns
 
 
 ProbeOf = Callable[[Weights, Table, Arguments, Context], Probe]
@@ -145,6 +146,10 @@ def auditing(probe: ProbeOf) -> Auditing:
             raise PlanError(f"an audit's task {audit.do!r} needs a model, and names none")
         if audit.do == "losses":
             return {LOSSES: losses(attacked, weights, part, contexts(0))}
+        if audit.do == "explain":
+            from consilia.plans.explain import explain  # noqa: PLC0415  # it builds on this
+
+            return explain(attacked, weights, part, contexts(0), audit.most)
         return invert(attacked, weights, part, contexts(0))
 
     return run

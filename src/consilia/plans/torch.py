@@ -189,7 +189,7 @@ def _probe(held: "_Held", selection: Selection, parts: DpParts) -> ProbeOf:
         module = held.module(args, device)
         held.load(module, weights)
         data = held.data(table, selection, device, context.seed)
-        return Probe(module, data.x, data.y, parts)
+        return Probe(module, data.x, data.y, parts, data.features)
 
     return probe
 

@@ -45,14 +45,16 @@ class Audit(Record, frozen=True):
     """What a task of kind "audit" does (plans.attack). Its outcome never leaves the site.
 
     losses: of each record under the model. fit: the plan's model after `rounds` rounds on the
-    records, from its own start. invert: one round's update turned back into records.
+    records, from its own start. invert: one round's update turned back into records. explain:
+    the records of highest loss, and what makes it high.
     """
 
-    do: Literal["losses", "fit", "invert"]
+    do: Literal["losses", "fit", "invert", "explain"]
     rounds: int = 1
     canaries: int = 0  # records that never were, after those of the table
     seed: int = 0  # of the canaries' values
     inside: bytes = b""  # which records and canaries, a bit each, as numpy packs; empty: all
+    most: int = 20  # records that are explained
 
 
 class Run(Record, frozen=True, tag="run"):
