@@ -10,13 +10,15 @@ import pytest
 
 from consilia.accounts import store as accounts
 from consilia.accounts import totp
+from consilia.accounts.lockout import FREE
 from consilia.accounts.store import Session
 from consilia.errors import Refused
-from consilia.node import approvals, datasets, peers, studies
+from consilia.node import approvals, datasets, optout, peers, studies
 from consilia.node.console import app, guard, signing
 from consilia.node.console.gate import HEADERS
 from consilia.node.console.serve import placed, tls_context
 from consilia.node.console.settings import Console as Settings
+from consilia.node.loading import Loading
 from consilia.web.openapi import OPEN
 from consilia.web.server import PeopleServer
 from consilia.wire.console import ROLES, Role
@@ -232,6 +234,41 @@ async def test_a_second_factor_is_asked_for_and_used_once(node: Console) -> None
     assert view["signed_in"]
 
 
+@pytest.mark.parametrize("name", ["agent", "console", "consortium"])
+async def test_nobody_signs_in_as_the_software_itself(node: Console, name: str) -> None:
+    """The audit trail would show what a person did as done by it."""
+    token = signing.invite(node.here, ROLES, 1.0, "root").link.partition("#")[2]
+    body = {"token": token, "name": name, "password": PASSWORD}
+    stranger = await node.stranger()
+    refused = await stranger.refused("POST", "/api/invitation/accept", body, 400)
+    assert "stands for the software" in refused
+
+
+async def test_a_second_factor_is_not_guessed_away(node: Console) -> None:
+    """Whoever has a session and the password, but no device, has five tries."""
+    person = await node.enter("mara")
+    made = await person.do("POST", "/api/account/second-factor", {})
+    code = totp.code(made["secret"], int(node.clock.at) // 30)
+    await person.do("POST", "/api/account/second-factor/confirm", {"code": code})
+    node.clock.at += 30
+    code = totp.code(made["secret"], int(node.clock.at) // 30)
+    said = {"name": "mara", "password": PASSWORD, "code": code}
+    person = await node.stranger()
+    person.csrf = (await person.do("POST", "/api/session", said))["csrf"]
+    own = await person.refused(
+        "PATCH", "/api/accounts/mara", {"remove_second_factor": True}, 403
+    )
+    assert "with password and code" in own
+    said = {"password": PASSWORD, "code": code}  # used already
+    for _ in range(FREE):
+        text = await person.refused("POST", "/api/account/second-factor/remove", said, 400)
+        assert "not the one of this moment" in text
+    node.clock.at += 30
+    right = {"password": PASSWORD, "code": totp.code(made["secret"], int(node.clock.at) // 30)}
+    remove = "/api/account/second-factor/remove"
+    assert "too many failed attempts" in await person.refused("POST", remove, right, 403)
+
+
 async def test_a_required_second_factor_comes_first(tmp_path: Path) -> None:
     async with console(tmp_path, console=Settings(second_factor=True)) as node:
         person = await node.enter("mara")
@@ -385,6 +422,20 @@ async def test_a_changed_file_is_shown_and_taken_in(node: Console, tmp_path: Pat
     assert "did you mean 'feature'" in text
     await person.do("DELETE", "/api/datasets/cohort")
     assert path.exists() and await person.get("/api/datasets") == {"datasets": []}
+
+
+async def test_a_dataset_registered_here_leaves_out_who_opted_out(
+    node: Console, tmp_path: Path
+) -> None:
+    store, secret = node.here.store, optout.key(node.here.directory)
+    optout.add(store, ["2"], secret, actor="mara", now=node.clock())
+    person = await node.enter("mara", "data_manager")
+    table = tmp_path / "data" / "cohort.csv"
+    table.write_text("id,x\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
+    body = {"path": str(table), "name": "cohort", "tags": ["cohort"], "patient": "id"}
+    await person.do("POST", "/api/datasets", body)
+    ready = Loading(store).prepared(datasets.get(store, "cohort").dataset, "any")
+    assert (ready.problem, ready.dataset.records) == ("", 39)
 
 
 async def test_no_path_leads_out_of_the_data_roots(node: Console, tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from consilia.data.registry import inspect_table
 from consilia.errors import ConfigError, Refused
 from consilia.node import approvals, audit, config, datasets
 from consilia.node.config import Limits, NodeConfig, Sandbox
+from consilia.node.console.settings import Console as Settings
 from consilia.node.launcher import Bubblewrap
 from consilia.node.store import Store
 from consilia.wire import frames
 from consilia.wire.v1 import plan_digest
 from consilia.wire.worker import Audit
+from consolekit import console
 
 PLAN = kit.plan(("nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 1)", "nn.Linear(30, 1)"))
 FLIPPED = (4, 17, 40)  # records with a wrong label
@@ -132,3 +134,31 @@ def test_shares_sum_to_what_they_explain(node: Path) -> None:
         np.testing.assert_allclose(found["values"][at], x, atol=1e-5)
     assert bytes(found["names"]).decode().split("\n") == [f"f{i:02}" for i in range(30)]
     assert not len(found["patients"])
+
+
+async def test_the_console_shows_them_to_a_data_manager_alone(
+    node: Path, tmp_path: Path
+) -> None:
+    roots = Settings(data_roots=(str(node.parent),))
+    found = config.load(node)
+    async with console(
+        tmp_path, console=roots, sandbox=found.sandbox, limits=found.limits
+    ) as c:
+        cohort = inspect_table(
+            node.parent / "cohort.csv", "cohort", ("c",), now=0.0, patient="patient"
+        )
+        datasets.add(c.here.store, cohort, actor="user:eva", now=1.0)
+        digest = plan_digest(PLAN)
+        approvals.offer(c.here.store, PLAN, digest, study="s", author="ada", now=1.0)
+        approvals.approve(c.here.store, digest, actor="user:eva", now=2.0)
+        wanted = {"model": str(node.parent / "model.npz"), "plan": digest, "top": 3}
+        path = "/api/datasets/cohort/hard-cases"
+        mara = await c.enter("mara", "data_manager")
+        cases = await mara.do("POST", path, wanted)
+        assert {case["row"] for case in cases["cases"]} == set(FLIPPED)
+        assert all(len(case["parts"]) == 8 and case["patient"] for case in cases["cases"])
+        assert ("mara", "hard.cases") in c.actions()
+        outside = {**wanted, "model": "/etc/passwd"}
+        assert "outside of the data roots" in await mara.refused("POST", path, outside, 403)
+        rob = await c.enter("rob", "reviewer", "dpo")
+        await rob.refused("POST", path, wanted, 403)

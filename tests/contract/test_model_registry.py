@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from restkit import CONFIG, RestHub, put_version, running_hub, weights
 
 from consilia.errors import ConfigError, Conflict, NotFound, Refused
-from consilia.hub import atrest, records
+from consilia.hub import atrest, audit, records
 from consilia.hub.config import Retention
 from consilia.hub.records import Version
 from consilia.hub.retention import surplus
@@ -60,6 +61,24 @@ def people(hub: RestHub) -> Iterator[dict[str, Client]]:
     yield clients
     for client in clients.values():
         client.close()
+
+
+def test_an_alarms_site_is_for_those_who_read_the_whole_trail(tmp_path: Path) -> None:
+    directory = tmp_path / "hub"
+    atrest.init(directory, CONFIG)
+    made = put_version(directory, "ada", weights())
+    line = partial(audit.append, at=1.0, actor="hub", action="round.alarm", subject=made.id,
+                   detail="norm: site charite's update is 80 times the median")  # fmt: skip
+    with atrest.at_rest(directory) as (store, _):
+        asyncio.run(store.write(line))
+    with running_hub(directory) as hub:
+        for name, role, named in (
+            ("ada", "researcher", False), ("rob", "reviewer", False), ("eve", "auditor", True)
+        ):  # fmt: skip
+            hub.add(name, role)
+            with hub.client(name) as person:
+                (told,) = [x for x in person.job_audit(made.job) if x.action == "round.alarm"]
+            assert ("charite" in told.detail, told.subject) == (named, made.id), role
 
 
 def test_a_model_goes_through_its_stages(

@@ -227,6 +227,16 @@ def test_a_compressed_request_is_not_unpacked(tmp_path: Path) -> None:
     assert not (tmp_path / "frame").exists()
 
 
+def test_a_model_that_unpacks_to_too_much_is_not_unpacked(node: Path) -> None:
+    digest = offer(node, kit.plan(), approved=True)
+    with zipfile.ZipFile(node.parent / "bomb.npz", "w") as archive:
+        archive.writestr("w.npy", b"")
+        archive.filelist[0].file_size = 1 << 40  # as the archive's index then says
+    done = run(node, "--plan", digest, *QUICK, model="bomb.npz")
+    assert done.returncode == ConfigError.exit_code and "unpacks to 10995" in done.stderr
+    assert not (node / "audit").exists()
+
+
 def test_a_plan_needs_its_approval(node: Path) -> None:
     digest = offer(node, kit.plan(), approved=False)
     done = run(node, "--plan", digest, *QUICK)
@@ -277,7 +287,10 @@ def test_one_report_at_a_time_beside_an_agent(node: Path) -> None:
     with (node / "audit.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run(node, "--plan", digest, *QUICK)
-        assert done.returncode == Conflict.exit_code and "another model is being examined" in done.stderr
+        assert (
+            done.returncode == Conflict.exit_code
+            and "another model is being examined" in done.stderr
+        )
     silent = kit.plan((", dp=DpParts(loss)", ""))
     failed = run(node, "--plan", offer(node, silent, approved=True), *QUICK)
     assert failed.returncode == WorkerError.exit_code

@@ -22,8 +22,18 @@ from typer.testing import Result as Outcome
 
 from consilia.cli.main import app
 from consilia.core.weights import TensorSpec
+from consilia.data.loading import blocks
 from consilia.errors import ConfigError, Conflict, NotFound, Refused
-from consilia.node import approvals, audit, datasets, dryrun, identity, policyhistory, studies
+from consilia.node import (
+    approvals,
+    audit,
+    datasets,
+    dryrun,
+    identity,
+    loading,
+    policyhistory,
+    studies,
+)
 from consilia.node.config import Limits, NodeConfig, Sandbox, save
 from consilia.node.launcher import Bubblewrap, PlainProcess
 from consilia.node.runner import Runner
@@ -109,6 +119,26 @@ def test_a_package_is_tried_on_invented_records_behind_the_walls(tmp_path: Path)
     )
     assert found.records == 60 and found.metrics == {"loss": 0.5}
     assert 10 << 20 < found.memory < 1 << 30
+
+
+def test_a_dry_run_loads_as_a_task_of_the_study_would(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    store, digest = site(folder, make_plan(), "off")
+    write_table(folder / "t.csv", 120)
+    given = {"actor": "anna", "now": time.time, "tell": print, "unprotected": True}
+
+    def tried_with(where: str, study: str) -> int:
+        block = f"blocks: [{{block: filter, where: '{where}'}}]"
+        plan = blocks.from_yaml(f"name: l-{study}\n{block}", "l.yaml")
+        loading.create(store, plan, actor="m", now=1.0)
+        loading.attach(store, f"l-{study}", "cohort", actor="m", now=1.0, study=study)
+        found = dryrun.try_plan(store, folder, digest, "cohort", records=60, **given)  # type: ignore[arg-type]
+        assert found.ran, found.error
+        return found.records
+
+    assert tried_with("x >= 0", "another") == 60
+    assert 0 < tried_with("x > 1", "s") < 60
+    store.close()
 
 
 def test_a_failure_is_told_with_its_traceback_in_harmless_letters(tmp_path: Path) -> None:

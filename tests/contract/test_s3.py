@@ -140,8 +140,9 @@ def test_a_hub_keeps_its_frames_in_the_bucket(s3_address: str, tmp_path: Path) -
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must begin with https://"):
-        bucket("b", endpoint="http://s3.example.org")
+    for endpoint in ("http://s3.example.org", "http://127.0.0.1:80@s3.example.org/"):
+        with pytest.raises(ConfigError, match="must begin with https://"):
+            bucket("b", endpoint=endpoint)
     with pytest.raises(ConfigError, match="cache_bytes"):
         check(HubConfig(s3=S3("b", cache_bytes=1)))
     secret = tmp_path / "key"

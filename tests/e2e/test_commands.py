@@ -262,9 +262,12 @@ def test_login_is_remembered_for_its_owner_only(cluster: Cluster, tmp_path: Path
 
 
 def test_a_site_is_revoked_and_invited_again(cluster: Cluster, tmp_path: Path) -> None:
-    token = cluster.cli("hub", "invite", "west", "--dir", cluster.hub)
-    node = tmp_path / "west"
-    cluster.cli("node", "join", "-", "--dir", node, stdin=token)
+    invited = cluster.run("hub", "invite", "west", "--dir", cluster.hub)
+    token, node = invited.stdout, tmp_path / "west"
+    joined = cluster.run("node", "join", "-", "--dir", node, stdin=token)
+    assert joined.returncode == 0, joined.stderr
+    fingerprint = invited.stderr.split()[-1]  # to compare by telephone: both sides are shown it
+    assert fingerprint.startswith("sha256:") and fingerprint in joined.stderr
     reused = cluster.run("node", "join", "-", "--dir", tmp_path / "again", stdin=token)
     assert reused.returncode == errors.AuthError.exit_code
     assert "consilia hub invite" in reused.stderr

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,11 +99,19 @@ def test_the_readme_quotes_a_first_model_of_at_most_25_lines() -> None:
     assert len(lines) <= 25
 
 
+def test_the_demo_brings_what_the_tutorial_uses() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    brought = {re.split(r"[<>=]", package)[0] for package in extras["demo"]}
+    assert brought >= {"torch", "scikit-learn", "pandas"}  # pandas: print(experiment.history)
+
+
 @pytest.mark.slow
 def test_the_first_model_trains_as_the_tutorial_tells(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed (extra: demo)")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: demo)")
-    pytest.importorskip("pandas", reason="pandas is not installed (extra: notebook)")
+    pytest.importorskip("pandas", reason="pandas is not installed (extra: demo)")
     code = "from pathlib import Path; import judge; judge.write_cohort(Path('data'))"
     _python(tmp_path, ["-c", code], {"PYTHONPATH": f"{ROOT / 'examples'}:{ROOT / 'src'}"})
     tables = {site: tmp_path / f"data/{site}.csv" for site in ("county", "university")}

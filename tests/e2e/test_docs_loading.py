@@ -108,6 +108,9 @@ def _walk(cluster: Cluster) -> None:
     for command in commands(OPT_OUT):
         printed[command] = typed(cluster, command)
     assert len(json.loads(typed(cluster, "consilia node optout list --json"))) == 3
+    with contextlib.chdir(cluster.root):  # an id as nobody has it
+        added = CliRunner().invoke(app, ["node", "optout", "add", "04711"], env=cluster.env)
+    assert "1 of the 1 given are in no dataset" in added.stderr
     typed(cluster, "consilia loading attach glucose-si lab --version 1")
     attached = json.loads(typed(cluster, "consilia loading attached --json"))
     assert [a["version"] for a in attached] == [1]

@@ -6,7 +6,7 @@ import pytest
 
 from consilia.cli.experiment import _show
 from consilia.errors import NotFound
-from consilia.sdk.progress import display
+from consilia.sdk.progress import display, summary
 from consilia.sdk.results import Model, Results
 from consilia.wire.people import Experiment, JobView, RoundView
 
@@ -43,6 +43,11 @@ def test_lines_of_progress_tell_each_alarm_once(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert said.count(f"ALARM in round 2: {STEP}") == 1
     assert "round 2/2: loss 0.9000  1 sites  10 records  0.10 s  2 ALARMS" in said
+
+
+def test_a_private_round_tells_its_epsilon() -> None:
+    private = RoundView(3, 0.1, ("a",), 10, {}, "job-1.3", epsilon=1.55414)
+    assert summary(private) == "1 sites  10 records  0.10 s  epsilon 1.55"
 
 
 def test_a_job_is_shown_with_its_alarms(capsys: pytest.CaptureFixture[str]) -> None:

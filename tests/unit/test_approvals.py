@@ -14,6 +14,7 @@ from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, DataError, NotFound, PlanError, WireError
 from consilia.node import approvals, audit, datasets, source, studies
 from consilia.node.policy import Interval
+from consilia.node.signoffs import SignOff, terms_of
 from consilia.node.store import Store
 from consilia.wire.planform import check_form, entry_file
 from consilia.wire.v1 import MAX_PLAN, Plan, Study, plan_digest, study_digest
@@ -311,3 +312,17 @@ def test_a_changed_file_is_noticed_and_a_touched_one_is_not_mistaken(
     edited = datasets.edit(store, "cohort", actor="m", now=NOW, measured=new)
     assert edited.dataset.records == 60
     datasets.check_unchanged(edited.dataset)
+
+
+def test_a_rejection_is_not_overtaken_by_an_approval_on_its_way(store: Store) -> None:
+    """Mara signs, then thinks better of it while Jo's word, counted with hers, is written."""
+    digest = offer(store)
+    approvals.approve(store, digest, actor="mara", now=NOW, needed=2)
+    seen = approvals.get(store, digest, TODAY)  # what Jo's approval has read
+    approvals.reject(store, digest, actor="mara", now=NOW + 1, reason="line 40 sends labels")
+    both = (*seen.signoffs, SignOff("jo", NOW + 2, "", seen.signoffs[0].terms))
+    terms = terms_of(seen.signoffs[0].terms)
+    with pytest.raises(Conflict, match="somebody else has decided about plan"):
+        approvals.settle(store, seen, terms, both, via="site", actor="jo", now=NOW + 2)
+    assert approvals.get(store, digest, TODAY).state == "rejected"
+    assert not approvals.grants(store)

@@ -110,6 +110,8 @@ async def test_bytes_and_lineage_are_recorded(tmp_path: Path) -> None:
         assert (view.rounds[2].bytes_in, view.rounds[2].bytes_out) == (newest.bytes * 4,) * 2
         with hub.blobs.open(newest.digest) as blob:
             assert blob.size == newest.bytes
+        (listed,) = (await hub.engine.list()).items
+        assert (listed.state, listed.round, listed.rounds) == ("done", 2, ())
         await hub.tidied()
 
 

@@ -75,7 +75,7 @@ def test_a_missing_hub_tells_how_to_make_one(tmp_path: Path) -> None:
             "line 2: limits.poll_wait: Expected `float`, got `str`",
         ),
         ("hosts:\n  - a\n  - 5\n", r"hosts\[.*\]: Expected `str`, got `int`"),
-        ("log_level: loud\n", "line 1: log_level: Invalid enum value 'loud'"),
+        ("log_level: loud\n", "line 1: log_level: Invalid enum value 'loud'; Valid: debug,"),
         ("- a\n- b\n", "Expected `object`, got `array`"),
         ("name: [\n", "not valid YAML"),
         ("name: !!python/object/apply:os.system [id]\n", "not valid YAML"),

@@ -1,5 +1,6 @@
 """Leaving a study: told to the hub, marked on its models, and what it left here deleted."""
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,14 +10,15 @@ import pytest
 from sqlalchemy import Connection
 
 from consilia.core.chain import Break
-from consilia.errors import ConfigError, Conflict
+from consilia.errors import ConfigError, Conflict, StorageError
 from consilia.hub import records, withdrawals
 from consilia.hub.records import Version
 from consilia.hub.store import Store as HubStore
 from consilia.hub.views import model_view
-from consilia.node import audit, peers, purge, studies
+from consilia.node import audit, opening, peers, purge, studies
 from consilia.node.cache import Cache
-from consilia.node.store import Store
+from consilia.node.compressing import Feedback
+from consilia.node.store import Store, hashed_name
 from consilia.wire.people import Strategy
 from consilia.wire.v1 import Advertisement, Lease, Study, Task, encode, study_digest
 from nodekit import SITE
@@ -80,6 +82,12 @@ def leftovers(store: Store, folder: Path) -> Cache:
     for name in ("job-1.log", "job-1.log.1", "job-10.log", "job-2.log"):
         (folder / "log/jobs" / name).touch()
     (folder / "jobs/job-1/model").touch()
+    (folder / "feedback").mkdir()
+    (folder / opening.FOLDER).mkdir()
+    feedback = Feedback(folder / "feedback", lambda: NOW)
+    for id in (lease.id, other.id):
+        feedback.waiting(id).touch()
+        (folder / opening.FOLDER / f"{hashed_name(id)}.plain").touch()
     (folder / "cache" / ("1" * 64 + ".frame")).write_bytes(b"x" * 100)
     with store.write() as tx:
         purge.note_job(tx, DIGEST, "job-1")
@@ -100,18 +108,34 @@ def test_a_purge_deletes_what_the_study_left_and_nothing_else(
         purge.purge(store, tmp_path, "hearts", actor="m", now=NOW, empty_cache=cache.clear)
     studies.leave(store, "hearts", actor="m", now=NOW, reason="over")
     done = purge.purge(store, tmp_path, "hearts", actor="m", now=NOW, empty_cache=cache.clear)
-    assert (done.jobs, done.files, done.cache_bytes, done.secrets) == (("job-1",), 4, 100, 1)
+    assert (done.jobs, done.files, done.cache_bytes, done.secrets) == (("job-1",), 6, 100, 1)
     assert sorted(p.name for p in (tmp_path / "log/jobs").iterdir()) == [
         "job-10.log",
         "job-2.log",
     ]
     assert [p.name for p in (tmp_path / "outbox").iterdir()] == ["job-2.frame"]
     assert not (tmp_path / "jobs/job-1").exists() and list((tmp_path / "cache").iterdir()) == []
+    for kind in ("feedback", opening.FOLDER):
+        assert len(list((tmp_path / kind).iterdir())) == 1, "only the other study's is left"
     rows = store.rows("SELECT id, settled, lease IS NULL FROM leases ORDER BY id")
     assert rows == [("job-1.1.0.charite", 1, 1), ("other", 0, 0)], "an answer can be replayed"
     assert peers.pins(store, DIGEST) == {}
     assert [line.action for line, _ in audit.every(store)][-1] == "study.purge"
     assert studies.withdrawn(store) == (DIGEST,), "the record of leaving went with it"
+
+
+def test_what_cannot_be_deleted_is_not_called_deleted(store: Store, tmp_path: Path) -> None:
+    cache = leftovers(store, tmp_path)
+    (tmp_path / "jobs/job-1").chmod(0o500)
+    if os.access(tmp_path / "jobs/job-1", os.W_OK):
+        # root may delete everything: a file that stands where a folder should be stops it too
+        with store.write() as tx:
+            tx.execute("UPDATE leases SET frame = 'job-1.frame/x' WHERE id LIKE 'job-1%'")
+    studies.leave(store, "hearts", actor="m", now=NOW, reason="over")
+    with pytest.raises(StorageError, match="it is still there"):
+        purge.purge(store, tmp_path, "hearts", actor="m", now=NOW, empty_cache=cache.clear)
+    assert purge.due(store, 30, TODAY + timedelta(days=31)) == (DIGEST,), "forgotten"
+    assert [line.action for line, _ in audit.every(store)][-1] == "study.leave"
 
 
 def test_what_is_over_for_long_enough_is_due_once(store: Store, tmp_path: Path) -> None:

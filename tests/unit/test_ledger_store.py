@@ -4,7 +4,7 @@ import csv
 import math
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,8 +63,14 @@ def reserve(store: Store, lease: str, budgets: Budgets = BUDGETS, **accounts: st
 
 
 def spent(store: Store, kind: Scope = "universe", name: str = "patients") -> float:
-    (found,) = ledger.remaining(store, BUDGETS, {kind: name})
-    return found.epsilon
+    return sum(s.epsilon for s in standing(store, BUDGETS, {kind: name}))
+
+
+def standing(
+    store: Store, budgets: Budgets, accounts: Mapping[Scope, str]
+) -> list[ledger.Standing]:
+    named = accounts.items()
+    return [s for s in ledger.standings(store, budgets) if (s.kind, s.name) in named]
 
 
 def fill(store: Store, budgets: Budgets = BUDGETS, start: int = 0, **accounts: str) -> int:
@@ -259,7 +265,7 @@ def test_an_estimate_is_what_then_happens(store: Store) -> None:
     assert said.fits and said.after[1].cap is None
     for n in range(3):
         reserve(store, f"more.{n}")
-    now = ledger.remaining(store, BUDGETS, accounts)
+    now = standing(store, BUDGETS, accounts)
     assert [(s.epsilon, s.used) for s in now] == [(s.epsilon, s.used) for s in said.after]
     assert fill(store, start=700) == said.rounds_left - 3
     assert not ledger.estimate(store, BUDGETS, DP, 1, accounts).fits
@@ -543,7 +549,7 @@ def test_any_order_of_steps_counts_what_may_have_run(
             assert sum(counted.values()) == most
         except (Conflict, NotFound):
             assert (verb, state) in FORBIDDEN
-        (total,) = [s.used for s in ledger.remaining(store, tight, {"universe": "patients"})]
+        (total,) = [s.used for s in standing(store, tight, {"universe": "patients"})]
         expected = tuple(sum(counted.values()) * v for v in one)
         assert total == rules.used(held, expected) and sum(counted.values()) <= most
     assert ledgerlog.verify(store) == ledgerlog.head(store)

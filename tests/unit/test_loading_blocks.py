@@ -11,7 +11,7 @@ from consilia.data.contract import Selection
 from consilia.data.loading import blocks
 from consilia.data.loading.blocks import LoadingPlan
 from consilia.data.loading.stages import check
-from consilia.data.loading.table import pack_rows, unpack_rows
+from consilia.data.loading.table import LoadedFile, pack_rows, unpack_rows
 from consilia.data.table import Table
 from consilia.errors import ConfigError, DataError
 from consilia.wire.worker import TableSource
@@ -152,6 +152,11 @@ def test_a_value_that_does_not_fit_is_named(tmp_path: Path, text: str, said: str
         ("- {block: missing, columns: [age]}", "nothing to do"),
         ("- {block: categories, column: sex, levels: [M], other: X}", "not one of the levels"),
         ("- {block: categories, column: age, levels: [M]}", "map its values to texts"),
+        # stages put SQL in the place of this very text
+        ('- {block: map, column: sex, values: {M: "\\0previous\\0"}}', "holds a NUL character"),
+        ("- {block: filter, where: \"sex = '\\0previous\\0'\"}", "a NUL character"),
+        ('- {block: categories, column: sex, levels: ["\\0previous\\0"]}', "NUL character"),
+        ('- {block: missing, columns: [sex], codes: ["\\0previous\\0"]}', "NUL character"),
         (
             "- {block: modalities, modalities: {a: {columns: [age]}}}\n"
             "- {block: keep, columns: [patient]}",
@@ -229,3 +234,26 @@ def test_a_block_never_sees_what_a_filter_before_it_left_out(tmp_path: Path, kin
     expected = [i for i in range(50000) if i % 3 and i % 2 and i > 10]
     assert table.column("a").tolist() == expected
     assert table.column("x").tolist() == expected  # read by itself, in the same order
+
+
+def test_a_connection_opens_the_tables_files_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(ROWS)
+    file = LoadedFile(tmp_path / "t.csv", "csv", ("",), COLUMNS, None)
+    (tmp_path / "secret").write_text("the node's key")
+    foreign = f"read_text('{tmp_path / 'secret'}')"
+    for wanted, tail in (
+        ({"x": f'"sex" IN (FROM {foreign})'}, ""),
+        ({"x": '"sex"'}, f"; COPY (SELECT 1) TO '{tmp_path / 'made'}'"),
+        ({"x": '"sex"'}, "; SET enable_external_access = true"),
+    ):
+        with pytest.raises(DataError, match=r"disabled|locked|Cannot"):
+            file.run(wanted, lambda result: result.fetchall(), tail)
+    assert not (tmp_path / "made").exists()
+    assert file.run({"n": "count(*)"}, lambda result: result.fetchall()) == [(4,)]
+
+
+def test_records_are_counted_after_a_plan_without_asking_for_a_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(ROWS)
+    young = plan("- {block: filter, where: age < 60}")
+    file = LoadedFile(tmp_path / "t.csv", "csv", ("",), COLUMNS, young)
+    assert file.run({"n": "count(*)"}, lambda result: result.fetchall()) == [(3,)]

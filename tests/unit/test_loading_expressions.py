@@ -86,6 +86,7 @@ def test_values(text: str, result: object) -> None:
         ("(SELECT 1)", "no column 'SELECT'"),
         ("a -- 1", "needs"),
         ("read_csv('/etc/passwd')", "no function 'read_csv'"),
+        ("t = '\0previous\0'", "NUL character"),
         ("1" + "0" * 400, "too large"),
         ("(" * 60 + "1" + ")" * 60, f"deeper than {MAX_DEPTH}"),
         ("-" * 60 + "1", f"deeper than {MAX_DEPTH}"),

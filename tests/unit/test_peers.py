@@ -190,3 +190,19 @@ def test_a_flood_of_keys_is_bounded(store: Store) -> None:
     with pytest.raises(WireError, match="of more than"):
         peers.told(store, {"more": bytes(32)}, NOW)
     peers.told(store, {"s0": b"\x01" * 32}, NOW)  # a known site's key may still change
+
+
+def test_a_key_that_changes_while_a_person_compares_is_not_pinned(store: Store) -> None:
+    """What was compared is pinned, or nothing: a hub may tell another key at any moment."""
+    shown = {site: peers.words(key) for site, key in KEYS.items()}
+    studies.offer(store, STUDY, NOW)
+    peers.told(store, {**KEYS, "leuven": bytes(32)}, NOW)
+    with pytest.raises(Conflict, match="'leuven' is another by now"):
+        studies.accept(store, DIGEST, actor="mara", now=NOW, words=shown)
+    assert not studies.grants(store) and not peers.pins(store, DIGEST)
+    with pytest.raises(Conflict, match="'leuven' is another by now"):
+        peers.pin_again(store, DIGEST, STUDY.sites, "mara", NOW, None, shown)
+    assert not peers.pins(store, DIGEST)
+    peers.told(store, KEYS, NOW)
+    studies.accept(store, DIGEST, actor="mara", now=NOW, words=shown)
+    assert peers.pins(store, DIGEST) == KEYS

@@ -11,7 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, NotFound, Refused, WireError
 from consilia.node import approvals, audit, peers, policy, review, studies
+from consilia.node.config import NodeConfig
 from consilia.node.policy import Interval
+from consilia.node.privacyreport import Wanted, prepared
 from consilia.node.store import Store
 from consilia.sdk.source import read_plan
 from consilia.wire import seal
@@ -89,10 +91,30 @@ def test_new_terms_leave_the_old_approval_until_the_second_word(store: Store) ->
     assert last.until == date(2027, 1, 1)
 
 
+def test_a_name_at_the_console_and_a_login_of_it_are_one_person(store: Store) -> None:
+    """Commands write user:anna where the console writes anna."""
+    settings(store, "reviewers_needed: 2")
+    approvals.approve(store, DIGEST, actor="user:anna", now=NOW)
+    with pytest.raises(Conflict, match=r"anna has approved plan .* already"):
+        approvals.approve(store, DIGEST, actor="anna", now=NOW)
+    assert not approvals.grants(store)
+    grants = {DIGEST: policy.PlanGrant("p", signers=frozenset({"anna", "user:anna"}))}
+    asked = policy.Request("init", "", "", DIGEST, frozenset(), {}, None, 1.0)
+    said = policy.decide(asked, policy.Policy(plans=grants, reviewers_needed=2), TODAY)
+    assert "was approved by 1, the policy needs 2" in "; ".join(said.objections)
+    needed = policy.ConsortiumReview(2, 1)
+    assert not policy.reviewed(frozenset({"user:anna@oslo", "anna@oslo"}), needed)
+    assert policy.reviewed(frozenset({"anna@leuven", "anna@oslo"}), needed), "two sites' annas"
+
+
 def test_a_rule_that_became_stricter_asks_the_old_approvals_too(store: Store) -> None:
     approvals.approve(store, DIGEST, actor="anna", now=NOW)
     grants = approvals.grants(store)
     asked = policy.Request("init", "", "", DIGEST, frozenset(), {}, None, 1.0)
+    wanted = Wanted(store.path, DIGEST, "cohort")
+    stricter = NodeConfig(SITE, "https://hub:8444", reviewers_needed=2)
+    with pytest.raises(Refused, match="was approved by 1, the policy needs 2"):  # at home too
+        prepared(store, stricter, wanted, store.path.parent, TODAY)
     for needed, fine in ((1, True), (2, False)):
         under = policy.Policy(plans=grants, reviewers_needed=needed)
         said = "; ".join(policy.decide(asked, under, TODAY).objections)
@@ -175,8 +197,11 @@ def test_enough_reviewers_of_enough_sites_approve(store: Store) -> None:
 def test_a_sites_own_reviewer_signs_for_others(store: Store) -> None:
     accepted(store)
     line = review.endorse(
-        store, DIGEST, site=SITE, key=KEYS[SITE], reviewer="mara", now=NOW, reason="read"
-    )
+        store, DIGEST, site=SITE, key=KEYS[SITE], reviewer="mara", actor="user:it", now=NOW,
+        reason="read",
+    )  # fmt: skip
+    signed_by = [x for x, _ in audit.every(store) if x.action == "plan.endorse"][-1]
+    assert (signed_by.actor, signed_by.detail) == ("user:it", "mara: read")
     assert review.reviewers(store, DIGEST) == (f"mara@{SITE}",)
     assert review.take(store, f"  {line}\n", actor="m", now=NOW).state == "pending"
 

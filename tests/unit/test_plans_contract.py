@@ -50,7 +50,7 @@ def test_defaults_and_given_values() -> None:
 def test_an_unknown_argument_names_the_nearest() -> None:
     with pytest.raises(PlanError, match="no argument 'epoch'; did you mean 'epochs'"):
         check_arguments(DECLARED, {"epoch": 2})
-    with pytest.raises(PlanError, match="it declares epochs, flag, lr, name"):
+    with pytest.raises(PlanError, match="Valid: epochs, flag, lr, name"):
         check_arguments(DECLARED, {"zzz": 2})
 
 

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilia.core.chain import Break
-from consilia.errors import ConfigError
+from consilia.errors import ConfigError, Conflict
 from consilia.node import audit, config, hours, policyhistory, policyschema
 from consilia.node.config import NodeConfig
 from consilia.node.policy import Decision, PlanGrant, Policy, Request, StudyGrant
@@ -157,6 +159,27 @@ def test_what_is_applied_is_the_file_word_for_word_and_audited(store: Store) -> 
     assert newest is not None and (newest.text, newest.actor) == (text, "mara")
     policyhistory.started(store, store.path.parent, NOW)  # nothing new: it is in force
     assert [line.action for line, _ in audit.every(store)] == ["policy.apply"]
+
+
+def test_of_changes_made_to_one_file_at_once_one_holds(store: Store) -> None:
+    where, made_from = store.path.parent, f"sha256:{sha256(BASE.encode()).hexdigest()}"
+    texts = [f"{BASE}min_records: {500 + i}\n{'# why' * 20_000}\n" for i in range(6)]
+
+    def change(text: str) -> bool:
+        try:
+            policyhistory.apply(
+                store, where, text, "draft", partial(policy_of, store), actor="mara", now=NOW,
+                made_from=made_from,
+            )  # fmt: skip
+        except Conflict as e:
+            assert "was changed meanwhile" in str(e)
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        assert sum(pool.map(change, texts)) == 1
+    (known,) = policyhistory.history(store)
+    assert (where / "node.yaml").read_text() == known.text, "the file is not what was entered"
 
 
 def test_a_file_edited_by_hand_is_entered_at_the_next_start(store: Store) -> None:

@@ -68,6 +68,10 @@ def test_declared_types_win_and_are_checked(tmp_path: Path) -> None:
         inspect_table(path, "t", (), now=0, types={"b": "int64"})
     with pytest.raises(DataError, match="'z', which is no column"):
         inspect_table(path, "t", (), now=0, types={"z": "int64"})
+    with pytest.raises(
+        DataError, match=r"t.csv: no column 'aa'.*did you mean 'a'\? Valid: a, b"
+    ):
+        inspect_table(path, "t", (), now=0, patient="aa")
     with pytest.raises(DataError, match="declared as 'number'"):
         inspect_table(path, "t", (), now=0, types={"a": "number"})
 

@@ -6,7 +6,7 @@ import duckdb
 import pytest
 
 from consilia.data.registry import inspect_table, to_source
-from consilia.data.sqlsource import origin, read_password, snapshot
+from consilia.data.sqlsource import libpq, origin, read_password, snapshot
 from consilia.data.table import Table
 from consilia.errors import ConfigError, DataError
 from pgkit import Postgres
@@ -69,6 +69,31 @@ def test_bad_sources_are_refused(tmp_path: Path) -> None:
         origin("duckdb", "x", "SELECT 1", "secret")
     with pytest.raises(DataError, match="no such file"):
         snapshot(origin("duckdb", str(tmp_path / "none"), "SELECT 1"), tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("address", "mode"),
+    [
+        ("dbname=x", None),
+        ("host=/run/postgresql,localhost dbname=x", None),
+        ("host=db.example.org dbname=x", "require"),
+        ("host=db.example.org sslrootcert=ca.pem", "verify-full"),
+        ("hostaddr=192.0.2.7 dbname=x", "require"),
+        ("host=localhost hostaddr=192.0.2.7", "require"),  # hostaddr is what is dialled
+        ("host=/run/postgresql,db.example.org", "require"),
+    ],
+)
+def test_nothing_goes_to_another_machine_without_tls(address: str, mode: str | None) -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra: postgres)")
+    assert libpq(origin("postgresql", address, "SELECT 1")).get("sslmode") == mode
+
+
+@pytest.mark.parametrize("address", ["service=cdw", "host=db sslpassword=hunter2"])
+def test_an_address_hides_neither_machine_nor_secret(address: str) -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra: postgres)")
+    with pytest.raises(ConfigError, match=r"name host and dbname|without one") as caught:
+        origin("postgresql", address, "SELECT 1")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_password_comes_from_a_private_file_only(tmp_path: Path) -> None:

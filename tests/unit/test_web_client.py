@@ -1,11 +1,10 @@
 """The browser's client speaks of the records and routes that the server has."""
 
-import inspect
 import re
 from pathlib import Path
 
 from consilia.node.console.app import described
-from consilia.wire import console
+from consilia.wire.console import Request, View
 
 API = Path(__file__).resolve().parents[2] / "web" / "src" / "console" / "api"
 _CALL = re.compile(
@@ -16,11 +15,10 @@ _METHOD = {"get": "get", "post": "post", "put": "put", "patch": "patch", "remove
 
 def test_the_typescript_records_are_those_of_the_wire() -> None:
     text = (API / "schema.ts").read_text()
-    for name, kind in inspect.getmembers(console, inspect.isclass):
-        if not issubclass(kind, console.Request | console.View):
-            continue
-        if not kind.__struct_fields__:
-            continue
+    kinds = Request.__subclasses__() + View.__subclasses__()  # the routes import every area
+    assert len(kinds) > 70
+    for kind in kinds:
+        name = kind.__name__
         block = re.search(
             rf"^        readonly {name}: \{{\n(.*?)^        \}};",
             text,

@@ -10,21 +10,22 @@ import sys
 
 import msgspec
 
-from consilia.wire import console
+from consilia.wire.console import Request, View, accounts, datasets, runs, site, studies
 
 
 def document() -> dict[str, object]:
     """Return the OpenAPI document whose components are the records of wire.console."""
     records = [
         kind
-        for _, kind in inspect.getmembers(console, inspect.isclass)
-        if issubclass(kind, console.Request | console.View) and kind.__struct_fields__
+        for area in (accounts, datasets, runs, site, studies)
+        for _, kind in inspect.getmembers(area, inspect.isclass)
+        if issubclass(kind, Request | View) and kind.__struct_fields__
     ]
     _, components = msgspec.json.schema_components(
         records, ref_template="#/components/schemas/{name}"
     )
     for kind in records:
-        if issubclass(kind, console.View):
+        if issubclass(kind, View):
             components[kind.__name__]["required"] = list(kind.__struct_encode_fields__)
     return {
         "openapi": "3.1.0",

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import changing, opened
-from consilia.cli.options import Json, NodeDir, actor, example, node_dir
-from consilia.cli.output import done, listing, note, record, short, size
-from consilia.cli.review import Reason, Until, fields, parse_day
+from consilia.cli.options import (
+    Json,
+    NodeDir,
+    Reason,
+    Until,
+    actor,
+    example,
+    node_dir,
+    parse_day,
+)
+from consilia.cli.output import day, done, fields, listing, note, record, short, size
 from consilia.sdk.digests import resolve
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ def studies(
                     "digest": found.digest,
                     **fields(found.study),
                     "state": found.state,
-                    "until": _day(found.until),
+                    "until": day(found.until),
                     "datasets": found.datasets or "any that has the tags",
                     "decided by": found.actor,
                     "reason": found.reason,
@@ -67,7 +75,7 @@ def studies(
                 "purpose": lambda r: r.study.purpose,
                 "tags": lambda r: r.study.tags,
                 "sites": lambda r: r.study.sites,
-                "until": lambda r: _day(r.until),
+                "until": lambda r: day(r.until),
             },
             as_json,
             "this site has been invited to no study",
@@ -199,7 +207,3 @@ def _study(store: "Store", text: str) -> str:
 
 def _taken(found: "StudyRecord", as_json: bool) -> None:
     done(f"study {found.study.name} ({short(found.digest)}): {found.state}", found, as_json)
-
-
-def _day(day: date) -> str:
-    return "-" if day == date.max else day.isoformat()

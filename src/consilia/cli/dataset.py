@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import changing, opened
-from consilia.cli.options import Json, NodeDir, actor, example, group, pairs
+from consilia.cli.options import Json, NodeDir, actor, example, group, pairs, text_of
 from consilia.cli.output import done, listing, note, record, say, size, table, when
 from consilia.errors import ConfigError
 
@@ -268,7 +268,7 @@ def edit(
         who, found = actor(), datasets.get(store, name)
         declared = schema_of(found.dataset)
         if schema is not None:
-            text = _text_of(schema)
+            text = text_of(schema)
             declared = schemas.from_text(text, declared, str(schema))
         if column:
             declared = schemas.edited(declared, column, changes)
@@ -427,17 +427,10 @@ def _origin(
         return None
     if sql is None or (duckdb is None) == (not postgresql):
         raise ConfigError("a query needs --sql FILE and one of --duckdb and --postgresql")
-    query, secret = _text_of(sql), str(password_file) if password_file else ""
+    query, secret = text_of(sql), str(password_file) if password_file else ""
     if duckdb is not None:
         return origin("duckdb", str(duckdb), query, secret)
     return origin("postgresql", postgresql, query, secret)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} cannot be read: {e}") from None
 
 
 def _profile_table(found: "Profile") -> None:

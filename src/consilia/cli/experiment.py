@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consilia.cli.options import Json, example, group
+from consilia.cli.options import Json, example, group, text_of
 from consilia.cli.output import cell, done, listing, note, record, say, table, when
 from consilia.errors import ConfigError
 from consilia.wire import people
@@ -131,11 +131,7 @@ def _read(path: Path, client: "Client") -> "Experiment":
     from consilia.sdk.experiment import Experiment
     from consilia.wire.strict import from_yaml
 
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} cannot be read: {e}") from None
-    fields = msgspec.structs.asdict(from_yaml(text, people.Experiment, str(path)))
+    fields = msgspec.structs.asdict(from_yaml(text_of(path), people.Experiment, str(path)))
     if (beside := path.parent / fields["plan"]).exists():
         fields["plan"] = str(beside)
     try:

@@ -1,6 +1,5 @@
 """`consilia loading`: how this hospital's tables become what studies expect of them."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import changing, opened
-from consilia.cli.options import Json, NodeDir, actor, example, group
+from consilia.cli.options import Json, NodeDir, actor, example, group, text_of
 from consilia.cli.output import done, listing, record, say, short, table, when
 
 if TYPE_CHECKING:
@@ -136,19 +135,14 @@ def preview(
 ) -> None:
     """Show a dataset before and after a plan. It shows records: for the site's own eyes."""
     from consilia.cli.output import json_text
-    from consilia.data.loading import preview as seen
     from consilia.errors import ConfigError
-    from consilia.node import datasets, loading
+    from consilia.node import loading
 
     if bool(plan) == (file is not None):
         raise ConfigError("give one of --plan NAME and --file FILE")
     with opened(directory) as store:
         wanted = _read(file) if file else loading.get(store, plan, version).plan
-        known = datasets.get(store, dataset).dataset
-        datasets.check_unchanged(known)
-        loading.compiled(known, wanted)
-        without, _ = loading.left_out(store, known)
-        found = seen.preview(known, wanted, without=without, rows=rows)
+        found = loading.preview(store, dataset, wanted, rows)
     if as_json:
         say(json_text(found))
         return
@@ -243,13 +237,8 @@ def refresh(directory: NodeDir = None, as_json: Json = False) -> None:
 
 def _read(file: Path) -> "LoadingPlan":
     from consilia.data.loading import blocks
-    from consilia.errors import ConfigError
 
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{file} cannot be read: {e}") from None
-    return blocks.from_yaml(text, str(file))
+    return blocks.from_yaml(text_of(file), str(file))
 
 
 def _tell(stored: "Stored", as_json: bool) -> None:

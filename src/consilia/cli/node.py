@@ -13,8 +13,7 @@ import typer
 
 from consilia.cli.at_node import opened
 from consilia.cli.options import Json, NodeDir, example, group, node_dir
-from consilia.cli.output import done, listing, note, record, short, when
-from consilia.cli.review import fields
+from consilia.cli.output import done, fields, listing, note, record, short, when
 from consilia.errors import ConfigError
 
 app = group("node", "A hospital's node: join a hub, serve, decide what may run.")
@@ -54,11 +53,14 @@ def join(
     """
     from consilia.node.app import join as join_hub
     from consilia.node.config import read_password
+    from consilia.wire.token import decode_token
 
     text = sys.stdin.read() if token == "-" else token  # noqa: S105  # no password
     where = node_dir(directory)
     _no_password(proxy)
     password = read_password(proxy_password_file) if proxy_password_file else ""
+    # People compare it with what the hub's operator reads out, so it is told whatever follows.
+    note(f"the hub's CA fingerprint is {decode_token(text).ca_fingerprint}")
     config = join_hub(text.strip(), where, proxy or None, sandbox, password)
     if sandbox == "off":
         note("consilia: WARNING: the sandbox is off: approved code can read what this user can")
@@ -83,7 +85,10 @@ def status(directory: NodeDir = None, as_json: Json = False) -> None:
     from consilia.node.status import status as node_status
 
     found = node_status(node_dir(directory), time.time())
-    record(found, fields(found), as_json)
+    shown = fields(found)
+    for time_of in ("contact", "certificate_expires"):
+        shown[time_of] = when(getattr(found, time_of))
+    record(found, shown, as_json)
 
 
 @app.command(epilog=example("consilia node doctor --dir /srv/consilia"))

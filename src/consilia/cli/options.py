@@ -2,7 +2,9 @@
 
 import math
 import os
+import sys
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,8 @@ NodeDir = Annotated[
         help="The node's directory.",
     ),
 ]
+Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
+Until = Annotated[str, typer.Option(help="Last day, YYYY-MM-DD; without it, no end.")]
 
 
 def group(name: str, purpose: str) -> typer.Typer:
@@ -59,6 +63,24 @@ def actor() -> str:
         return f"user:{getpass.getuser()}"
     except (OSError, KeyError):  # a user id without a name, as in some containers
         return f"user:uid-{os.getuid()}"
+
+
+def text_of(file: Path) -> str:
+    """Return the text of a file that a person named; - is standard input."""
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file} cannot be read: {e}") from None
+
+
+def parse_day(text: str) -> date | None:
+    """Return the day of an --until option, None for none."""
+    if not text:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--until {text!r} is not a day: write YYYY-MM-DD") from None
 
 
 def pairs(items: Iterable[str], option: str) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """`consilia node optout`: patients whose records no task may load."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import changing, opened
-from consilia.cli.options import Json, NodeDir, actor, example, group
+from consilia.cli.options import Json, NodeDir, actor, example, group, text_of
 from consilia.cli.output import done, listing, note, when
 
 if TYPE_CHECKING:
@@ -41,11 +40,7 @@ def import_(
     from consilia.errors import ConfigError
     from consilia.node import optout
 
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{file} cannot be read: {e}") from None
-    patients = optout.read_ids(text.splitlines())
+    patients = optout.read_ids(text_of(file).splitlines())
     if not patients:
         raise ConfigError(f"{file}: no patient id in it; needed one a line")
     _add(patients, directory, as_json)
@@ -92,13 +87,37 @@ def _add(patients: list[str], directory: Path | None, as_json: bool) -> None:
     with changing(directory) as store:
         secret = optout.key(store.path.parent)
         new = optout.add(store, patients, secret, actor=actor(), now=time.time())
-        _apply(store)
-    done(f"{new} patients are new on the list", {"added": new}, as_json)
+        if _apply(store):
+            _tell_missing(store, {optout.hashed(p, secret) for p in patients})
+    who = "1 patient is" if new == 1 else f"{new} patients are"
+    done(f"{who} new on the list", {"added": new}, as_json)
 
 
-def _apply(store: "Store") -> None:
+def _apply(store: "Store") -> bool:
     """Find the patients in the datasets; tasks on a dataset where that fails are refused."""
     from consilia.node import loading
 
-    for problem in loading.refresh(store):
+    problems = loading.refresh(store)
+    for problem in problems:
         note(f"not applied yet, and no task runs on it: {problem}")
+    return not problems
+
+
+def _tell_missing(store: "Store", given: set[bytes]) -> None:
+    """Say when ids just given are in no dataset: an id written otherwise leaves nobody out."""
+    from consilia.node import datasets, loading
+
+    known = [d.dataset for d in datasets.list_datasets(store) if d.dataset.patient]
+    if not known:
+        note(
+            "no dataset here declares its column of patient ids, so nobody is left out yet: "
+            "consilia dataset add --patient COLUMN"
+        )
+        return
+    prepared = loading.Loading(store).prepared
+    left_out = {patient for d in known for patient in prepared(d, "").patients}
+    if missing := len(given - left_out):
+        note(
+            f"{missing} of the {len(given)} given are in no dataset here now; an id has to be "
+            "written as it stands in the column of patient ids"
+        )

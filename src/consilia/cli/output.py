@@ -11,7 +11,7 @@ here in its escaped form: what a reviewer reads is what is there.
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -76,6 +76,16 @@ def record(value: object, fields: Mapping[str, object], as_json: bool) -> None:
             say(f"{first:<{width}}  {line}".rstrip())
 
 
+def fields(value: object) -> dict[str, object]:
+    """Return a record's fields by name."""
+    from dataclasses import fields as of_class
+    from dataclasses import is_dataclass
+
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in of_class(value)}
+    return {name: getattr(value, name) for name in getattr(value, "__struct_fields__", ())}
+
+
 def done(text: str, value: object, as_json: bool) -> None:
     """Print the outcome of a step: `text` for people, `value` as JSON."""
     say(json_text(value) if as_json else text)
@@ -118,6 +128,11 @@ def cell(value: object) -> str:
 def when(at: float | None) -> str:
     """Return Unix seconds as UTC to the second, or a dash."""
     return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def day(last: date) -> str:
+    """Return a day, or a dash for "without an end"."""
+    return "-" if last == date.max else last.isoformat()
 
 
 def short(digest: str) -> str:

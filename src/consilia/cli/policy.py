@@ -1,7 +1,7 @@
 """`consilia node policy`: the site's policy: show, check, apply, and its JSON schema."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import changing, opened
-from consilia.cli.options import Json, NodeDir, actor, example, group, node_dir
+from consilia.cli.options import Json, NodeDir, actor, example, group, node_dir, text_of
 from consilia.cli.output import done, listing, note, record, say, short, when
-from consilia.errors import ConfigError
 
 if TYPE_CHECKING:
     from consilia.node.config import NodeConfig
@@ -65,7 +64,21 @@ def show(
         listing(past, columns, as_json, "no policy was applied yet")
         return
     found = config.load(node_dir(directory))
-    record(found, {n: getattr(found, n) for n in found.__struct_fields__}, as_json)
+    record(found, dict(_dotted("", found)), as_json)
+
+
+def _dotted(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """Yield each setting by the name that messages give it: limits.seconds, arguments.lr."""
+    import msgspec
+
+    inner = value if isinstance(value, Mapping) else None
+    if isinstance(value, msgspec.Struct):
+        inner = msgspec.structs.asdict(value)
+    if not inner:
+        yield key, value
+        return
+    for name, item in inner.items():
+        yield from _dotted(f"{key}.{name}" if key else str(name), item)
 
 
 @app.command(epilog=example("consilia node policy check proposed.yaml"))
@@ -75,7 +88,7 @@ def check(file: Proposed, directory: NodeDir = None, as_json: Json = False) -> N
 
     where = node_dir(directory)
     with opened(directory) as store:
-        found = policyhistory.propose(store, where, _read(file), str(file), _under(store))
+        found = policyhistory.propose(store, where, text_of(file), str(file), _under(store))
     _tell(found, "nothing was changed", as_json)
 
 
@@ -89,7 +102,7 @@ def apply(file: Proposed, directory: NodeDir = None, as_json: Json = False) -> N
         found = policyhistory.apply(
             store,
             where,
-            _read(file),
+            text_of(file),
             str(file),
             _under(store),
             actor=actor(),
@@ -103,13 +116,6 @@ def _under(store: "Store") -> "Callable[[NodeConfig], Policy]":
     from consilia.node.standing import policy_of
 
     return partial(policy_of, store)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{file} cannot be read: {e}") from None
 
 
 def _tell(found: "Proposal", outcome: str, as_json: bool) -> None:

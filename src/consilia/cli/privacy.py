@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import opened
-from consilia.cli.options import Json, NodeDir, actor, example, group, node_dir
+from consilia.cli.options import Json, NodeDir, actor, example, group, node_dir, text_of
 from consilia.cli.output import done, note
 from consilia.errors import ConfigError, StorageError
 
@@ -203,11 +203,7 @@ def _read(path: Path) -> "Experiment":
     from consilia.wire.people import Experiment
     from consilia.wire.strict import from_yaml
 
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} cannot be read: {e}") from None
-    return from_yaml(text, Experiment, str(path))
+    return from_yaml(text_of(path), Experiment, str(path))
 
 
 # ---- the report ------------------------------------------------------------------------------

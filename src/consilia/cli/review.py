@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilia.cli.at_node import changing, opened
-from consilia.cli.options import Json, NodeDir, actor, example, node_dir, pairs
-from consilia.cli.output import done, listing, note, record, say, short, size, when
+from consilia.cli.options import (
+    Json,
+    NodeDir,
+    Reason,
+    Until,
+    actor,
+    example,
+    node_dir,
+    pairs,
+    parse_day,
+)
+from consilia.cli.output import day, done, fields, listing, note, record, say, short, size, when
 from consilia.errors import ConfigError
 from consilia.sdk.digests import resolve
 
@@ -22,8 +32,6 @@ if TYPE_CHECKING:
     from consilia.node.store import Store
 
 Digest = Annotated[str, typer.Argument(help="The plan's digest, or 8 or more of its digits.")]
-Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
-Until = Annotated[str, typer.Option(help="Last day, YYYY-MM-DD; without it, no end.")]
 Shipped = Annotated[
     bool, typer.Option("--shipped", help="Instead of one: all plans that ship with Consilia.")
 ]
@@ -102,7 +110,7 @@ def plans(
             "studies": lambda r: r.offered_for,
             "author": lambda r: r.author,
             "offered": lambda r: when(r.offered),
-            "until": lambda r: _day(r.until),
+            "until": lambda r: day(r.until),
             "reviewer": lambda r: r.signers or [s.reviewer for s in r.signoffs],
         },
         as_json,
@@ -287,6 +295,7 @@ def endorse(
             site=site,
             key=identity.load(where, site).signing,
             reviewer=reviewer,
+            actor=actor(),
             now=time.time(),
             reason=reason,
         )
@@ -417,27 +426,3 @@ def _allowed(text: str) -> "Allowed":
     if not interval.least <= interval.greatest:
         raise ConfigError(f"--allow {text!r} is an empty range: write the smaller number first")
     return interval
-
-
-def parse_day(text: str) -> date | None:
-    """Return the day of an --until option, None for none."""
-    if not text:
-        return None
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"--until {text!r} is not a day: write YYYY-MM-DD") from None
-
-
-def _day(day: date) -> str:
-    return "-" if day == date.max else day.isoformat()
-
-
-def fields(value: object) -> dict[str, object]:
-    """Return a record's fields by name."""
-    from dataclasses import fields as of_class
-    from dataclasses import is_dataclass
-
-    if is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in of_class(value)}
-    return {name: getattr(value, name) for name in getattr(value, "__struct_fields__", ())}

@@ -312,6 +312,13 @@ class TableFile:
                 "preserve_insertion_order": "true",
             },
         )
+        paths = ", ".join(_text(str(file)) for file in self._files)
+        for setting in (  # whatever SQL runs here, it opens these files and nothing else
+            f"allowed_paths = [{paths}]",
+            "enable_external_access = false",
+            "lock_configuration = true",
+        ):
+            connection.execute(f"SET {setting}")
         return connection
 
     def _header(self, file: Path) -> dict[str, str]:

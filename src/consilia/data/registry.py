@@ -21,6 +21,7 @@ from consilia.data.contract import FORMATS, TYPES, column_type
 from consilia.data.reader import SUFFIXES, TableFile, parts, quoted
 from consilia.data.schema import Schema
 from consilia.errors import DataError
+from consilia.wire.strict import nearest
 from consilia.wire.worker import TableSource
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
@@ -112,6 +113,11 @@ def inspect_table(  # noqa: PLR0913  a registration, written with keywords
     table = TableFile(file, format, missing, threads, schemas.codes(schema))
     kept = tuple(c for c in schema if c.name in table.header)
     patient = schemas.patient(kept) if schema else patient
+    if patient and patient not in table.header:
+        raise DataError(
+            f"{file.name}: no column {patient!r}, named as that of patient ids"
+            f"{nearest(patient, tuple(table.header))}"
+        )
     types = {**types, **schemas.types(kept)}
     columns = _columns(table, {**types, patient: "str"} if patient else types)
     records = int(table.query("count(*)")[0])
@@ -224,7 +230,10 @@ def _columns(table: TableFile, types: Mapping[str, str]) -> dict[str, str]:
     for name, kind in types.items():
         column_type(kind, name)
         if name not in table.header:
-            raise DataError(f"{table.path.name}: type given for {name!r}, which is no column")
+            raise DataError(
+                f"{table.path.name}: type given for {name!r}, which is no column"
+                f"{nearest(name, tuple(table.header))}"
+            )
     found = _parquet_types(table) if table.format == "parquet" else _text_types(table)
     columns = {name: types.get(name, kind) for name, kind in found.items()}
     declared = {n: k for n, k in columns.items() if n in types}

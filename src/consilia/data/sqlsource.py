@@ -50,6 +50,16 @@ def origin(kind: str, database: str, query: str, password_file: str = "") -> Ori
     if kind != "postgresql":
         raise ConfigError(f"a database of kind {kind!r}; needed duckdb or postgresql")
     given = _parameters(database)
+    if "service" in given:
+        raise ConfigError(
+            f"service={given['service']} keeps to itself which machine is asked, and whether "
+            "over TLS; name host and dbname instead"
+        )
+    if "sslpassword" in given:
+        raise ConfigError(
+            "an sslpassword in the database's address is seen by every user of this machine, "
+            "and kept; use a TLS key without one, in a file that only you can read"
+        )
     if "password" in given:
         raise ConfigError(
             "a password in the database's address is seen by every user of this machine, and "
@@ -170,7 +180,7 @@ def _from_postgresql(source: Origin, draft: Path) -> None:
 
 def _copied(psycopg: Any, source: Origin, texts: Path) -> dict[str, str]:
     """Write the answer as CSV; return column -> DuckDB's type."""
-    with psycopg.connect(**_connection(source)) as connection:
+    with psycopg.connect(**libpq(source)) as connection:
         connection.read_only = True
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SET LOCAL TIME ZONE 'UTC'")  # opens the transaction
@@ -220,14 +230,14 @@ def _enum(connection: "psycopg.Connection[Any]", kind: int, column: str) -> str:
     )
 
 
-def _connection(source: Origin) -> dict[str, Any]:
+def libpq(source: Origin) -> dict[str, Any]:
     """Return libpq's parameters: the password filled in, TLS to any other host."""
     given = _parameters(source.database)
     if source.password_file:
         given["password"] = read_password(source.password_file)
-    host = str(given.get("host", ""))
-    local = host in _LOCAL or host.startswith("/")
-    if not local:
+    # hostaddr wins over host, and both may name several, of which any may be the one
+    hosts = str(given.get("hostaddr") or given.get("host") or "").split(",")
+    if not all(host in _LOCAL or host.startswith("/") for host in hosts):
         given.setdefault("sslmode", "verify-full" if "sslrootcert" in given else "require")
     given.setdefault("connect_timeout", _CONNECT_SECONDS)
     return {**given, "application_name": "consilia"}

@@ -321,15 +321,18 @@ class Engine:
         author: str | None = None,
     ) -> Page[JobView]:
         """Return jobs, newest first, without their rounds: all, or an author's studies'."""
-        page = await self._store.read(
-            lambda db: records.list_jobs(
+
+        def read(db: Connection) -> tuple[Page[JobRecord], dict[str, int]]:
+            found = records.list_jobs(
                 db, limit=limit, cursor=cursor, study=study, author=author
             )
-        )
+            return found, records.last_rounds(db, [r.id for r in found.items])
+
+        page, last = await self._store.read(read)
         items = tuple(
             views.live(self._jobs[r.id], (), self._lacking(self._jobs[r.id]))
             if r.id in self._jobs
-            else views.finished(r, ())
+            else views.finished(r, (), last.get(r.id, 0))
             for r in page.items
         )
         return Page(items, page.next)

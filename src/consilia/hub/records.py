@@ -423,6 +423,13 @@ def job_versions(db: Connection, job: str) -> tuple[Version, ...]:
     return tuple(replace(v, alarms=raised.get(v.round, ())) for v in found)
 
 
+def last_rounds(db: Connection, jobs: Sequence[str]) -> dict[str, int]:
+    """Return the last closed round of each of these jobs that has any."""
+    v = t.versions.c
+    query = sa.select(v.job, sa.func.max(v.round)).where(v.job.in_(jobs)).group_by(v.job)
+    return {str(job): int(round) for job, round in db.execute(query)}
+
+
 def lineage(db: Connection, id: str, most: int = 1000) -> tuple[str, ...]:
     """Return a version's id and those it was trained from, back to the first; at most `most`.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from consilia.core import ids
 from consilia.errors import ConfigError, NotFound, StorageError, UpdateRejected, WireError
@@ -52,7 +53,8 @@ def bucket(  # noqa: PLR0913 - what names a bucket
         raise ConfigError(
             "s3 is set but obstore is not installed: pip install 'consilia[s3]'"
         ) from None
-    http = endpoint.startswith(("http://127.0.0.1:", "http://localhost:", "http://[::1]:"))
+    asked = urlsplit(endpoint)  # in http://127.0.0.1:1@host, 127.0.0.1 is no machine
+    http = asked.scheme == "http" and asked.hostname in ("127.0.0.1", "localhost", "::1")
     if endpoint and not http and not endpoint.startswith("https://"):
         raise ConfigError(f"s3.endpoint: {endpoint!r} must begin with https://")
     config: dict[str, object] = {

@@ -46,7 +46,10 @@ def live(
         cause = "; ".join((cause, *why)) if cause else "; ".join(why)
     return JobView(
         id=job.id,
-        experiment=book.record.experiment,
+        experiment=msgspec.structs.replace(
+            book.record.experiment,
+            rounds=state.config.rounds,  # a resume may have added some
+        ),
         state=state.phase,
         round=min(state.round, state.config.rounds),
         cause=cause,
@@ -58,13 +61,18 @@ def live(
     )
 
 
-def finished(record: JobRecord, versions: Sequence[Version]) -> JobView:
-    """Return a job that is not in memory: done, or stopped before a restart."""
+def finished(record: JobRecord, versions: Sequence[Version], last: int = 0) -> JobView:
+    """Return a job that is not in memory: done, or stopped before a restart.
+
+    `last` is its last closed round, for lists, where `versions` is empty.
+    """
+    last = versions[-1].round if versions else last
+    asked = record.experiment
     return JobView(
         id=record.id,
-        experiment=record.experiment,
+        experiment=msgspec.structs.replace(asked, rounds=max(asked.rounds, last)),
         state=record.phase,
-        round=versions[-1].round if versions else 0,
+        round=last,
         cause=record.cause,
         author=record.author,
         created=record.created,

@@ -344,6 +344,12 @@ def _decide(
     }
     sets = ", ".join(f"{column} = ?" for column in values)
     with store.write() as tx:
+        rows = tx.rows("SELECT decided FROM plans WHERE digest = ?", (record.digest,))
+        if float(rows[0][0] or 0) != record.decided:
+            raise Conflict(
+                f"somebody else has decided about plan {short(record.digest)} meanwhile; look "
+                "at it again"
+            )
         tx.execute(
             f"UPDATE plans SET {sets} WHERE digest = ?",  # noqa: S608 - our column names
             (*values.values(), record.digest),

@@ -35,6 +35,7 @@ from consilia.core.weights import DTYPES, Array, Schema, TensorSpec
 from consilia.errors import ConsiliaError, UpdateRejected
 from consilia.node import clip
 from consilia.node.spending import dp_of
+from consilia.node.store import hashed_name
 from consilia.privacy.streams import random_of
 from consilia.wire import frames
 from consilia.wire.v1 import Compression, Lease, Task
@@ -64,11 +65,11 @@ class Feedback:
 
     def memory(self, job: str) -> Path:
         """Return where the memory of a job lies, if it has one."""
-        return self._folder / f"{_safe(job)}{_MEMORY}"
+        return self._folder / f"{hashed_name(job)}{_MEMORY}"
 
     def waiting(self, lease: str) -> Path:
         """Return where the memory lies that a lease's update would leave."""
-        return self._folder / f"{_safe(lease)}{_NEXT}"
+        return self._folder / f"{hashed_name(lease)}{_NEXT}"
 
     def prepare(self) -> None:
         """Make the folder, and forget what is too old for its job to go on."""
@@ -259,8 +260,3 @@ def _uniform(task: Task) -> Draw:
         return found
 
     return draw
-
-
-def _safe(word: str) -> str:
-    """Return a file name for a job's or lease's id, which the hub chose."""
-    return hashlib.sha256(word.encode()).hexdigest()[:40]

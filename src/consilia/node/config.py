@@ -109,8 +109,8 @@ def load(directory: Path) -> NodeConfig:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         raise NotFound(
-            f"{directory} is not a node's directory: it has no {FILE}. "
-            "Join a hub first: consilia node join TOKEN --dir DIR"
+            f"{directory} is not a node's directory: it has no {FILE}. Name one with --dir or "
+            "CONSILIA_NODE, or join a hub first: consilia node join TOKEN --dir DIR"
         ) from None
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} cannot be read: {e}") from None

@@ -2,9 +2,9 @@
 
 The plan's code runs behind the same walls as after an approval, on a table that is made here:
 the dataset's columns and types, filled by its mock twin where one was made, else by
-placeholders. No record of the dataset is read, so a plan that encodes what it sees has seen
-nothing. What it made is measured and thrown away. All files lie in DIR/dry-run and are gone at
-the end.
+placeholders, and loaded by the data loading plan that a task would load it by. No record of the
+dataset is read, so a plan that encodes what it sees has seen nothing. What it made is measured
+and thrown away. All files lie in DIR/dry-run and are gone at the end.
 """
 
 import asyncio
@@ -26,11 +26,12 @@ from consilia.errors import (
     ConfigError,
     Conflict,
     ConsiliaError,
+    DataError,
     Refused,
     StorageError,
     WorkerError,
 )
-from consilia.node import approvals, config, datasets, source
+from consilia.node import approvals, config, datasets, loading, source
 from consilia.node.config import NodeConfig
 from consilia.node.policy import short
 from consilia.node.runner import Runner, Runs, TaskOutput, choose_launcher
@@ -109,6 +110,14 @@ def try_plan(  # noqa: PLR0913 - by keyword
     with _workplace(directory) as folder:
         published = datasets.twin(store, known.name)
         table = _invented(known, published.twin if published else None, folder, records)
+        if attached := loading.attached_to(store, known.name, plan.offered_for):
+            try:
+                table = loading.as_loaded(table, attached.plan)
+            except DataError as e:
+                raise DataError(
+                    f"loading plan {attached.plan.name!r} does not fit the invented records: "
+                    f"{e}; those of a mock twin are closer: consilia dataset mock {known.name}"
+                ) from None
         with store.write() as tx:
             detail = f"{plan.plan.name} on {records} invented records of {dataset}"
             tx.audit(now(), actor, "plan.dry-run", plan.digest, "started", detail)
@@ -220,6 +229,7 @@ def _invented(known: Dataset, twin: MockTwin | None, folder: Path, records: int)
     return Dataset(
         known.name, str(path), "csv", known.tags, columns, ("",), records,
         datasets.file_digest(path), size, path.stat().st_mtime, 0.0, "", known.patient,
+        tuple(c for c in known.schema if c.name in columns),
     )  # fmt: skip
 
 

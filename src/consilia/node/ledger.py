@@ -235,13 +235,6 @@ def find(store: Store, lease: str) -> Spend | None:
 # ---- where the accounts stand ----------------------------------------------------------------
 
 
-def remaining(store: Store, budgets: Budgets, accounts: Mapping[Scope, str]) -> list[Standing]:
-    """Return how the named accounts stand, in the order of SCOPES."""
-    with store.write() as tx:  # one transaction: figures of one moment
-        books = _counting(tx, budgets)
-        return [_standing(books, kind, accounts[kind]) for kind in SCOPES if kind in accounts]
-
-
 def standings(store: Store, budgets: Budgets) -> list[Standing]:
     """Return every account that has spent something or has a cap of its own."""
     with store.write() as tx:

@@ -6,8 +6,6 @@ state is noticed (node.budget). Totals and states in other tables can be found a
 entries alone: `verify` does so and compares.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,7 @@ from consilia.core.chain import GENESIS, Break
 from consilia.node.store import Row, Store, Transaction
 from consilia.privacy import ledger as rules
 from consilia.privacy.ledger import EMPTY, Entry, Head, Vector
+from consilia.wire import trail
 
 _PAGE = 1000
 _HEAD = "SELECT seq, digest FROM budget_entries ORDER BY seq DESC LIMIT 1"
@@ -59,14 +58,10 @@ def latest(store: Store, count: int) -> list[Entry]:
 
 def export_csv(store: Store) -> Iterator[str]:
     """Yield every entry as CSV, a header first. `epsilon` is of the entry alone, at `delta`."""
-    out = io.StringIO()
-    csv.writer(out).writerow((*_COLUMNS, "digest"))
-    yield out.getvalue()
+    yield trail.row((*_COLUMNS, "digest"))
     for text, digest in _every(store):
-        entry, out = rules.read(text), io.StringIO()
-        values = [_as_text(getattr(entry, name)) for name in _COLUMNS]
-        csv.writer(out).writerow((*values, digest))
-        yield out.getvalue()
+        entry = rules.read(text)
+        yield trail.row((*(getattr(entry, name) for name in _COLUMNS), digest))
 
 
 def verify(store: Store) -> Break | Head:
@@ -165,8 +160,3 @@ def _every(store: Store) -> Iterator[tuple[str, str]]:
     while page := _lines(store, after, _PAGE):
         yield from page
         after += len(page)
-
-
-def _as_text(value: object) -> object:
-    # A cell that starts with = + - @ is a formula to a spreadsheet: keep it text.
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value

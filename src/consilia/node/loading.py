@@ -12,12 +12,13 @@ so themselves. The agent only looks up: it never opens a table.
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from consilia.data.loading import blocks, stages, table
+from consilia.data.loading import preview as seen
 from consilia.data.loading.blocks import LoadingPlan
 from consilia.data.registry import Dataset, to_source
 from consilia.data.table import Table
@@ -222,6 +223,20 @@ def attachments(store: Store) -> list[Attached]:
     ]
 
 
+def attached_to(store: Store, dataset: str, studies: Iterable[str]) -> Stored | None:
+    """Return what loads a dataset for the first of `studies` with its own plan, or for any."""
+    here = {a.study: a for a in attachments(store) if a.dataset == dataset}
+    found = next((here[study] for study in (*studies, ANY) if study in here), None)
+    return get(store, found.plan, found.version) if found else None
+
+
+def as_loaded(dataset: Dataset, plan: LoadingPlan) -> Dataset:
+    """Return `dataset` with `plan` applied, its records counted; DataError where it misfits."""
+    compiled(dataset, plan)
+    ready = replace(dataset, loading=blocks.to_bytes(plan), records=0)
+    return replace(ready, records=Table(to_source(ready), 2).check())
+
+
 # ---- what a task gets --------------------------------------------------------------------
 
 
@@ -316,6 +331,15 @@ def compiled(dataset: Dataset, plan: LoadingPlan) -> stages.Compiled:
     """Return a plan checked against a dataset's columns and declared units."""
     source = to_source(dataset)
     return stages.check(plan, source.columns, patient=dataset.patient, units=source.units)
+
+
+def preview(store: Store, name: str, plan: LoadingPlan, rows: int) -> seen.Preview:
+    """Show the first `rows` records of a dataset before and after a plan, stored or not."""
+    known = datasets.get(store, name).dataset
+    datasets.check_unchanged(known)
+    compiled(known, plan)
+    without, _ = left_out(store, known)
+    return seen.preview(known, plan, without=without, rows=rows)
 
 
 def left_out(store: Store, dataset: Dataset) -> tuple[bytes, Patients]:

@@ -9,7 +9,6 @@ very same numbers again.
 """
 
 import asyncio
-import hashlib
 import logging
 import random as jitter
 from collections.abc import Callable, Coroutine, Iterable
@@ -22,11 +21,12 @@ from consilia.node import encrypting
 from consilia.node.backoff import Backoff
 from consilia.node.link import HubLink
 from consilia.node.masking import Masking, Turn
-from consilia.node.store import printable
+from consilia.node.store import hashed_name, printable
 from consilia.node.work import in_thread, transfer
 from consilia.wire import frames
 from consilia.wire.v1 import Lease, Word
 
+FOLDER = "opening"  # of the node's directory (node.release)
 TURN = 10.0  # seconds that a site is given to open a sum ...
 BYTE = 3e-6  # ... and for each byte of the model: about a minute for 5 million weights
 OPENED = ".opened-"  # ends the name under which an opened sum is uploaded (hub.encrypted)
@@ -56,7 +56,7 @@ class Opening:
         """Nothing is done before `opened`."""
         self._lease = lease
         self._tools = tools
-        name = _stem(lease.id)
+        name = hashed_name(lease.id)
         self._sum = tools.folder / f"{name}.sum"
         self._plain = tools.folder / f"{name}.plain"
 
@@ -120,18 +120,18 @@ class Opening:
 
 def forget(folder: Path, lease: str) -> None:
     """Remove what lies here of a lease's sum: its round is over."""
-    for path in folder.glob(f"{_stem(lease)}.*"):
+    for path in files(folder, lease):
         path.unlink(missing_ok=True)
+
+
+def files(folder: Path, lease: str) -> list[Path]:
+    """Return what lies here of a lease's sum."""
+    return list(folder.glob(f"{hashed_name(lease)}.*"))
 
 
 def sweep(folder: Path, leases: Iterable[str]) -> None:
     """Remove what lies here of rounds other than those of `leases`."""
-    kept = {_stem(lease) for lease in leases}
+    kept = {hashed_name(lease) for lease in leases}
     for path in folder.glob("*"):
         if path.name.split(".", 1)[0] not in kept:
             path.unlink(missing_ok=True)
-
-
-def _stem(lease: str) -> str:
-    # A lease id comes from outside: its hash is a file name that cannot leave the folder.
-    return hashlib.sha256(lease.encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ by telephone. A key that changes later is refused until somebody pins it again.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, Refused, WireError
@@ -105,13 +106,29 @@ def pins(store: Store, digest: str) -> dict[str, bytes]:
     return {str(site): bytes(key) for site, key in rows}
 
 
-def pin(tx: Transaction, digest: str, sites: tuple[str, ...], actor: str, now: float) -> int:
-    """Pin what the hub tells now of a study's sites, in a person's name; return how many."""
+def pin(  # noqa: PLR0913, PLR0917 - whose keys, who, when, and what they were shown
+    tx: Transaction,
+    digest: str,
+    sites: tuple[str, ...],
+    actor: str,
+    now: float,
+    shown: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Pin what the hub tells now of a study's sites, in a person's name; return how many.
+
+    `shown` are the words the person has compared, by site; none, nothing is looked at. Raises
+    Conflict when the hub tells another key by now.
+    """
     known = {str(site): bytes(key) for site, key in tx.rows("SELECT site, key FROM peers")}
     rows = tx.rows("SELECT site, key FROM pins WHERE study = ?", (digest,))
     before = {str(site): bytes(key) for site, key in rows}
     fresh = {s: known[s] for s in sites if s in known and before.get(s) != known[s]}
     for site, key in sorted(fresh.items()):
+        if site in shown and shown[site] != words(key):
+            raise Conflict(
+                f"words: the key of site {site!r} is another by now than the one shown; "
+                "load the page again and compare once more"
+            )
         tx.execute(
             "INSERT INTO pins VALUES (?, ?, ?) ON CONFLICT (study, site) DO UPDATE SET "
             "key = excluded.key",
@@ -128,8 +145,9 @@ def pin_again(  # noqa: PLR0913, PLR0917 - who, what, when, and this site's own 
     actor: str,
     now: float,
     own: Peer | None = None,
+    shown: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
-    """Pin a study's keys anew; Conflict when nothing is new.
+    """Pin a study's keys anew, those `shown`; Conflict when nothing is new.
 
     Raises Refused when the hub tells another key of this very site than `own`.
     """
@@ -140,7 +158,7 @@ def pin_again(  # noqa: PLR0913, PLR0917 - who, what, when, and this site's own 
                 "may have pinned a stranger: pin nothing and ask the hub's operator"
             )
     with store.write() as tx:
-        count = pin(tx, digest, sites, actor, now)
+        count = pin(tx, digest, sites, actor, now, shown)
     if not count:
         raise Conflict("every key that the hub tells of this study's sites is pinned already")
     return count

@@ -318,20 +318,23 @@ def _hours(r: Request, p: Policy, today: date) -> str | None:
 
 
 def _signed(r: Request, p: Policy, _: date) -> str | None:
-    """A plan was approved by as many people as the policy asks for now."""
     grant = p.plans.get(r.plan)
-    if grant is None:
-        return None  # _plan's objection
+    return None if grant is None else signature_problem(r.plan, grant, p)  # else _plan's
+
+
+def signature_problem(digest: str, grant: PlanGrant, p: Policy) -> str | None:
+    """Say why a plan was not approved by as many people as the policy asks for now, or None."""
     if grant.via != "consortium":
-        if len(grant.signers) >= p.reviewers_needed:
+        people = {person(signer) for signer in grant.signers}
+        if len(people) >= p.reviewers_needed:
             return None
         return (
-            f"plan {short(r.plan)} was approved by {len(grant.signers)}, the policy needs "
+            f"plan {short(digest)} was approved by {len(people)}, the policy needs "
             f"{p.reviewers_needed} different reviewers"
         )
     if p.consortium is not None and reviewed(grant.signers, p.consortium):
         return None
-    return f"the consortium's review of plan {short(r.plan)} does not suffice here"
+    return f"the consortium's review of plan {short(digest)} does not suffice here"
 
 
 def _cohort(cohort: tuple[str, ...], study: StudyGrant) -> str | None:
@@ -380,7 +383,13 @@ def decide(request: Request, policy: Policy, today: date) -> Decision:
 def reviewed(signers: frozenset[str], needed: ConsortiumReview) -> bool:
     """Tell whether reviewers, each written name@site, are enough, and of enough sites."""
     sites = {signer.rpartition("@")[2] for signer in signers}
-    return len(signers) >= needed.reviewers and len(sites) >= needed.sites
+    people = {person(signer) for signer in signers}
+    return len(people) >= needed.reviewers and len(sites) >= needed.sites
+
+
+def person(actor: str) -> str:
+    """Return whom a name stands for: commands write user:NAME, the console writes NAME."""
+    return actor.removeprefix("user:")
 
 
 def allowed_values(values: list[Scalar]) -> Allowed:

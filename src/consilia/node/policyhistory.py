@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from consilia.errors import ConfigError, StorageError
+from consilia.errors import ConfigError, Conflict, StorageError
 from consilia.node import config as configs
 from consilia.node.config import NodeConfig
 from consilia.node.policy import Decision, Policy, Request, decide
@@ -151,13 +151,13 @@ def started(store: Store, directory: Path, now: float) -> None:
     """Enter the file that an agent starts with, when it is not the one applied last."""
     text = _read(directory / configs.FILE)
     last = newest(store)
-    if last is not None and last.digest == _digest(text):
+    if last is not None and last.digest == digest_of(text):
         return
     with store.write() as tx:
         _enter(tx, text, "file", now)
         tx.touch()
         said = "the first" if last is None else "edited by hand"
-        tx.audit(now, "agent", "policy.load", _digest(text), "in force", said)
+        tx.audit(now, "agent", "policy.load", digest_of(text), "in force", said)
 
 
 def propose(
@@ -187,18 +187,22 @@ def apply(  # noqa: PLR0913 - by keyword
     *,
     actor: str,
     now: float,
+    made_from: str = "",
 ) -> Proposal:
-    """Put `text` in force: file, history and audit line together, or nothing of it."""
+    """Put `text` in force: file, history and audit line together, or nothing of it.
+
+    `made_from` is the digest of the file that the change was made to, "" for whichever it is;
+    Conflict when it is another by now.
+    """
     found = propose(store, directory, text, source, policies)
     path, draft = directory / configs.FILE, directory / f".{configs.FILE}.new"
-    try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as e:
-        raise StorageError(f"{draft} cannot be written: {e.strerror}") from None
-    with store.write() as tx:
+    with store.write() as tx:  # one at a time: two must not share the draft
+        if made_from and (known := digest_of(_read(path))) != made_from:
+            raise Conflict(
+                f"digest: {configs.FILE} was changed meanwhile (it is {known[:19]} now); load "
+                "it again and make the change once more"
+            )
+        _write(draft, text)
         _enter(tx, text, actor, now)
         tx.touch()
         refused = sum(d.count for d in found.differs if not d.allowed)
@@ -207,7 +211,7 @@ def apply(  # noqa: PLR0913 - by keyword
             f"changed: {', '.join(found.keys) or 'nothing'}; of {found.asked} tasks asked in "
             f"{DAYS} days it would have refused {refused} more and allowed {allowed} more"
         )
-        tx.audit(now, actor, "policy.apply", _digest(text), "in force", detail)
+        tx.audit(now, actor, "policy.apply", digest_of(text), "in force", detail)
         draft.replace(path)  # a crash before COMMIT: the next start enters the new file
     return found
 
@@ -249,7 +253,7 @@ def minute_of(now: float) -> int:
 def _enter(tx: Transaction, text: str, actor: str, now: float) -> None:
     tx.execute(
         "INSERT INTO policies (at, actor, digest, body) VALUES (?, ?, ?, ?)",
-        (now, actor, _digest(text), text),
+        (now, actor, digest_of(text), text),
     )
     tx.execute(
         "DELETE FROM policies WHERE seq <= (SELECT max(seq) FROM policies) - ?",
@@ -257,8 +261,19 @@ def _enter(tx: Transaction, text: str, actor: str, now: float) -> None:
     )
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """Return the digest that names a version of node.yaml."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise StorageError(f"{path} cannot be written: {e.strerror}") from None
 
 
 def _read(path: Path) -> str:

@@ -115,7 +115,8 @@ def text() -> str:
 def _resolved(part: dict[str, Any], parts: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a part with its references written out, so that each key has its own words."""
     if "$ref" in part:
-        part = parts[part["$ref"].rpartition("/")[2]]
+        default = {k: v for k, v in part.items() if k == "default"}
+        part = {**parts[part["$ref"].rpartition("/")[2]], **default}
     found = {k: v for k, v in part.items() if k not in ("title", "description")}
     if "anyOf" in found:
         found["anyOf"] = [_resolved(option, parts, name) for option in found["anyOf"]]

@@ -27,7 +27,7 @@ from consilia.node import approvals, config, datasets, evidence
 from consilia.node.config import NodeConfig
 from consilia.node.evidence import Asked, Measured
 from consilia.node.loading import Loading
-from consilia.node.policy import argument_problem, short
+from consilia.node.policy import argument_problem, short, signature_problem
 from consilia.node.runner import Runner, choose_launcher
 from consilia.node.standing import policy_of
 from consilia.node.store import Store
@@ -163,11 +163,14 @@ def prepared(
             f"plan {short(record.digest)} is {record.state} here; needed an approval: "
             "consilia node approve"
         )
-    if wanted.asked:  # a request may set what a job may set, and nothing else
-        policy = policy_of(store, settings)
-        grant = policy.plans[record.digest]
-        if problem := argument_problem(wanted.arguments, grant, policy.ranges):
-            raise Refused(f"the request for {wanted.name}: {problem}")
+    policy = policy_of(store, settings)
+    grant = policy.plans[record.digest]
+    if problem := signature_problem(record.digest, grant, policy):
+        raise Refused(problem)
+    # a request may set what a job may set, and nothing else
+    problem = argument_problem(wanted.arguments, grant, policy.ranges)
+    if wanted.asked and problem:
+        raise Refused(f"the request for {wanted.name}: {problem}")
     dataset = _dataset(store, wanted.dataset, wanted.study)
     holdout = _dataset(store, wanted.holdout, wanted.study) if wanted.holdout else None
     canaries = wanted.canaries

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from consilia.errors import Conflict
-from consilia.node import compressing, studies
+from consilia.errors import Conflict, StorageError
+from consilia.node import compressing, opening, studies
 from consilia.node.runner import file_name
 from consilia.node.store import Store, Transaction
 from consilia.wire.v1 import Lease
@@ -70,6 +70,7 @@ def purge(  # noqa: PLR0913 - by keyword
     leases = [lease for lease in _leases(store) if lease.task.study == record.digest]
     files = sum(_remove(path) for job in jobs for path in _paths(directory, job))
     files += sum(_remove(path) for path in _unsent(store, directory, leases))
+    files += sum(_remove(path) for lease in leases for path in _of_lease(directory, lease.id))
     freed = empty_cache()
     with store.write() as tx:
         secrets = _forget(tx, record.digest, leases)
@@ -91,14 +92,12 @@ def due(store: Store, days: int, today: date) -> tuple[str, ...]:
     for record in studies.list_studies(store, today):
         if record.state not in ENDED or not _jobs(store, record.digest):
             continue
-        ended = record.until if record.state == "expired" else _day(record.decided)
+        ended = (
+            record.until if record.state == "expired" else date.fromtimestamp(record.decided)
+        )
         if ended < before:
             found.append(record.digest)
     return tuple(found)
-
-
-def _day(at: float) -> date:
-    return date.fromtimestamp(at)
 
 
 def _jobs(store: Store, digest: str) -> tuple[str, ...]:
@@ -127,14 +126,26 @@ def _unsent(store: Store, directory: Path, leases: list[Lease]) -> list[Path]:
     return [directory / "outbox" / str(frame) for id, frame in rows if id in mine]
 
 
+def _of_lease(directory: Path, lease: str) -> list[Path]:
+    """Return what a lease has: the memory its update would leave, an opened sum."""
+    feedback = compressing.Feedback(directory / "feedback", lambda: 0.0)
+    return [feedback.waiting(lease), *opening.files(directory / opening.FOLDER, lease)]
+
+
 def _remove(path: Path) -> int:
-    """Remove a file or folder; return how many there were."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return 1
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-        return 1
+    """Remove a file or folder; return how many there were. StorageError for what stays."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+            return 1
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            return 1
+    except OSError as e:
+        raise StorageError(
+            f"{e.filename or path} cannot be deleted: {e.strerror}; it is still there, and so "
+            "is the study's record: put that right and purge again"
+        ) from None
     return 0
 
 

@@ -15,7 +15,6 @@ What fails tells the hub one word of a closed list; durations are rounded up to 
 both would otherwise carry information out.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -49,7 +48,7 @@ from consilia.node.masking import Masking, encrypts, forget
 from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
 from consilia.node.spending import dp_of
-from consilia.node.store import Store, Transaction
+from consilia.node.store import Store, Transaction, hashed_name
 from consilia.node.updates import Updates, discard
 from consilia.privacy import disclosure
 from consilia.wire import frames, seal
@@ -438,8 +437,7 @@ class Release:
         return verifier.complete
 
     def _frame_path(self, lease: str) -> Path:
-        # A lease id comes from outside: its hash is a file name that cannot leave the folder.
-        return self._outbox / (hashlib.sha256(lease.encode()).hexdigest()[:32] + ".frame")
+        return self._outbox / f"{hashed_name(lease)}.frame"
 
     def _seal(self, report: Report) -> Sealed:
         return seal.seal(REPORT, self._config.site, encode(report), self._key)

@@ -141,10 +141,14 @@ def endorse(  # noqa: PLR0913 - by keyword
     site: str,
     key: Ed25519PrivateKey,
     reviewer: str,
+    actor: str,
     now: float,
     reason: str = "",
 ) -> str:
-    """Sign that a person of this site has read a plan and approves; return it as one line."""
+    """Sign that a person of this site has read a plan and approves; return it as one line.
+
+    `actor` is who signs for the `reviewer` that they name: the audit trail has both.
+    """
     record = approvals.get(store, digest, approvals.day(now))
     review = PlanReview(record.digest, _name(reviewer), str(approvals.day(now)), reason[:2000])
     sealed = seal.seal(CONTEXT, site, encode(review), key)
@@ -153,7 +157,8 @@ def endorse(  # noqa: PLR0913 - by keyword
             "INSERT OR REPLACE INTO plan_reviews VALUES (?, ?, ?, ?, ?)",
             (record.digest, site, review.reviewer, now, encode(sealed)),
         )
-        tx.audit(now, reviewer, "plan.endorse", record.digest, "signed", reason)
+        detail = f"{review.reviewer}: {reason}"
+        tx.audit(now, actor, "plan.endorse", record.digest, "signed", detail)
     consider(store, record.digest, now)
     return to_text(sealed)
 

@@ -14,7 +14,6 @@ in a thread. It ends when the worker is killed.
 import asyncio
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from consilia.node.launcher import (
     shown_within,
 )
 from consilia.node.pipes import LogPipe, MessagePipe, send
+from consilia.node.store import hashed_name
 from consilia.wire.v1 import FailureCause, Metrics, Plan, plan_digest
 from consilia.wire.worker import Broke, Done, FromWorker, Load, Ready, Run, Step, ToWorker
 
@@ -505,4 +505,4 @@ def file_name(job: str) -> str:
     try:
         return ids.name(job, "job")
     except ConsiliaError:
-        return hashlib.sha256(job.encode()).hexdigest()[:32]
+        return hashed_name(job)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from consilia.errors import Conflict
-from consilia.node.policy import Allowed, Interval, OneOf, short
+from consilia.node.policy import Allowed, Interval, OneOf, person, short
 from consilia.node.store import Store
 from consilia.wire.v1 import Scalar
 
@@ -44,8 +44,9 @@ def sign_off(
     they agree to the first one's. Raises Conflict when two reviewers' terms differ, or when
     the same person signs twice.
     """
-    before = tuple(s for s in signoffs(store, subject) if s.reviewer != given.reviewer)
-    if needed > 1 and len(before) < len(signoffs(store, subject)):
+    known, who = signoffs(store, subject), person(given.reviewer)
+    before = tuple(s for s in known if person(s.reviewer) != who)
+    if needed > 1 and len(before) < len(known):
         raise Conflict(
             f"{given.reviewer} has approved {_shown(subject)} already; {needed} different "
             "people are needed: somebody else has to read it too"

@@ -9,6 +9,7 @@ Whatever changes what may run calls `touch()` in its transaction. `revision()` t
 agent, cheaply and without anybody's help, whether its picture of the policy is still true.
 """
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -365,6 +366,11 @@ def printable(text: str, limit: int) -> str:
     """Return `text` as one line that no terminal can be fooled with, at most `limit` long."""
     clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 6] + " (cut)"
+
+
+def hashed_name(word: str) -> str:
+    """Return a file name for an id that comes from outside: it cannot leave its folder."""
+    return hashlib.sha256(word.encode()).hexdigest()[:32]
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -12,8 +12,10 @@ it says itself. A study that was left is told to the hub, by its digest alone.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -93,14 +95,17 @@ def accept(  # noqa: PLR0913 - by keyword
     reason: str = "",
     until: date | None = None,
     datasets: tuple[str, ...] = (),
+    words: Mapping[str, str] = MappingProxyType({}),
 ) -> StudyRecord:
     """Accept a study by name or digest; it replaces an earlier version of the same name.
+
+    `words` are those of the sites' keys that the person has compared (peers.pin).
 
     Raises Conflict when a version that was accepted here has changed since and the new one is
     not named by its digest.
     """
-    record = get(store, name, _day(now))
-    today = _day(now)
+    record = get(store, name, date.fromtimestamp(now))
+    today = date.fromtimestamp(now)
     changes = difference(store, record.digest, today)
     if changes and not name.startswith("sha256:"):
         raise Conflict(
@@ -141,7 +146,7 @@ def accept(  # noqa: PLR0913 - by keyword
             ),
         )
         tx.touch()
-        peers.pin(tx, record.digest, record.study.sites, actor, now)
+        peers.pin(tx, record.digest, record.study.sites, actor, now, words)
         tx.audit(now, actor, "study.accept", record.digest, "accepted", detail)
     return get(store, record.digest, today)
 
@@ -152,7 +157,7 @@ def leave(store: Store, name: str, *, actor: str, now: float, reason: str) -> St
     The hub is told, and marks the models that used this site. Raises Conflict for a study that
     was not accepted, ConfigError without a reason.
     """
-    record = _in_force(store, name, _day(now))
+    record = _in_force(store, name, date.fromtimestamp(now))
     if not reason.strip():
         raise ConfigError("leaving a study needs a reason, for this site's audit trail")
     return decline(store, record.digest, actor=actor, now=now, reason=reason)
@@ -190,7 +195,7 @@ def decline(
     store: Store, name: str, *, actor: str, now: float, reason: str = ""
 ) -> StudyRecord:
     """Decline a study, or leave one that was accepted; its tasks here are stopped."""
-    record = get(store, name, _day(now))
+    record = get(store, name, date.fromtimestamp(now))
     if record.state in ("left", "replaced"):
         raise Conflict(f"study {record.study.name!r} ({short(record.digest)}) is left already")
     state: State = "left" if record.state in ("accepted", "expired") else "declined"
@@ -203,7 +208,7 @@ def decline(
         verb = "leave" if state == "left" else "decline"
         detail = f"{record.study.name}: {reason}" if reason else record.study.name
         tx.audit(now, actor, f"study.{verb}", record.digest, state, detail)
-    return get(store, record.digest, _day(now))
+    return get(store, record.digest, date.fromtimestamp(now))
 
 
 def get(store: Store, name: str, today: date) -> StudyRecord:
@@ -307,7 +312,3 @@ def _record(row: Row, today: date) -> StudyRecord:
         last,
         tuple(json.loads(str(datasets))),
     )
-
-
-def _day(now: float) -> date:
-    return date.fromtimestamp(now)

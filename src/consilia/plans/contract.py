@@ -9,7 +9,6 @@ what was found and what was needed.
 A plan object serves one task at a time: adapters keep their model in it between rounds.
 """
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from consilia.data.table import Table
 from consilia.errors import PlanError, UpdateRejected
 from consilia.privacy.accountant import public_count
 from consilia.wire.metrics import name_misfit
+from consilia.wire.strict import nearest
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
     MAX_METRICS,
@@ -161,7 +161,7 @@ def check_arguments(declared: Mapping[str, Scalar], given: Mapping[str, Scalar])
         elif name in declared:
             default = declared[name]
         else:
-            raise PlanError(f"the plan has no argument {name!r}; {_nearest(name, declared)}")
+            raise PlanError(f"the plan has no argument {name!r}{nearest(name, declared)}")
         arguments[name] = _fit(name, value, default)
     return arguments
 
@@ -272,12 +272,6 @@ def _fit(name: str, value: Scalar, default: Scalar) -> Scalar:
             f"like its default {default!r}"
         )
     return value
-
-
-def _nearest(name: str, declared: Mapping[str, Scalar]) -> str:
-    if close := difflib.get_close_matches(name, declared, 1, 0.5):
-        return f"did you mean {close[0]!r}?"
-    return f"it declares {', '.join(sorted(declared)) or 'none'}"
 
 
 def _kind(value: object) -> str:

@@ -82,9 +82,10 @@ def _bars(job: JobView) -> Iterator[Show]:
 def summary(view: RoundView) -> str:
     """Return one closed round in one line."""
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(view.metrics.items()))
-    alarms = f"  {len(view.alarms)} ALARMS" if view.alarms else ""
     counts = f"{len(view.sites)} sites  {view.records} records  {view.seconds:.2f} s"
-    return f"{metrics}  {counts}{alarms}"
+    epsilon = "" if view.epsilon is None else f"epsilon {view.epsilon:.3g}"
+    alarms = f"{len(view.alarms)} ALARMS" if view.alarms else ""
+    return "  ".join(filter(None, (metrics, counts, epsilon, alarms)))
 
 
 def _print(text: str) -> None:

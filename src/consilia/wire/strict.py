@@ -28,13 +28,16 @@ def convert(value: object, kind: type[T], what: str, locate: Locate | None = Non
 
     `what` says in messages where the data came from: a file's name, "request body".
     """
-    _refuse_unknown(value, inspect.type_info(kind), (), what, locate)
+    info = inspect.type_info(kind)
+    _refuse_unknown(value, info, (), what, locate)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
         said, where = _split(str(e))
         path = tuple(int(i) if i else k for k, i in _STEP.findall(where))
         place = f"{where.lstrip('.')}: " if where else ""
+        if said.startswith("Invalid enum value"):
+            said += _choices(said, info, path)
         raise ConfigError(f"{_source(what, path, locate)}: {place}{said}") from None
 
 
@@ -88,6 +91,31 @@ def _split(message: str) -> tuple[str, str]:
     """Part msgspec's message into what is wrong and where."""
     found = _AT.search(message)
     return (message[: found.start()], found[1]) if found else (message, "")
+
+
+def _choices(said: str, info: inspect.Type, path: Path) -> str:
+    """Return "; did you mean 'x'? Valid: ..." where only some words are allowed at `path`."""
+    found: tuple[inspect.Type, ...] = (info,)
+    for step in path:
+        found = tuple(inner for option in found for inner in _below(option, step))
+    words = [str(v) for i in found if isinstance(i, inspect.LiteralType) for v in i.values]
+    return nearest(said.partition("'")[2].rstrip("'"), tuple(words)) if words else ""
+
+
+def _below(info: inspect.Type, step: str | int) -> tuple[inspect.Type, ...]:
+    """Return what may be at key or index `step` of `info`, unions taken apart."""
+    inner: tuple[inspect.Type, ...] = ()
+    if isinstance(info, inspect.StructType):
+        inner = tuple(f.type for f in info.fields if f.encode_name == step)
+    elif isinstance(info, inspect.DictType):
+        inner = (info.value_type,)
+    elif isinstance(info, inspect.ListType | inspect.VarTupleType):
+        inner = (info.item_type,)
+    return tuple(
+        option
+        for kind in inner
+        for option in (kind.types if isinstance(kind, inspect.UnionType) else (kind,))
+    )
 
 
 def _refuse_unknown(

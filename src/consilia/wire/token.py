@@ -9,6 +9,7 @@ does can join in the site's name. It works once, and the hub stores only a hash 
 
 import base64
 import binascii
+import hashlib
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +29,11 @@ class JoinToken(Record, frozen=True):
     secret: str
     site: str
     expires: float
+
+    @property
+    def ca_fingerprint(self) -> str:
+        """SHA-256 of the CA certificate, to compare by telephone with what the hub printed."""
+        return "sha256:" + hashlib.sha256(self.ca).hexdigest()
 
     def __repr__(self) -> str:
         """Name the token without its secret, so that no log shows it."""

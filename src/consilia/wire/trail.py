@@ -22,13 +22,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a cell a formula to a 
 def export(lines: Iterable[tuple[Line, str]], format: Format) -> Iterator[str]:
     """Yield the text of (line, digest) pairs, the CSV header first."""
     if format == "csv":
-        yield _row(_COLUMNS)
+        yield row(_COLUMNS)
     for line, digest in lines:
         entry = {**asdict(line), "digest": digest}
         if format == "json":
             yield json.dumps(entry, ensure_ascii=False) + "\n"
         else:
-            yield _row(map(_as_text, entry.values()))
+            yield row(entry.values())
 
 
 def check(
@@ -57,9 +57,10 @@ def check(
     return result
 
 
-def _row(cells: Iterable[object]) -> str:
+def row(cells: Iterable[object]) -> str:
+    """Return a line of CSV; what a spreadsheet would take for a formula stays text."""
     out = io.StringIO()
-    csv.writer(out).writerow(cells)
+    csv.writer(out).writerow(map(_as_text, cells))
     return out.getvalue()
 
 

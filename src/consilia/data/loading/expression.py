@@ -86,6 +86,8 @@ def parse(text: str, types: Mapping[str, str]) -> Term:
     """
     if len(text) > MAX_TEXT:
         raise ConfigError(f"the expression has {len(text)} characters; at most {MAX_TEXT}")
+    if "\0" in text:  # stages.PREVIOUS begins with one: no text may be taken for it
+        raise ConfigError(f"expression {text[:80]!r}: a NUL character; leave it out")
     return _Parser(text, types).whole()
 
 

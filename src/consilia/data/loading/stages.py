@@ -167,7 +167,7 @@ def statements(
     return tuple(first), f"SELECT {final} FROM {inner}"  # noqa: S608
 
 
-PREVIOUS = "\x00previous\x00"  # in an output's SQL, the stage before it; in no name or text
+PREVIOUS = "\x00previous\x00"  # in an output's SQL, the stage before it; `text` keeps it out
 
 
 def _check_outputs(stage: Stage, before: Columns, patient: str) -> None:
@@ -212,7 +212,12 @@ def _unlisted(name: str, said: str) -> str:
 
 
 def text(value: str) -> str:
-    """Return `value` as an SQL text."""
+    """Return `value` as an SQL text; ConfigError for a NUL character, as PREVIOUS has.
+
+    A text that held PREVIOUS would be replaced by SQL, quotes and all.
+    """
+    if "\0" in value:
+        raise ConfigError(f"{value[:60]!r} holds a NUL character, which no text of a table has")
     return "'" + value.replace("'", "''") + "'"
 
 

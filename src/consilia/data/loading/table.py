@@ -126,15 +126,16 @@ class LoadedFile(TableFile):
         """Prepare in `connection` what the plan needs first; return the SELECT of `wanted`."""
         stages = self._plan.stages
         names = [n for n in self.columns if any(quoted(n) in sql for sql in wanted.values())]
+        names = names or [next(iter(self.columns))]  # only how many records there are is asked
         base = needed(stages, names)[0]
         kinds = {name: kind for name, kind in self._base.items() if name in base}
-        if not kinds:  # no column is asked for, only how many records there are
+        if not kinds:  # the plan makes what is asked for of nothing
             kinds = dict([next(iter(self._base.items()))])
         casts = ", ".join(self._cast(n, kind, False) for n, kind in kinds.items())
         source = f"SELECT {casts} FROM {self._valued(kinds)}"  # noqa: S608
         if self._without:
             source = self._left_out(connection, source)
-        columns = {name: quoted(name) for name in names} or {"one": "1"}
+        columns = {name: quoted(name) for name in names}
         first, select = statements(stages, columns, source)
         for statement in first:
             connection.execute(statement)

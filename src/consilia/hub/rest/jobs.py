@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody
@@ -33,6 +34,8 @@ from consilia.wire.people import (
 )
 
 T = TypeVar("T")
+TRUSTED = ("operator", "auditor")  # who reads the whole trail (hub.rest.trail)
+ALARM = "round.alarm"  # the action of hub.closing
 MAX_CURSOR = (2**31 - 1) * TICKS  # of events: a journal's number is a 32 bit integer
 
 
@@ -197,17 +200,29 @@ async def job_audit(
     after: FromQuery[int] = 0,
     limit: FromQuery[int] = 100,
 ) -> Page[AuditView]:
-    """List the audit lines about one job and its model versions, oldest first."""
+    """List the audit lines about one job and its model versions, oldest first.
+
+    Which site looked odd in a round, and by what figures, is for those who may read the trail.
+    """
     await seen_job(hub, who, id)
     within(limit, "limit", 1, MAX_PAGE)
     within(after, "after", 0, MAX_LINE)
 
     def read(db: Connection) -> tuple[AuditView, ...]:
         subjects = [id, *(version.id for version in records.job_versions(db, id))]
-        return tuple(audit_view(e) for e in audit.about(db, subjects, after, limit))
+        found = audit.about(db, subjects, after, limit)
+        return tuple(_unnamed(view, who) for view in map(audit_view, found))
 
     items = await hub.store.read(read)
     return Page(items=items, next=str(items[-1].seq) if len(items) == limit else None)
+
+
+def _unnamed(line: AuditView, who: Caller) -> AuditView:
+    """Return a line as the caller may read it: an alarm names a site to the trusted only."""
+    if line.action != ALARM or who.role in TRUSTED:
+        return line
+    said = "what was said of the round's model stands in the job; sites and figures: operators"
+    return msgspec.structs.replace(line, detail=said)
 
 
 async def until_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -110,7 +110,7 @@ async def get_frame(
     if asked:
         headers["Content-Range"] = part
     return Stream(
-        _pieces(hub, blob, start, stop),
+        _pieces(blob, start, stop),
         status_code=206 if asked else 200,
         media_type="application/octet-stream",
         headers=headers,
@@ -133,7 +133,7 @@ def _span(asked: str, size: int) -> tuple[int, int]:
     return start, stop
 
 
-async def _pieces(hub: Services, blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:
+async def _pieces(blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:
     try:
         while start < stop:
             piece = await asyncio.to_thread(os.pread, blob.fd, min(CHUNK, stop - start), start)

@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, Message, Scope
 from consilia.node.console import (
     datasets,
     events,
+    hardcases,
     health,
     home,
     ledger,
@@ -65,6 +66,7 @@ ROUTES: tuple[Any, ...] = (
     *home.ROUTES,
     *events.ROUTES,
     *datasets.ROUTES,
+    *hardcases.ROUTES,
     *loadings.ROUTES,
     *studies.ROUTES,
     *plans.ROUTES,

@@ -14,7 +14,7 @@ from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.datasets import Registered
 from consilia.node.measuring import Wanted
-from consilia.wire.console import (
+from consilia.wire.console.datasets import (
     ChangeDataset,
     ColumnChange,
     ColumnView,
@@ -93,8 +93,7 @@ def add(here: Here, who: Who, data: JSONBody[NewDataset]) -> DatasetView:
         except ConsiliaError:  # nothing of a registration that was refused stays
             datasets.remove(here.store, data.name, actor=who.name, now=here.now())
             raise
-    here.tell_agent()
-    return view(made)
+    return _settled(here, made)
 
 
 @patch("/datasets/{name:str}", opt=MANAGER, sync_to_thread=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from consilia.errors import ConfigError, DataError, NotFound, Refused
-from consilia.wire.console import FileView, FolderView
+from consilia.wire.console.datasets import FileView, FolderView
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
 MOST = 1000  # entries shown of one folder

@@ -7,7 +7,7 @@ from consilia.node import identity
 from consilia.node.console.guard import anyone
 from consilia.node.console.services import Here
 from consilia.node.doctor import examine
-from consilia.wire.console import HealthFinding, HealthView
+from consilia.wire.console.site import HealthFinding, HealthView
 
 
 @get("/health", opt=anyone(), sync_to_thread=True)

@@ -13,7 +13,7 @@ from consilia.node.console.ledger import standings
 from consilia.node.console.services import Here, Services
 from consilia.node.control import poke
 from consilia.node.status import AgentStatus
-from consilia.wire.console import HomeView, Waiting
+from consilia.wire.console.site import HomeView, Waiting
 
 NEAR = 0.8  # of a cap: from here on it is worth a word
 LOOK = 60.0  # seconds between two looks at a dataset's files

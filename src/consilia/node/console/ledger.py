@@ -12,7 +12,7 @@ from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.paging import bounds
 from consilia.node.console.services import Here, Services
 from consilia.privacy.ledger import Cap
-from consilia.wire.console import (
+from consilia.wire.console.site import (
     AccountStanding,
     DropCap,
     LedgerEntriesView,

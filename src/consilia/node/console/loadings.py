@@ -7,12 +7,12 @@ from consilia.data.loading import blocks
 from consilia.data.loading import preview as seen
 from consilia.data.loading.preview import MAX_ROWS
 from consilia.errors import ConfigError, NotFound
-from consilia.node import datasets, loading
+from consilia.node import loading
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.yamltext import checked
 from consilia.node.loading import Stored
-from consilia.wire.console import (
+from consilia.wire.console.datasets import (
     AttachLoading,
     AttachmentView,
     ColumnSummary,
@@ -62,11 +62,7 @@ def preview(here: Here, data: JSONBody[PreviewLoading]) -> LoadingPreviewView:
     if not 0 <= data.rows <= MAX_ROWS:
         raise ConfigError(f"rows: found {data.rows}, needed 0 to {MAX_ROWS}")
     plan = blocks.from_yaml(checked(data.yaml), "yaml")
-    known = datasets.get(here.store, data.dataset).dataset
-    datasets.check_unchanged(known)
-    loading.compiled(known, plan)
-    without, _ = loading.left_out(here.store, known)
-    found = seen.preview(known, plan, without=without, rows=data.rows)
+    found = loading.preview(here.store, data.dataset, plan, data.rows)
     return LoadingPreviewView(
         _rows(found.before),
         _rows(found.after),

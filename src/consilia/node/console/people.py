@@ -16,7 +16,7 @@ from consilia.node.console.guard import (
     open_to_all,
 )
 from consilia.node.console.services import Here, Services
-from consilia.wire.console import (
+from consilia.wire.console.accounts import (
     AcceptInvitation,
     AccountsView,
     AccountView,

@@ -9,7 +9,7 @@ from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.studies import day_text, last_day
 from consilia.node.policy import allowed_values, describe
-from consilia.wire.console import (
+from consilia.wire.console.studies import (
     ApprovePlan,
     ArgumentView,
     Decide,

@@ -1,13 +1,12 @@
 """Routes of the site's policy: read node.yaml, try a change, put it in force."""
 
-import hashlib
 from typing import Any
 
 import msgspec
 from litestar import get, post, put
 from litestar.params import JSONBody
 
-from consilia.errors import ConfigError, Conflict, Refused
+from consilia.errors import ConfigError, Refused
 from consilia.node import config, policyhistory, policyschema
 from consilia.node.config import NodeConfig
 from consilia.node.console.guard import Who, allow, anyone
@@ -15,7 +14,7 @@ from consilia.node.console.services import Here, Services
 from consilia.node.console.yamltext import checked
 from consilia.node.policy import Policy
 from consilia.node.standing import policy_of
-from consilia.wire.console import (
+from consilia.wire.console.site import (
     DecisionChange,
     PolicyChange,
     PolicyCheckView,
@@ -64,15 +63,12 @@ def check(here: Here, data: JSONBody[PolicyDraft]) -> PolicyCheckView:
 @put("/policy", opt=allow("administrator"), sync_to_thread=True)
 def apply(here: Here, who: Who, data: JSONBody[PolicyDraft]) -> PolicyView:
     """Put a draft in force. `digest` is of the version that it was made from."""
-    if data.digest != (found := _view(here).digest):
-        raise Conflict(
-            f"digest: node.yaml was changed meanwhile (it is {found[:19]} now); load it again "
-            "and make the change once more"
-        )
+    if not data.digest:
+        raise ConfigError("digest: none given; needed that of the version the draft is of")
     _check_local(here, data.yaml)
     policyhistory.apply(
         here.store, here.directory, data.yaml, "draft", _policies(here),
-        actor=who.name, now=here.now(),
+        actor=who.name, now=here.now(), made_from=data.digest,
     )  # fmt: skip
     here.tell_agent()
     return _view(here)
@@ -81,7 +77,7 @@ def apply(here: Here, who: Who, data: JSONBody[PolicyDraft]) -> PolicyView:
 def _view(here: Services) -> PolicyView:
     text = _text(here)
     values = msgspec.to_builtins(config.parse(text, config.FILE))
-    return PolicyView(text, values, f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
+    return PolicyView(text, values, policyhistory.digest_of(text))
 
 
 def _text(here: Services) -> str:

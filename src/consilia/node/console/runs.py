@@ -15,14 +15,8 @@ from consilia.node.console.services import Here, Services
 from consilia.node.console.trail import newest
 from consilia.node.control import poke
 from consilia.node.status import AgentStatus
-from consilia.wire.console import (
-    Decide,
-    ReleasesView,
-    ReleaseView,
-    RunsView,
-    RunView,
-    StoppedView,
-)
+from consilia.wire.console.runs import ReleasesView, ReleaseView, RunsView, RunView, StoppedView
+from consilia.wire.console.studies import Decide
 
 STOPS = allow("data_manager", "reviewer", "administrator")
 # what the audit trail calls that something left, or was taken back before it did

@@ -22,7 +22,8 @@ from consilia.node.console.settings import Console, address, origins
 from consilia.node.store import Store
 from consilia.web.server import PeopleServer
 from consilia.wire import strict
-from consilia.wire.console import ROLES, InvitationLink
+from consilia.wire.console import ROLES
+from consilia.wire.console.accounts import InvitationLink
 
 STATIC = Path(__file__).parent / "static"
 ORIGIN = "console.url"  # file in the node's directory while a console runs

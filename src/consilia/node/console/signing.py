@@ -12,8 +12,8 @@ from consilia.errors import AuthError, ConfigError, Conflict, Refused
 from consilia.node.console.guard import must_enrol
 from consilia.node.console.services import Services
 from consilia.node.store import Transaction
-from consilia.wire.console import (
-    ROLES,
+from consilia.wire.console import ROLES, Role
+from consilia.wire.console.accounts import (
     AcceptInvitation,
     AccountView,
     ChangeAccount,
@@ -21,13 +21,13 @@ from consilia.wire.console import (
     ConfirmCode,
     InvitationLink,
     InvitationView,
-    Role,
     SecondFactorView,
     SessionView,
     SignIn,
 )
 
-RESERVED = ("agent", "hub", "consilia")  # actors of the audit trail that are no persons
+# actors of the audit trail that are no persons
+RESERVED = ("agent", "hub", "consilia", "console", "consortium", "file", "shipped")
 MOST_HOURS = 30 * 24.0  # of an invitation
 _WRONG = "name, password or code is wrong"
 
@@ -195,16 +195,17 @@ def remove_second_factor(
     account = session.account
     if not account.secret:
         raise Conflict("this account has no second factor")
-    _confirm(here, account, said.password)
-    if totp.accepted(account.secret, said.code, here.now(), account.step) is None:
-        raise ConfigError(
-            "code: not the one of this moment, or used already; wait for the next"
-        )
+    _confirm(here, account, said.password, said.code)
     return _renewed(here, account.name, "account.second-factor", "removed", secret="", step=0)
 
 
 def change_account(here: Services, name: str, said: ChangeAccount, actor: str) -> AccountView:
     """Change another person's account; Refused where nobody could administer afterwards."""
+    if said.remove_second_factor and name == actor:  # a stolen session must not get that far
+        raise Refused(
+            "remove_second_factor: your own is removed in the account's settings, with "
+            "password and code"
+        )
     changes = []
     with here.store.write() as tx:
         accounts.get(tx, name)
@@ -292,13 +293,17 @@ def _note_rest(tx: Transaction, found: Account, attempt: Attempts, now: float) -
         tx.audit(now, "console", "account.lock", found.name, "locked", text)
 
 
-def _confirm(here: Services, account: Account, password: str) -> None:
-    """Ask the password again before something weighty; wrong ones count as attempts."""
+def _confirm(here: Services, account: Account, password: str, code: str | None = None) -> None:
+    """Ask the password, and the code, again before something weighty; wrong ones count."""
     now = here.now()
     with here.store.write() as tx:
         accounts.count_attempt(tx, account.name, now)
     if not _matches(here, account, password):
         raise Refused("password: not the one of this account")
+    if code is not None and totp.accepted(account.secret, code, now, account.step) is None:
+        raise ConfigError(
+            "code: not the one of this moment, or used already; wait for the next"
+        )
     with here.store.write() as tx:
         accounts.forgive(tx, account.name, now, whole=False)
 

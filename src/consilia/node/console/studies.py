@@ -11,7 +11,7 @@ from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.peers import Peer
 from consilia.node.studies import StudyRecord
-from consilia.wire.console import (
+from consilia.wire.console.studies import (
     AcceptStudy,
     Decide,
     PeerView,
@@ -53,6 +53,7 @@ def accept(
         reason=data.reason,
         until=last_day(data.until),
         datasets=data.datasets,
+        words=data.words,
     )
     here.tell_agent()
     return view(here, found)
@@ -90,7 +91,8 @@ def pin(here: Here, who: Who, digest: FromPath[str], data: JSONBody[PinKeys]) ->
         raise ConfigError("words: none given; needed are the words of the keys to pin, by site")
     _check_words(here, record, data.words)
     own = own_peer(here)
-    peers.pin_again(here.store, record.digest, record.study.sites, who.name, here.now(), own)
+    sites, now = record.study.sites, here.now()
+    peers.pin_again(here.store, record.digest, sites, who.name, now, own, data.words)
     here.tell_agent()
     return view(here, record)
 

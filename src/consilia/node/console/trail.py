@@ -15,7 +15,7 @@ from consilia.node.console.ledger import download
 from consilia.node.console.paging import MOST, number
 from consilia.node.console.services import Here
 from consilia.node.store import Store
-from consilia.wire.console import AuditLine, AuditView, VerifiedView
+from consilia.wire.console.site import AuditLine, AuditView, VerifiedView
 
 _COLUMNS = "seq, at, actor, action, subject, outcome, detail, digest"
 

@@ -44,6 +44,8 @@ export function consoleClient(server: Server) {
     removeDataset: (name: string) => remove(address("/api/datasets/{name}", { name })),
     refreshDataset: (name: string) =>
       post<wire.DatasetView>(address("/api/datasets/{name}/refresh", { name })),
+    hardCases: (name: string, body: wire.FindHardCases) =>
+      post<wire.HardCasesView>(address("/api/datasets/{name}/hard-cases", { name }), body),
     previewDataset: (name: string, rows: number) =>
       get<wire.PreviewView>(address("/api/datasets/{name}/preview", { name }, { rows })),
 

@@ -366,6 +366,16 @@ export interface components {
             readonly path: string;
         };
         /**
+         * FindHardCases
+         * @description Which records is a model most wrong about?
+         */
+        readonly FindHardCases: {
+            readonly model: string;
+            readonly plan: string;
+            /** @default 20 */
+            readonly top?: number;
+        };
+        /**
          * FindingView
          * @description What a reviewer should look at: advice, not a verdict.
          */
@@ -389,6 +399,36 @@ export interface components {
             readonly path: string;
             /** @default false */
             readonly truncated: boolean;
+        };
+        /**
+         * HardCaseView
+         * @description One record: its row in the table as it is loaded, from 1, and what makes it hard.
+         */
+        readonly HardCaseView: {
+            readonly loss: number;
+            readonly parts: readonly components["schemas"]["HardPartView"][];
+            readonly patient: string;
+            readonly row: number;
+            readonly target: readonly number[];
+        };
+        /**
+         * HardCasesView
+         * @description The hardest records, worst first, and the median loss of all.
+         */
+        readonly HardCasesView: {
+            readonly cases: readonly components["schemas"]["HardCaseView"][];
+            readonly median: number;
+            readonly records: number;
+            readonly warnings: readonly string[];
+        };
+        /**
+         * HardPartView
+         * @description One value of a record, and its share in the record's loss.
+         */
+        readonly HardPartView: {
+            readonly name: string;
+            readonly share: number;
+            readonly value: number;
         };
         /**
          * HealthFinding
@@ -958,8 +998,12 @@ export type DryRun = components['schemas']['DryRun'];
 export type DryRunView = components['schemas']['DryRunView'];
 export type FileDiff = components['schemas']['FileDiff'];
 export type FileView = components['schemas']['FileView'];
+export type FindHardCases = components['schemas']['FindHardCases'];
 export type FindingView = components['schemas']['FindingView'];
 export type FolderView = components['schemas']['FolderView'];
+export type HardCaseView = components['schemas']['HardCaseView'];
+export type HardCasesView = components['schemas']['HardCasesView'];
+export type HardPartView = components['schemas']['HardPartView'];
 export type HealthFinding = components['schemas']['HealthFinding'];
 export type HealthView = components['schemas']['HealthView'];
 export type HomeView = components['schemas']['HomeView'];

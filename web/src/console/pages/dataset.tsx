@@ -11,6 +11,7 @@ import { Answer, Empty, Failure } from "../../shared/ui/states";
 import type { ChangeDataset, DatasetView, PreviewView } from "../api/schema";
 import { useChange, useClient, useMay } from "../api/use";
 import { DatasetState } from "./datasets";
+import { HardCases } from "./hard-cases";
 import { Profile } from "./profile";
 import { SchemaTable, type Changes } from "./schema-table";
 
@@ -158,12 +159,14 @@ export default function Dataset({ name }: { name: string }) {
                 <Tabs.Tab value="columns">{say("field.columns")}</Tabs.Tab>
                 {mayProfile && <Tabs.Tab value="profile">{say("dataset.profile")}</Tabs.Tab>}
                 {mayPreview && <Tabs.Tab value="preview">{say("dataset.preview")}</Tabs.Tab>}
+                {mayManage && <Tabs.Tab value="hard">{say("hard.title")}</Tabs.Tab>}
                 {mayManage && <Tabs.Tab value="manage">{say("dataset.manage")}</Tabs.Tab>}
               </Tabs.List>
               <Tabs.Panel value="about"><About dataset={data} /></Tabs.Panel>
               <Tabs.Panel value="columns"><Columns dataset={data} /></Tabs.Panel>
               <Tabs.Panel value="profile"><Profile name={name} /></Tabs.Panel>
               <Tabs.Panel value="preview"><Preview name={name} /></Tabs.Panel>
+              <Tabs.Panel value="hard"><HardCases name={name} /></Tabs.Panel>
               <Tabs.Panel value="manage"><Stack gap="lg"><Particulars dataset={data} /><Actions dataset={data} /></Stack></Tabs.Panel>
             </Tabs>
           </>

@@ -1,0 +1,53 @@
+"""What runs at a site now, and what has left it."""
+
+from consilia.wire.console import View
+
+
+class RunView(View, frozen=True):
+    """One task the agent works on now."""
+
+    lease: str
+    job: str
+    kind: str
+    round: int
+    study: str
+    plan: str  # first digits of the digest
+    phase: str
+    fraction: float
+    since: float
+    cpu_seconds: float | None  # used so far, None when not known; its slope is cores in use
+    memory_bytes: int | None
+
+
+class RunsView(View, frozen=True):
+    """What the agent works on now."""
+
+    agent_runs: bool
+    connected: bool
+    problem: str
+    runs: tuple[RunView, ...]
+    stopped: tuple[str, ...] = ()  # jobs that were stopped here and may be resumed
+
+
+class ReleaseView(View, frozen=True):
+    """Something that left the site, as the audit trail tells it."""
+
+    seq: int
+    at: float
+    action: str
+    subject: str  # lease or site
+    outcome: str
+    detail: str
+
+
+class ReleasesView(View, frozen=True):
+    """What left the site, newest first. `next`: give it as `before` for the page after."""
+
+    releases: tuple[ReleaseView, ...]
+    next: int | None
+
+
+class StoppedView(View, frozen=True):
+    """How many tasks of it ran at that moment."""
+
+    stopped: int
