@@ -311,9 +311,12 @@ def forged_leases(lab: Lab, study: str, evil: str, model: str) -> Asked:
         "an argument nobody allowed": asks("argument", arguments={"path": "/etc/passwd"}),
     }
     answers: Asked = {name: (lease, Declined(lease.id)) for name, lease in leases.items()}
-    # What the asker may be told: the bound that the site has set, and nothing else.
-    name, bound = "an argument out of range", "argument 'wait' = -1, allowed here: 0 to 1e+09"
-    answers[name] = (leases[name], Declined(leases[name].id, bound))
+    # What the asker may be told: what is wrong with an argument, and nothing else.
+    told = {
+        "an argument out of range": "argument 'wait' = -1, allowed here: 0 to 1e+09",
+        "an argument nobody allowed": "argument 'path' is not among those the approval names",
+    }
+    answers |= {name: (leases[name], Declined(leases[name].id, t)) for name, t in told.items()}
     # Allowed by the site's own rules, but the frame is not what the digest names.
     swapped = asks("model", model="b3:" + "5" * 64)
     answers["a model that is another"] = (swapped, Failed(swapped.id, "transfer"))
