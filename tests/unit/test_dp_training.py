@@ -322,7 +322,7 @@ def test_a_patient_column_is_declared_at_registration(tmp_path: Path) -> None:
     path.write_text("id,a\n1,0.5\n1,0.25\n,0.75\n")
     with pytest.raises(DataError, match="1 records have no value in 'id'"):
         inspect_table(path, "t", (), now=0, patient="id")
-    with pytest.raises(DataError, match="'nobody', which is no column"):
+    with pytest.raises(DataError, match="no column 'nobody', named as that of patient ids"):
         inspect_table(path, "t", (), now=0, patient="nobody")
     path.write_text("id,a\n1,0.5\n1,0.25\n2,0.75\n")
     source = to_source(inspect_table(path, "t", (), now=0, patient="id"))
