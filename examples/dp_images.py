@@ -26,7 +26,7 @@ from consilia.core.weights import Weights
 from consilia.data.registry import inspect_table, to_source
 from consilia.data.table import Table
 from consilia.plans.contract import Context, TrainingPlan, copy_weights, run_task
-from consilia.plans.torch import DpParts, tensor_of, torch_plan
+from consilia.plans.torch import DpParts, TorchData, tensor_of, torch_plan
 from consilia.privacy.accountant import cost, epsilon, noise_for
 from consilia.privacy.evidence import area
 from consilia.wire.v1 import Dp
@@ -98,9 +98,9 @@ def plan(side: int) -> TrainingPlan:
     def model(args: object) -> nn.Module:
         return network(side)
 
-    def plain(model: nn.Module, data: object, args: object, context: Context) -> None:
+    def plain(model: nn.Module, data: TorchData, args: object, context: Context) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        x, y = data.x, data.y  # type: ignore[attr-defined]
+        x, y = data.x, data.y
         for _ in range(STEPS):
             drawn = torch.rand(len(y)) < SAMPLING
             optimizer.zero_grad()

@@ -8,11 +8,7 @@ and thrown away. All files lie in DIR/dry-run and are gone at the end.
 """
 
 import asyncio
-import contextlib
-import fcntl
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -24,14 +20,12 @@ from consilia.data import mock
 from consilia.data.registry import Dataset, schema_of
 from consilia.errors import (
     ConfigError,
-    Conflict,
     ConsiliaError,
     DataError,
     Refused,
-    StorageError,
     WorkerError,
 )
-from consilia.node import approvals, config, datasets, loading, source
+from consilia.node import approvals, aside, config, datasets, loading, source
 from consilia.node.config import NodeConfig
 from consilia.node.policy import short
 from consilia.node.runner import Runner, Runs, TaskOutput, choose_launcher
@@ -107,7 +101,7 @@ def try_plan(  # noqa: PLR0913 - by keyword
         )
     plan = approvals.get(store, digest, date.fromtimestamp(now()))
     known = datasets.get(store, dataset).dataset
-    with _workplace(directory) as folder:
+    with aside.workplace(directory, FOLDER, "another dry run goes on") as folder:
         published = datasets.twin(store, known.name)
         table = _invented(known, published.twin if published else None, folder, records)
         if attached := loading.attached_to(store, known.name, plan.offered_for):
@@ -194,26 +188,15 @@ async def _task(  # noqa: PLR0913, PLR0917 - the parts of one task
 
 def received(output: TaskOutput) -> Weights:
     """Read the tensors of an outcome, in its order; WorkerError when they are too large."""
-    weights: Weights = {}
+    schema = tuple(TensorSpec(t.name, t.dtype, t.shape) for t in output.done.tensors)
     size = 0
-    for tensor in output.done.tensors:
-        if tensor.dtype not in DTYPES or any(n < 0 for n in tensor.shape):
-            raise WorkerError(
-                f"tensor {tensor.name[:80]!r} is of no known type", "plan-contract"
-            )
-        count = int(np.prod(tensor.shape, dtype=object)) if tensor.shape else 1
-        size += count * np.dtype(DTYPES[tensor.dtype]).itemsize
+    for spec in schema:
+        if spec.dtype not in DTYPES or any(n < 0 for n in spec.shape):
+            raise WorkerError(f"tensor {spec.name[:80]!r} is of no known type", "plan-contract")
+        size += spec.nbytes
         if size > TENSOR_BYTES:
             raise WorkerError(f"the model has more than {TENSOR_BYTES} bytes", "plan-contract")
-        array = np.empty(tensor.shape, DTYPES[tensor.dtype])
-        view = frames.raw_bytes(array)
-        while view:
-            got = os.readv(output.tensors, [view])
-            if not got:
-                raise output.failure or WorkerError("the worker ended before its answer did")
-            view = view[got:]
-        weights[tensor.name] = array
-    return weights
+    return aside.read_tensors(output, schema)
 
 
 def _run(kind: str, arguments: Arguments) -> Run:
@@ -231,30 +214,6 @@ def _invented(known: Dataset, twin: MockTwin | None, folder: Path, records: int)
         datasets.file_digest(path), size, path.stat().st_mtime, 0.0, "", known.patient,
         tuple(c for c in known.schema if c.name in columns),
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """Hold DIR/dry-run, empty, for one dry run at a time; leave nothing but its lock."""
-    folder = directory / FOLDER
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(directory / "dry-run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise StorageError(f"{folder}: {e.strerror}") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"another dry run goes on in {directory}") from None
-        shutil.rmtree(folder)  # of one that was killed
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(fd)
 
 
 def _seconds(settings: NodeConfig) -> float:

@@ -16,17 +16,17 @@ plan gives away at this site alone, where no other site's records dilute it.
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from consilia.core.weights import DTYPES, Schema, TensorSpec, Weights, mismatch
+from consilia.core.weights import Schema, TensorSpec, Weights, mismatch
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError, WorkerError
 from consilia.node import ledgerlog
+from consilia.node.aside import read_tensors
 from consilia.node.runner import Runs, TaskOutput
 from consilia.node.store import Store
 from consilia.privacy import ledger as rules
@@ -291,31 +291,21 @@ class _Bench:
             raise WorkerError(last_line(error), error.cause) from None
         taken = False
         try:
-            found = await asyncio.to_thread(received, output, wanted)
+            found = await asyncio.to_thread(_received, output, wanted)
             taken = True
         finally:
             output.close(consumed=taken)
         return found
 
 
-def received(output: TaskOutput, wanted: Schema) -> Weights:
+def _received(output: TaskOutput, wanted: Schema) -> Weights:
     """Read the arrays of an outcome, in its order; refuse what was not asked for."""
     found = tuple(TensorSpec(t.name, t.dtype, t.shape) for t in output.done.tensors)
     if problem := mismatch(found, wanted):
         raise WorkerError(
             f"the worker's answer is not what was asked: {problem}", "plan-contract"
         )
-    arrays: Weights = {}
-    for spec in found:
-        array = np.empty(spec.shape, DTYPES[spec.dtype])
-        view = frames.raw_bytes(array)
-        while view:
-            got = os.readv(output.tensors, [view])
-            if not got:
-                raise output.failure or WorkerError("the worker ended before its answer did")
-            view = view[got:]
-        arrays[spec.name] = array
-    return arrays
+    return read_tensors(output, found)
 
 
 def unheard(fraction: float, metrics: Metrics) -> None:

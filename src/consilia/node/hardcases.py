@@ -16,11 +16,11 @@ import numpy as np
 
 from consilia.core.weights import TensorSpec, Weights
 from consilia.errors import ConfigError, WorkerError
-from consilia.node import config, evidence
+from consilia.node import aside, config, evidence
 from consilia.node.config import NodeConfig
 from consilia.node.evidence import Asked
 from consilia.node.policy import short
-from consilia.node.privacyreport import Tell, Wanted, prepared, workplace
+from consilia.node.privacyreport import BUSY, FOLDER, Tell, Wanted, prepared
 from consilia.node.runner import Runner, choose_launcher
 from consilia.node.store import Store
 from consilia.wire import frames
@@ -92,7 +92,7 @@ def find(  # noqa: PLR0913  by keyword
     if not 1 <= most <= MOST:
         raise ConfigError(f"top: found {most}, needed 1 to {MOST}")
     settings = config.load(directory)
-    with workplace(directory) as folder:
+    with aside.workplace(directory, FOLDER, BUSY) as folder:
         asked = prepared(store, settings, wanted, folder, today)
         digest = frames.read_header(asked.model).digest
         about = f"plan {short(plan_digest(asked.plan))}, model {digest}, {most} records"
@@ -127,7 +127,7 @@ async def _found(  # noqa: PLR0913, PLR0917 - what the task needs
         taken = False
         try:
             schema = tuple(_checked(t, most) for t in output.done.tensors)
-            arrays = await asyncio.to_thread(evidence.received, output, schema)
+            arrays = await asyncio.to_thread(aside.read_tensors, output, schema)
             taken = True
         finally:
             output.close(consumed=taken)

@@ -7,12 +7,9 @@ node's user alone, and are gone at the end; a running agent is not disturbed.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import os
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -22,8 +19,8 @@ import numpy as np
 import consilia
 from consilia.core.weights import Weights
 from consilia.data.registry import Dataset
-from consilia.errors import ConfigError, Conflict, NotFound, Refused, StorageError, WireError
-from consilia.node import approvals, config, datasets, evidence
+from consilia.errors import ConfigError, NotFound, Refused, WireError
+from consilia.node import approvals, aside, config, datasets, evidence
 from consilia.node.config import NodeConfig
 from consilia.node.evidence import Asked, Measured
 from consilia.node.loading import Loading
@@ -38,6 +35,7 @@ from consilia.wire import frames
 from consilia.wire.v1 import Arguments, Dp, plan_digest
 
 FOLDER = "audit"
+BUSY = "another model is being examined"
 ACTION = "privacy.report"
 DEFAULT_ROUNDS = 10
 MOST_CANARIES = 1000
@@ -82,7 +80,7 @@ def make(  # noqa: PLR0913  by keyword
     ConfigError for what cannot be examined, WorkerError when a task fails.
     """
     settings = config.load(directory)
-    with workplace(directory) as folder:
+    with aside.workplace(directory, FOLDER, BUSY) as folder:
         asked = prepared(store, settings, wanted, folder, today)
         evidence.check(asked)
         claim = _claim(store, wanted, asked)
@@ -127,30 +125,6 @@ async def _measured(settings: NodeConfig, asked: Asked, folder: Path, tell: Tell
         return await evidence.measure(runner, asked, folder, rng, tell)
     finally:
         await runner.close()
-
-
-@contextlib.contextmanager
-def workplace(directory: Path) -> Iterator[Path]:
-    """Hold DIR/audit, empty, for one report at a time; leave nothing behind but its lock."""
-    folder = directory / FOLDER
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(directory / "audit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise StorageError(f"{folder}: {e.strerror}") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"another model is being examined in {directory}") from None
-        shutil.rmtree(folder)  # of a report that was killed
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(fd)
 
 
 def prepared(
