@@ -19,6 +19,7 @@ from consilia.algo.aggregate import Fold, Read
 from consilia.core.weights import Schema, TensorSpec
 from consilia.node import clip
 from consilia.node.compressing import Feedback, pack
+from consilia.node.studykeys import Rest
 from consilia.wire import frames
 from consilia.wire.v1 import Compression, Lease, Privacy, Task
 
@@ -53,7 +54,9 @@ def _one(folder: Path, schema: Schema, name: str, whole: int) -> dict[str, Any]:
     if codec is None:
         raise ValueError(f"{name} compresses nothing")
     asked = Compression(8 if codec.bits == 8 else 16 if codec.bits == 16 else 32, codec.keep)
-    feedback = Feedback(folder / "feedback", time.time)
+    feedback = Feedback(
+        folder / "feedback", time.time, Rest(lambda study: bytes(32), os.urandom)
+    )
     task = Task(
         "train", name, 1, "", "", "", {}, (), None, 1, privacy=Privacy(compression=asked)
     )

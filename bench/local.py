@@ -27,7 +27,7 @@ from consilia.wire.v1 import Study
 CONSILIA = (sys.executable, "-m", "consilia.cli.main")
 STUDY = "local"
 TAG = "local"
-PATIENCE = 60.0  # seconds until something expected counts as missing
+PATIENCE = 150.0  # seconds until something expected counts as missing
 
 
 @dataclass

@@ -110,7 +110,7 @@ class _Updates:
         self.params, self.weight = params, 1 / nodes
         self.scale = ring.scale_of(bits, CLIP)
         self.steps: Ring = np.empty(params, f"u{bits // 8}")
-        self.random = random_of(os.urandom(32)) if bits == 16 else None
+        self.random = random_of(os.urandom(32)) if bits < 32 else None
         self.drawn = self.values(0)
 
     def values(self, number: int) -> NDArray[np.float32]:
@@ -126,7 +126,10 @@ class _Updates:
         for start in range(0, self.params, CHANGES):
             part = values[start : start + CHANGES]
             steps = self.steps[start : start + CHANGES]
-            ring.quantise(part, self.scale, self.weight, steps, self.random)
+            if steps.itemsize == 1 and self.random is not None:  # what is left over is dropped
+                ring.coarse(part, self.scale, self.weight, steps, self.random)
+            else:
+                ring.quantise(part, self.scale, self.weight, steps, self.random)
             masker.mask(steps)
 
 

@@ -45,9 +45,9 @@ def main():
     demo = Demo(folder, options.rounds)
     with Processes(demo.environment) as processes:
         try:
-            demo.run(processes)
+            experiment = demo.run(processes)
             if options.serve:
-                demo.serve(processes)
+                demo.serve(processes, experiment)
         except KeyboardInterrupt:
             print("\nended by Ctrl-C; every process is stopped")
             return 130
@@ -84,7 +84,7 @@ class Demo:
         }
 
     def run(self, processes):
-        """Set everything up, train, judge, report."""
+        """Set everything up, train, judge, report; return the finished experiment."""
         began = time.monotonic()
         print(f"Consilia demo in {self.folder}")
         held_out = self._divide()
@@ -96,6 +96,7 @@ class Demo:
         self._report(experiment, held_out, trained, absent)
         self._verify()
         self._farewell(experiment, ready - began, time.monotonic() - began)
+        return experiment
 
     # ---- the steps ---------------------------------------------------------------------------
 
@@ -112,10 +113,11 @@ class Demo:
 
     def _start_hub(self, processes):
         _title("The hub")
-        self._consilia(
+        made = self._consilia(
             "hub", "init", self.hub, "--people", f"127.0.0.1:{self.people}",
-            "--nodes", f"127.0.0.1:{self.nodes}", "--host", "localhost",
+            "--nodes", f"127.0.0.1:{self.nodes}", "--host", "localhost", "--json",
         )  # fmt: skip
+        self.link = json.loads(made)["invitation"]["link"]
         _show("hub", "serve", "--dir", self.hub)
         log = self.hub / "log" / "hub.log"
         log.parent.mkdir(exist_ok=True)
@@ -270,10 +272,14 @@ class Demo:
             f"  {total:.0f} s in all, {setup:.0f} s of them to set up"
         )
 
-    def serve(self, processes):
+    def serve(self, processes, experiment):
         """Stay until Ctrl-C."""
         _title("Everything is left running; Ctrl-C ends it")
         print(
+            f"  dashboard    {self.url}/experiments/{experiment.job.id}\n"
+            f"  sign in      {self.link}\n"
+            "               (once: choose a name and a password; the browser warns, since the\n"
+            f"               certificate is by the demo's own CA, {self.hub}/secrets/ca.pem)\n"
             f"  people       {self.url}  (REST; /healthz, /metrics)\n"
             f"  nodes        https://localhost:{self.nodes}\n"
             f"  researcher   source {self.folder / 'researcher.env'}\n"

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from consilia.node import config, identity
 from consilia.node.config import NodeConfig
-from consilia.node.console import signing
+from consilia.node.console import outside, signing
 from consilia.node.console.app import make_app
 from consilia.node.console.serve import placed
 from consilia.node.console.services import Services
@@ -123,6 +123,7 @@ async def console(folder: Path, **settings: Any) -> AsyncIterator[Console]:
             log=structlog.get_logger("test"),
             place=placed(found.console, 8445),
             static=folder / "static",
+            outside=outside.lines(found.console.sign_in, directory, clock),
             hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1),
         )
         # the gate's clock runs on by itself: tests ask faster than people

@@ -2,7 +2,7 @@ import hooks from "eslint-plugin-react-hooks";
 import tseslint from "typescript-eslint";
 
 export default tseslint.config(
-  { ignores: ["node_modules", "src/console/api/schema.ts"] },
+  { ignores: ["node_modules", "src/console/api/schema.ts", "src/hub/api/schema.ts"] },
   ...tseslint.configs.strictTypeChecked,
   {
     files: ["src/**/*.{ts,tsx}", "vite.config.ts"],

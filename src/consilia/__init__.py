@@ -10,15 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consilia.sdk.asynchronous import AsyncClient as AsyncClient
     from consilia.sdk.client import Client as Client
     from consilia.sdk.experiment import Experiment as Experiment
     from consilia.sdk.results import Model as Model
     from consilia.wire.v1 import Study as Study
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Experiment", "Model", "Study", "__version__"]
+__all__ = ["AsyncClient", "Client", "Experiment", "Model", "Study", "__version__"]
 
 _HOME = {
+    "AsyncClient": "consilia.sdk.asynchronous",
     "Client": "consilia.sdk.client",
     "Experiment": "consilia.sdk.experiment",
     "Model": "consilia.sdk.results",

@@ -4,6 +4,8 @@
     ├── ConfigError       a file, option or argument a person wrote is wrong          exit 2
     ├── Refused           a person's or a site's decision forbids it                  exit 3
     ├── AuthError         who asks is unknown, expired or revoked                     exit 4
+    ├── SecondFactorNeeded  the password is right, a code is due                    exit 4
+    ├── TooMany           too many attempts or requests; `after` says when again      exit 3
     ├── NotFound          what is asked for does not exist                            exit 5
     ├── Conflict          it exists already, or is in a state that forbids the step   exit 6
     ├── WireError         bytes from another party break the wire's law               exit 7
@@ -42,6 +44,23 @@ class AuthError(ConsiliaError):
     """The caller's certificate, key or token is missing, expired, foreign or revoked."""
 
     exit_code = 4
+
+
+class SecondFactorNeeded(ConsiliaError):
+    """Name and password are right; a code of the account's second factor is due."""
+
+    exit_code = 4
+
+
+class TooMany(ConsiliaError):
+    """Too many attempts or requests; `after` is in how many seconds one may ask again."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, after: float = 1.0) -> None:
+        """`after` is in seconds."""
+        super().__init__(message)
+        self.after = after
 
 
 class NotFound(ConsiliaError):

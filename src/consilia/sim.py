@@ -30,9 +30,10 @@ import msgspec
 
 from consilia.algo.strategy import strategy
 from consilia.core import ids
+from consilia.data.holdout import Holdout
 from consilia.data.registry import Dataset, inspect_table
 from consilia.errors import ConfigError, ConsiliaError, NotFound, WireError, WorkerError
-from consilia.hub import records
+from consilia.hub import assessing, modelversions, records
 from consilia.hub.access import Access
 from consilia.hub.app import Hub, Outside, build
 from consilia.hub.blobs import MemoryBlobs
@@ -41,20 +42,21 @@ from consilia.hub.federation import Federation
 from consilia.hub.store import Store as HubStore
 from consilia.hub.telemetry import make_log
 from consilia.hub.views import model_view
-from consilia.node import approvals, datasets, identity, peers, studies
+from consilia.node import approvals, datasets, identity, loading, peers, studies
+from consilia.node import holdout as holdouts
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
 from consilia.node.inprocess import InProcess, MemoryOutput
 from consilia.node.policy import Allowed, OneOf
 from consilia.node.release import Release
-from consilia.node.runner import OnStep
+from consilia.node.runner import Begin, OnStep
 from consilia.node.store import Store as NodeStore
 from consilia.sdk.results import Model, Results, scratch, version_of
 from consilia.sdk.source import read_plan
 from consilia.wire import frames, people, strict, v1
 from consilia.wire.frames import Header
-from consilia.wire.people import JobView, ModelView, RoundView
+from consilia.wire.people import EvaluationView, JobView, ModelView, RoundView
 from consilia.wire.token import decode_token
 from consilia.wire.v1 import FailureCause, Plan, Study, plan_digest
 from consilia.wire.worker import Run
@@ -77,6 +79,7 @@ class Simulation(Results):
     def __init__(self) -> None:
         """Made by `simulate`."""
         self.folder = scratch(self, "consilia-sim-")
+        self.evaluations: tuple[EvaluationView, ...] = ()  # oldest first
         self.models: dict[str, ModelView] = {}  # by version id; frames lie in folder/models
         self._job: JobView | None = None
 
@@ -102,13 +105,14 @@ class Simulation(Results):
         return Model(self.models[version], self.folder / "models" / version)
 
 
-def simulate(
+def simulate(  # noqa: PLR0913  settings, written with keywords
     plan: str | Path | ModuleType | Plan,
     tables: Mapping[str, Any],
     *,
     rounds: int,
     on_round: OnRound = lambda _: None,
     threads: int = 0,
+    holdout: float | Holdout = 0.0,
     **settings: Any,
 ) -> Simulation:
     """Run `plan` on one table a site and return its rounds and models.
@@ -116,7 +120,9 @@ def simulate(
     A table is a CSV, TSV or Parquet file, a pandas DataFrame, or a mapping of column names to
     values. `settings` are those of `sdk.experiment.Experiment`: arguments, strategy, seed,
     deterministic and so on; every site takes part in every round unless they say otherwise.
-    `on_round` is called as rounds close. `threads` is what a task may compute with; 0: all.
+    `holdout` keeps a share of each site's records from training, for `evaluate`, or says which
+    (data.holdout); every record counts as a patient. `on_round` is called as rounds close.
+    `threads` is what a task may compute with; 0: all.
 
     Raises ConsiliaError when the job fails, with what the plan raised as its cause's text.
     """
@@ -126,7 +132,9 @@ def simulate(
     experiment = _experiment(chosen, len(tables), rounds, settings)
     result = Simulation()
     threads = threads or len(os.sched_getaffinity(0))
-    _run(_Simulator(result, chosen, experiment, tables, threads).run(on_round))
+    kept = holdout if isinstance(holdout, Holdout) else Holdout(share=holdout, single=True)
+    simulator = _Simulator(result, chosen, experiment, tables, threads, kept)
+    _run(simulator.run(on_round))
     return result
 
 
@@ -184,15 +192,17 @@ def _loop_runs() -> bool:
 class _Simulator:
     """One hub, one agent a site, one job."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what is simulated
         self,
         result: Simulation,
         plan: Plan,
         experiment: people.Experiment,
         tables: Mapping[str, Any],
         threads: int,
+        kept: Holdout,
     ) -> None:
         self._result = result
+        self._holdout = kept
         self._root = result.folder
         self._plan = plan
         self._experiment = experiment
@@ -315,6 +325,10 @@ class _Simulator:
         path = _as_file(table, directory / "table.csv")
         measured = inspect_table(path, DATASET, (TAG,), now=now)
         datasets.add(store, measured, actor=actor, now=now)
+        if self._holdout.share or self._holdout.column:
+            holdouts.declare(store, DATASET, self._holdout, actor=actor, now=now)
+            if problems := loading.refresh(store):
+                raise ConfigError(f"the hold-out of site {site!r}: {'; '.join(problems)}")
         studies.offer(store, self._study, now)
         peers.told(store, {s: k.signing_public for s, k in self._keys.items()}, now)
         studies.accept(store, STUDY, actor=actor, now=now)
@@ -326,7 +340,10 @@ class _Simulator:
         approvals.approve(store, digest, actor=actor, now=now, arguments=given)
 
     async def _carry_out(self, hub: Hub, view: JobView) -> None:
-        versions = await hub.store.read(lambda db: records.job_versions(db, view.id))
+        versions = await hub.store.read(lambda db: modelversions.of_job(db, view.id))
+        self._result.evaluations = await hub.store.read(
+            lambda db: assessing.of_job(db, view.id)
+        )
         folder = self._root / "models"
         folder.mkdir()
         for version in versions:
@@ -367,9 +384,11 @@ class _Recording:
         model: Path | None,
         on_step: OnStep,
         timeout: float,
+        begin: Begin | None = None,
     ) -> MemoryOutput:
+        run, about = self._runner.run, (job, plan, dataset, task, model, on_step, timeout)
         try:
-            return await self._runner.run(job, plan, dataset, task, model, on_step, timeout)
+            return await run(*about, begin)
         except WorkerError as e:
             self._failures.append(f"at {self._site}, round {task.round}, {e.cause}:\n{e}")
             raise

@@ -192,7 +192,7 @@ async def test_a_lease_id_cannot_name_a_path(tmp_path: Path) -> None:
         await until(lambda: n.hub.settled(evil.id))
         assert not (tmp_path / "evil").exists()
         assert {p.name for p in (n.directory).iterdir()} <= {
-            *("cache", "outbox", "cohort.csv"),
+            *("cache", "outbox", "cohort.csv", "secrets", "studykeys"),
             *("node.sqlite", "node.sqlite-wal", "node.sqlite-shm"),
         }
         assert all(line.subject.isprintable() for line, _ in audit.every(n.store))

@@ -15,17 +15,19 @@ import numpy as np
 import sqlalchemy as sa
 
 from consilia.core.weights import Weights
-from consilia.hub import app, atrest, records
+from consilia.hub import app, atrest, modelversions, records
 from consilia.hub.app import Addresses, Outside
 from consilia.hub.blobs import DiskBlobs
 from consilia.hub.clock import LoopClock
 from consilia.hub.config import Directory, HubConfig, Limits
-from consilia.hub.records import JobRecord, Version
+from consilia.hub.modelversions import Version
+from consilia.hub.records import JobRecord
 from consilia.hub.telemetry import make_log
 from consilia.sdk.client import Client
 from consilia.wire import frames
 from consilia.wire.people import Experiment, Strategy
 from consilia.wire.v1 import Plan, Study, plan_digest, study_digest
+from peoplekit import CHEAP
 
 CONFIG = HubConfig(
     people_listen="127.0.0.1:0",
@@ -107,7 +109,7 @@ def running_hub(
     failed: list[BaseException] = []
 
     async def run() -> None:
-        outside = Outside(make_log(text, "debug"), clock, os.urandom, every=every)
+        outside = Outside(make_log(text, "debug"), clock, os.urandom, every=every, hasher=CHEAP)
         async with app.running(directory, outside) as addresses:
             found.append(addresses)
             ready.set()
@@ -196,7 +198,7 @@ def put_version(directory: Path, author: str, model: Weights) -> Version:
         records.add_plan(db, offered, "finished", author, 1.0)
         job = JobRecord(version.job, experiment, version.study_digest, author, 1.0, "done")
         records.add_job(db, job)
-        records.add_version(db, version)
+        modelversions.add(db, version)
 
     with atrest.at_rest(directory) as (store, _):
         asyncio.run(store.write(enter))

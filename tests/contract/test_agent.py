@@ -300,7 +300,8 @@ async def test_a_dataset_that_changed_is_not_used(tmp_path: Path) -> None:
             file.write("1,1\n")
         n.hub.assign(task := lease(n.hub, PLAN, model=n.hub.publish(base_model())))
         await until(lambda: n.hub.settled(task.id))
-        assert n.hub.settled(task.id) == Failed(task.id, "data-error")
+        # Whoever looks first: the worker that reads it, or the watch that has it declined.
+        assert n.hub.settled(task.id) in (Failed(task.id, "data-error"), Declined(task.id))
         assert n.runs.tasks == []
 
 

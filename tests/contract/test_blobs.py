@@ -14,6 +14,7 @@ import pytest
 import consilia
 from consilia.errors import ConfigError, Conflict, NotFound, StorageError
 from consilia.hub.blobs import Blobs, DiskBlobs, MemoryBlobs
+from consilia.hub.sealed import Keys, SealedBlobs
 from s3kit import s3_blobs
 
 A, B = "b3:" + "a" * 64, "b3:" + "b" * 64
@@ -21,13 +22,15 @@ LEASE = "job-1.3.1.site_a"
 SOURCE = str(Path(consilia.__file__).parents[1])
 
 
-@pytest.fixture(params=["disk", "memory", "s3"])
+@pytest.fixture(params=["disk", "memory", "s3", "sealed", "sealed s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
     made: Blobs
-    if request.param == "s3":
+    if request.param.endswith("s3"):
         made = s3_blobs(request.getfixturevalue("s3_address"), tmp_path)
     else:
-        made = DiskBlobs(tmp_path) if request.param == "disk" else MemoryBlobs()
+        made = MemoryBlobs() if request.param == "memory" else DiskBlobs(tmp_path)
+    if request.param.startswith("sealed"):
+        made = SealedBlobs(made, Keys((bytes(32),)), os.urandom)
     yield made
     made.close()
 

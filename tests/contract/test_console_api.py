@@ -86,6 +86,8 @@ async def test_a_stranger_gets_in_nowhere(node: Console) -> None:
     assert doors == {
         "GET /api/session",
         "POST /api/session",
+        "POST /api/session/code",
+        "GET /api/session/providers",
         "POST /api/invitation/check",
         "POST /api/invitation/accept",
         "GET /api/openapi.json",

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from restkit import CONFIG, RestHub, put_version, running_hub, weights
 
 from consilia.errors import ConfigError, Conflict, NotFound, Refused
-from consilia.hub import atrest, audit, records
+from consilia.hub import atrest, audit, modelversions
 from consilia.hub.config import Retention
-from consilia.hub.records import Version
+from consilia.hub.modelversions import Version
 from consilia.hub.retention import surplus
 from consilia.hub.stages import Decision, add
 from consilia.sdk.card import comparison, markdown
@@ -38,7 +38,7 @@ def seeded(tmp_path: Path) -> Iterator[tuple[RestHub, Version]]:
     second = replace(version, id=f"{version.job}.2", round=2, parent=version.id)
 
     with atrest.at_rest(directory) as (store, _):
-        asyncio.run(store.write(lambda db: records.add_version(db, second)))
+        asyncio.run(store.write(lambda db: modelversions.add(db, second)))
     with running_hub(directory) as hub:
         for name, role in PEOPLE.items():
             hub.add(name, role)
@@ -157,6 +157,9 @@ def test_the_card_tells_what_is_on_record(people: dict[str, Client], model: str)
     assert card.model.id == model and card.plan == "finished" and card.lineage == (model,)
     assert [r.round for r in card.rounds] == [1]
     assert card.epsilon is None and any("differential privacy" in c for c in card.caveats)
+    (own,) = card.protection
+    assert (own.job, own.round, own.aggregation, own.bits) == (card.model.job, 1, "plain", None)
+    assert (own.level, own.distributed, own.epsilon) == ("", False, None)
     assert any("Only 2 sites" in c for c in card.caveats)
     text = markdown(card)
     for words in (
@@ -228,9 +231,9 @@ def test_lineage_goes_back_to_the_uploaded_base(tmp_path: Path) -> None:
     def enter(db: sa.Connection) -> tuple[str, ...]:
         for number in (2, 3):
             id, parent = f"{first.job}.{number}", f"{first.job}.{number - 1}"
-            records.add_version(db, replace(first, id=id, round=number, parent=parent))
+            modelversions.add(db, replace(first, id=id, round=number, parent=parent))
         db.execute(sa.text("UPDATE versions SET parent = 'b3:base' WHERE round = 1"))
-        assert len(records.lineage(db, f"{first.job}.3", most=2)) == 2
+        assert len(modelversions.lineage(db, f"{first.job}.3", most=2)) == 2
         # the rule gives up the first two; a candidate and a released one it may not
         rule = Retention(versions=1)
         assert [v.round for v in surplus(db, rule)] == [2, 1]
@@ -239,7 +242,7 @@ def test_lineage_goes_back_to_the_uploaded_base(tmp_path: Path) -> None:
         assert [v.round for v in surplus(db, rule)] == [2]
         add(db, f"{first.job}.1", Decision(3, "retired", "rob", 3.0, "x"))
         assert [v.round for v in surplus(db, rule)] == [2, 1]
-        return records.lineage(db, f"{first.job}.3")
+        return modelversions.lineage(db, f"{first.job}.3")
 
     with atrest.at_rest(directory) as (store, _):
         found = asyncio.run(store.write(enter))

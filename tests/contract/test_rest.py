@@ -1,7 +1,6 @@
 """The people's API over real TLS, against a whole hub with a real database.
 
-Who may do what stands here a second time, by hand: a route that is new, or that admits
-somebody else, has to be entered before this suite passes.
+Who may do what is tested in test_rights, from the OpenAPI document.
 """
 
 import re
@@ -36,62 +35,15 @@ from consilia.errors import (
 from consilia.hub import atrest
 from consilia.hub.blobs import DiskBlobs
 from consilia.hub.config import Directory
-from consilia.hub.records import Version
-from consilia.hub.rest.api import HEADERS, PLAIN_ROUTES, PREFIX, ROUTES
+from consilia.hub.modelversions import Version
+from consilia.hub.people import rights
+from consilia.hub.rest.api import HEADERS
 from consilia.sdk.client import Client
 from consilia.web.problems import STATUS
 from consilia.wire import frames
 from consilia.wire.people import Experiment, ProblemView
 from consilia.wire.token import decode_token
 from consilia.wire.v1 import MAX_PLAN, plan_digest, study_digest
-
-ALL = {"operator", "researcher", "reviewer", "downstream", "auditor"}
-READERS = {"operator", "researcher", "reviewer", "auditor"}
-WRITERS = {"operator", "researcher"}
-TRUSTED = {"operator", "auditor"}
-RIGHTS: dict[str, set[str] | None] = {  # None: no token is asked for
-    "GET /healthz": None,
-    "GET /readyz": None,
-    "GET /metrics": TRUSTED,
-    "GET /api/v1/whoami": ALL,
-    "GET /api/v1/tokens": TRUSTED,
-    "POST /api/v1/tokens": {"operator"},
-    "DELETE /api/v1/tokens/{id}": {"operator"},
-    "GET /api/v1/sites": READERS,
-    "POST /api/v1/sites": {"operator"},
-    "POST /api/v1/sites/{name}/revoke": {"operator"},
-    "GET /api/v1/studies": READERS,
-    "POST /api/v1/studies": WRITERS,
-    "GET /api/v1/studies/{name}": READERS,
-    "PUT /api/v1/studies/{name}": WRITERS,
-    "POST /api/v1/studies/{name}/submit": WRITERS,
-    "POST /api/v1/studies/{name}/close": WRITERS,
-    "GET /api/v1/studies/{name}/datasets": READERS,
-    "GET /api/v1/plans": READERS,
-    "POST /api/v1/plans": WRITERS,
-    "GET /api/v1/plans/{digest}": READERS,
-    "POST /api/v1/experiments/validate": WRITERS,
-    "POST /api/v1/experiments/privacy": WRITERS,
-    "GET /api/v1/jobs": READERS,
-    "POST /api/v1/jobs": WRITERS,
-    "GET /api/v1/jobs/{id}": READERS,
-    "POST /api/v1/jobs/{id}/stop": WRITERS,
-    "POST /api/v1/jobs/{id}/resume": WRITERS,
-    "POST /api/v1/jobs/{id}/arguments": WRITERS,
-    "GET /api/v1/jobs/{id}/events": READERS,
-    "GET /api/v1/jobs/{id}/stream": READERS,
-    "GET /api/v1/jobs/{id}/audit": READERS,
-    "GET /api/v1/models": ALL,
-    "GET /api/v1/models/{id}": ALL,
-    "GET /api/v1/models/{id}/frame": WRITERS | {"reviewer", "downstream"},
-    "GET /api/v1/models/{id}/card": ALL,
-    "POST /api/v1/models/{id}/stage": WRITERS | {"reviewer"},
-    "PUT /api/v1/frames": WRITERS,
-    "GET /api/v1/audit": TRUSTED,
-    "GET /api/v1/audit/export": TRUSTED,
-    "GET /api/v1/audit/verify": TRUSTED,
-    "GET /api/v1/openapi.json": ALL,
-}
 
 PEOPLE = {
     "ada": "researcher",
@@ -148,41 +100,7 @@ def submitted(client: Client, name: str) -> str:
     return client.submit_plan(name, plan(description=name)).digest
 
 
-# ---- who may do what ------------------------------------------------------------------------
-
-
-def routes() -> set[str]:
-    pairs = [(PREFIX + p, r) for r in ROUTES for p in r.paths]
-    pairs += [(p, r) for r in PLAIN_ROUTES for p in r.paths]
-    return {
-        f"{method} {re.sub(r':str', '', path)}"
-        for path, route in pairs
-        for method in route.http_methods
-    }
-
-
-def test_every_route_is_listed_here_and_in_the_reference() -> None:
-    assert routes() == set(RIGHTS)
-    text = (Path(__file__).parents[2] / "docs/reference/rest.md").read_text("utf-8")
-    assert [r for r in RIGHTS if f"`{r.replace(PREFIX, '')}`" not in text] == []
-
-
-@pytest.mark.parametrize("route", sorted(RIGHTS))
-def test_a_route_admits_exactly_its_roles(hub: RestHub, route: str) -> None:
-    method, path = route.split(" ")
-    path = re.sub(r"\{\w+\}", "nothing", path)
-    admitted = RIGHTS[route]
-    with hub.http() as nobody:
-        status = nobody.request(method, path).status_code
-        assert status == (401 if admitted is not None else 200)
-    for name, role in (("operator", "operator"), *PEOPLE.items()):
-        with hub.http(name) as client:
-            answer = client.request(method, path)
-        if admitted is None or role in admitted:
-            assert answer.status_code not in (401, 403, 500), f"{role}: {answer.text}"
-        else:
-            assert answer.status_code == 403, f"{role}: {answer.status_code}"
-            assert msgspec.json.decode(answer.content, type=ProblemView).error == "Refused"
+# ---- who asks --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -252,7 +170,7 @@ def test_bad_tokens_cannot_be_made(operator: Client) -> None:
 
 def test_every_answer_carries_the_security_headers(hub: RestHub) -> None:
     with hub.http("ada") as client:
-        for path in ("/healthz", "/api/v1/whoami", "/api/v1/tokens", "/nowhere"):
+        for path in ("/healthz", "/api/v1/whoami", "/api/v1/tokens", "/api/v1/nowhere"):
             headers = client.get(path).headers
             assert {k: headers.get(k) for k in HEADERS} == dict(HEADERS)
             assert "server" not in headers
@@ -337,7 +255,7 @@ def test_the_description_has_every_route(hub: RestHub) -> None:
         for path, methods in document["paths"].items()
         for method in methods
     }
-    assert described == set(RIGHTS)
+    assert described == set(rights.RIGHTS)
     body = document["paths"]["/api/v1/jobs"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["$ref"].endswith("/Experiment")
     schema = document["components"]["schemas"]["Experiment"]

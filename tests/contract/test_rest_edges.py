@@ -24,7 +24,7 @@ from consilia.errors import Conflict, NotFound, Refused
 from consilia.hub import atrest, audit, authority, probes
 from consilia.hub.authority import DAY, SERVER_DAYS
 from consilia.hub.config import Directory, Retention
-from consilia.hub.records import Version
+from consilia.hub.modelversions import Version
 from consilia.sdk.client import Client
 from consilia.wire import frames
 from consilia.wire.people import Experiment

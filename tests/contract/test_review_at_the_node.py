@@ -24,6 +24,7 @@ from consilia.cli.main import app
 from consilia.core.weights import TensorSpec
 from consilia.data.loading import blocks
 from consilia.errors import ConfigError, Conflict, NotFound, Refused
+from consilia.files import write_whole
 from consilia.node import (
     approvals,
     audit,
@@ -300,7 +301,7 @@ def keys_in(secrets: Path) -> None:
         ("ca.pem", pem.public_bytes(Encoding.PEM)),
         ("hub.pub", bytes(32).hex().encode()),
     ):
-        identity.write_secret(secrets / file, body)
+        write_whole(secrets / file, body)
 
 
 def test_review_from_the_command_line(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from restkit import CONFIG, put_version, running_hub, weights
 from torch import nn
 
 from consilia.errors import ConfigError, NotFound
-from consilia.hub import atrest, records, tables
+from consilia.hub import atrest, modelversions, tables
 from consilia.privacy.accountant import cost, epsilon
 from consilia.sdk import areas
 from consilia.sdk.analytics import Analytics, Contributions
@@ -44,7 +44,7 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
                 sites=("north",),
                 metrics={**loss, "auc": 0.6 + number / 10},
             )
-            records.add_version(db, version)
+            modelversions.add(db, version)
         jobs = tables.jobs
         found = db.execute(sa.select(jobs.c.experiment).where(jobs.c.id == JOB)).scalar()
         private = msgspec.structs.replace(

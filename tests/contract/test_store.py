@@ -30,9 +30,10 @@ import consilia
 from consilia.core import round as core
 from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, NotFound, StorageError
-from consilia.hub import audit, database, journal, records, tables
+from consilia.hub import audit, database, journal, modelversions, records, tables
+from consilia.hub.modelversions import Version
 from consilia.hub.paging import Page
-from consilia.hub.records import JobRecord, Version
+from consilia.hub.records import JobRecord
 from consilia.hub.store import Store
 from consilia.wire.people import Experiment, Strategy
 from consilia.wire.v1 import Plan, Study, plan_digest, study_digest
@@ -897,22 +898,22 @@ class TestRecords:
     async def test_model_versions(self, seeded: Store) -> None:
         made = [version(n) for n in range(3)]
         for one in made:
-            await seeded.write(partial(records.add_version, version=one))
-        found = await seeded.read(lambda db: records.get_version(db, "job-1.1"))
+            await seeded.write(partial(modelversions.add, version=one))
+        found = await seeded.read(lambda db: modelversions.get(db, "job-1.1"))
         assert repr(found) == repr(made[1])
-        assert repr(await seeded.read(lambda db: records.job_versions(db, "job-1"))) == repr(
+        assert repr(await seeded.read(lambda db: modelversions.of_job(db, "job-1"))) == repr(
             tuple(made)
         )
-        latest = await seeded.read(lambda db: records.latest_version(db, "job-1"))
+        latest = await seeded.read(lambda db: modelversions.latest(db, "job-1"))
         assert latest is not None
         assert latest.id == "job-1.2"
-        assert await seeded.read(lambda db: records.latest_version(db, "job-2")) is None
-        newest = await seeded.read(lambda db: records.list_versions(db, job="job-1"))
+        assert await seeded.read(lambda db: modelversions.latest(db, "job-2")) is None
+        newest = await seeded.read(lambda db: modelversions.page(db, job="job-1"))
         assert [v.round for v in newest.items] == [2, 1, 0]
         with pytest.raises(Conflict):
-            await seeded.write(lambda db: records.add_version(db, replace(made[2], id="again")))
+            await seeded.write(lambda db: modelversions.add(db, replace(made[2], id="again")))
         with pytest.raises(NotFound):
-            await seeded.read(lambda db: records.get_version(db, "job-1.9"))
+            await seeded.read(lambda db: modelversions.get(db, "job-1.9"))
 
     async def test_what_sites_say_is_kept(self, store: Store) -> None:
         with pytest.raises(NotFound, match="no site 'a'"):
@@ -980,12 +981,12 @@ class TestPages:
         def fill(db: Connection) -> None:
             for n in range(2, 8):
                 records.add_job(db, job(f"job-{n}", created=4.0 + n // 3 / 10))
-                records.add_version(db, version(n))
+                modelversions.add(db, version(n))
 
         await seeded.write(fill)
         jobs = self.walk(seeded, partial(records.list_jobs, limit=2))
         assert [j.id for j in jobs] == [f"job-{n}" for n in (7, 6, 5, 4, 3, 2, 1)]
-        versions = self.walk(seeded, partial(records.list_versions, limit=2))
+        versions = self.walk(seeded, partial(modelversions.page, limit=2))
         assert [v.round for v in versions] == [7, 6, 5, 4, 3, 2]
 
     async def test_studies_plans_and_sites(self, seeded: Store) -> None:
@@ -1030,7 +1031,7 @@ class TestPages:
             records.list_jobs(db, cursor=after)
             records.list_jobs(db, study="s", cursor=after)
             records.list_jobs(db, phases=("done",), cursor=after)
-            records.list_versions(db, cursor=after)
+            modelversions.page(db, cursor=after)
             records.list_plans(db, cursor=after + "~y")
             records.list_studies(db, cursor="x")
             records.list_sites(db, cursor="x")

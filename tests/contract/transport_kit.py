@@ -200,6 +200,9 @@ class SmallHub:
             raise AuthError(f"the certificate of site {site!r} was revoked")
         return site
 
+    async def offers(self, site: str, study: str) -> v1.SiteOffers:
+        raise NotFound(f"no study {study!r}")
+
     async def enrol(self, request: v1.Enrol) -> v1.Enrolled:
         if self.secrets.get(request.secret) != request.site:
             raise AuthError("join token unknown, spent or expired")

@@ -24,7 +24,7 @@ from hubkit import Hub, Node, body_of, open_hub, serving
 
 from consilia.core.chain import Break
 from consilia.core.round import Accepted
-from consilia.hub import audit, journal, records
+from consilia.hub import audit, journal, modelversions, records
 from consilia.wire.v1 import Lease, Result, Verdict
 
 SITES = ("a", "b")
@@ -136,7 +136,7 @@ async def start(hub: Hub, strategy: str) -> str:
 
 async def outcome(hub: Hub, job: str, nodes: list[Diarist]) -> dict[str, object]:
     """Return what must be the same whatever happened on the way."""
-    versions = await hub.store.read(lambda db: records.job_versions(db, job))
+    versions = await hub.store.read(lambda db: modelversions.of_job(db, job))
     events = await hub.store.read(lambda db: journal.replay(db, job))
     accepted = [e.lease.split(".", 1)[1] for _, e in events if isinstance(e, Accepted)]
     known = [lease.split(".", 1)[1] for n in nodes for lease in n.diary.read("acknowledged")]

@@ -25,9 +25,11 @@ class Demo:
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.said = folder / "said.txt"
+        # as from a terminal: in a shell's background job the signal would be ignored
+        python = ("env", "--default-signal=INT", sys.executable)
         with self.said.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(DEMO), "--dir", str(folder), *options],
+                [*python, str(DEMO), "--dir", str(folder), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -47,6 +47,7 @@ from consilia.wire.v1 import (
     Report,
     Result,
     Sealed,
+    SiteOffers,
     Study,
     Task,
     Verdict,
@@ -231,6 +232,9 @@ class ForgedHub:
         raise AuthError("not today")
 
     async def renew(self, site: str, request: Renew) -> Enrolled:
+        raise AuthError("not today")
+
+    async def offers(self, site: str, study: str) -> SiteOffers:
         raise AuthError("not today")
 
     async def poll(self, site: str, poll: Poll) -> Orders:

@@ -189,3 +189,25 @@ def test_what_makes_no_sense_is_refused_before_it_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=said.replace("{", r"\{").replace("}", r"\}")):
         run(plan, SIZES, 1, **settings)
+
+
+def test_eight_bits_under_the_mask_learn_as_whole_updates_do(plan: Path) -> None:
+    settings: dict[str, Any] = {"arguments": {"push": 0.3}}
+    whole = weights(run(plan, SIZES, 6, privacy={"aggregation": "secure"}, **settings))
+    privacy = {"aggregation": "secure", "bits": 8, "range": 1.5}
+    result = run(plan, SIZES, 6, privacy=privacy, **settings)
+    small = weights(result)
+    # A step of the sum is 1.5 / 95; a site is never more than one of its own behind.
+    np.testing.assert_allclose(small["w"], whole["w"], atol=0.07)
+    np.testing.assert_allclose(small["rest"], whole["rest"], atol=4 * 1.5 / 95)
+    np.testing.assert_allclose(small["wide"], whole["wide"], atol=1e-9)
+    assert result.rounds[-1].bytes_in < 0.27 * 4 * 4 * 30_000  # of float32, at four sites
+    for site in SIZES:  # the job has ended, and with it what its sites had left out
+        assert list((result.folder / site / "feedback").iterdir()) == []
+
+
+def test_eight_bits_are_refused_where_they_do_not_fit(plan: Path) -> None:
+    dp = {"level": "client", "noise_multiplier": 1.0, "clip": 1.0, "distributed": True}
+    privacy = {"aggregation": "secure", "bits": 8, "range": 99.0, "dp": dp}
+    with pytest.raises(ConfigError, match=r"8 with dp.distributed, needed 32 or 16"):
+        run(plan, SIZES, 1, privacy=privacy)

@@ -93,8 +93,11 @@ def test_a_package_trains_is_revoked_and_a_site_leaves(cluster: Cluster) -> None
     )
     assert "south" in cluster.cli("models", "list", "--job", job).split("\n")[1]
     assert job in "".join(p.name for p in (south / "log/jobs").iterdir())
+    assert len(list((south / "studykeys").iterdir())) == 1, "updates left here unsealed"
     done = cluster.json("node", "purge", "regression", "--dir", south)
+    assert list((south / "studykeys").iterdir()) == []
     assert done["jobs"] == [job] and done["files"] >= 1
     assert list((south / "log/jobs").iterdir()) == [] == list((south / "cache").glob("*.frame"))
     trail = cluster.cli("node", "log", "--last", "50", "--dir", south)
     assert "study.leave" in trail and "study.purge" in trail
+    assert trail.index("study.key") < trail.index("study.purge"), "the key goes first"

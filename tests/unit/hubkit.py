@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consilia.core.weights import Weights
-from consilia.hub import records, tables
+from consilia.hub import modelversions, records, tables
 from consilia.hub.blobs import DiskBlobs
 from consilia.hub.clock import LoopClock
 from consilia.hub.driver import Limits
@@ -130,7 +130,7 @@ class Hub:
 
     async def model(self, job: str, round: int) -> Weights:
         """Return the model of a round."""
-        version = await self.store.read(lambda db: records.get_version(db, f"{job}.{round}"))
+        version = await self.store.read(lambda db: modelversions.get(db, f"{job}.{round}"))
         with self.blobs.open(version.digest) as blob:
             return frames.read(blob.fd)
 

@@ -15,7 +15,7 @@ from consilia.core.events import Close, Lease
 from consilia.core.select import site_seed
 from consilia.core.weights import Array, Weights
 from consilia.errors import ConfigError, EmptyRound
-from consilia.hub import audit, closing, experiments, records, watching
+from consilia.hub import audit, closing, experiments, modelversions, watching
 from consilia.hub.blobs import MemoryBlobs
 from consilia.hub.combining import Choice
 from consilia.hub.folding import Aggregate, Recipe, Update
@@ -98,8 +98,8 @@ async def run(
         return job, await hub.until(job, "done", "failed")
 
 
-async def versions_of(hub: Hub, job: str) -> tuple[records.Version, ...]:
-    return await hub.store.read(lambda db: records.job_versions(db, job))
+async def versions_of(hub: Hub, job: str) -> tuple[modelversions.Version, ...]:
+    return await hub.store.read(lambda db: modelversions.of_job(db, job))
 
 
 @pytest.mark.parametrize("how", [huge, turned])
@@ -255,8 +255,8 @@ async def test_without_rollback_the_alarm_is_counted_and_the_model_stays(
     async with open_hub(tmp_path, sites=SEVEN) as hub:
         job, _ = await run(hub, poisoned("c", turned, since=2), watch={}, rounds=2)
         versions = await versions_of(hub, job)
-    assert records.ALARMS not in versions[1].metrics
-    assert versions[2].metrics[records.ALARMS] == 1.0
+    assert modelversions.ALARMS not in versions[1].metrics
+    assert versions[2].metrics[modelversions.ALARMS] == 1.0
     assert watching.BACK not in versions[2].metrics
     assert versions[2].digest != versions[1].digest
 

@@ -36,7 +36,9 @@ COMMANDS = dict(_commands(typer.main.get_command(main.app)))
 def test_every_command_of_the_manual_is_there() -> None:
     needed = """
         hub init|hub serve|hub invite|hub revoke|hub sites|hub token create|hub token list
-        |hub token revoke|node join|node serve|node status|node doctor|node plans|node approve
+        |hub rotate-key|hub token revoke|people list|people invite|people accept|people roles|people disable
+        |people end-sessions|people ask|people requests|people decide|key create|key list
+        |key revoke|logout|node join|node serve|node status|node doctor|node plans|node approve
         |node reject|node revoke|node studies|node accept|node decline|node log|node hub-audit
         |node peers|node pin|node plan-show|node plan-diff|node dry-run|node endorse
         |node endorsed|node study-diff|node leave|node purge|node policy show|node policy check
@@ -50,8 +52,9 @@ def test_every_command_of_the_manual_is_there() -> None:
         |loading export|loading preview|loading attach|loading accept|loading attached
         |loading detach|loading refresh|study harmonise
         |node optout add|node optout import|node optout remove|node optout list
-        |study create|study submit|study show|study list|study close
-        |experiment run|experiment validate|jobs|stop|resume
+        |dataset holdout|study create|study submit|study show|study list|study close
+        |experiment run|experiment validate|experiment change|experiment rollback
+        |experiment branch|experiment evaluate|experiment evaluations|jobs|pause|stop|resume
         |models list|models get|models download|models stage|models card|models compare
         |audit verify|audit list|audit export|login
         |privacy request|privacy audit|node privacy-report|node hard-cases"""

@@ -23,10 +23,14 @@ from consilia.hub.blobs import MemoryBlobs
 from consilia.hub.checks import result_misfit
 from consilia.node import compressing
 from consilia.node.compressing import Feedback, Packed, pack
+from consilia.node.studykeys import Rest
 from consilia.wire import frames
 from consilia.wire.v1 import Compression, Dp, Lease, Privacy, Result, Task
 
 CODECS = [Compression(8), Compression(16), Compression(32, 0.1), Compression(8, 0.05)]
+
+
+REST = Rest(lambda study: study.encode().ljust(32), os.urandom)
 
 
 def lease(compression: Compression, round: int = 1, *, dp: Dp | None = None, final: bool = False
@@ -66,7 +70,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.feedback = Feedback(folder / "feedback", time.time)
+        self.feedback = Feedback(folder / "feedback", time.time, REST)
 
     def pack(self, new: Weights, old: Weights, lease: Lease, bound: float = 0.0) -> Packed:
         header = frames.write(self.folder / "old", old)
@@ -89,7 +93,10 @@ class Site:
 
     def memory(self, job: str = "j") -> Weights:
         path = self.feedback.memory(job)
-        return frames.read(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        with REST.opened("sha256:5", path, f"feedback of job {job}") as fd:
+            return frames.read(fd)
 
 
 @pytest.fixture

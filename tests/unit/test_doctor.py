@@ -1,15 +1,22 @@
 """What the doctor finds when one thing is wrong, and what it says to do about it."""
 
 import contextlib
+import os
+import shutil
 import socket
+import sqlite3
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
-from consilia.node.doctor import Finding, examine
+from consilia.hub.access import Access
+from consilia.node.doctor import SPACE, Finding, examine
+from consilia.node.store import Store
 from consolekit import make_node
 
 
@@ -78,6 +85,86 @@ def test_a_proxy_that_is_not_there_and_a_password_that_is_missing(directory: Pat
     settings(directory, f"proxy: http://u@127.0.0.1:{port}\nproxy_password_file: none\n")
     finding = found(directory)["proxy"]
     assert not finding.ok and "proxy_password_file" in finding.advice
+
+
+@contextlib.contextmanager
+def hub(directory: Path, date: str, at: float | None = None) -> Iterator[int]:
+    """Answer one request as the hub that the node trusts, whose clock says `date`.
+
+    `at` is when the hub's certificate was made, Unix seconds.
+    """
+    made = directory.parent / "hub"
+    Access.create(
+        made, ["127.0.0.1"], name="hub", at=time.time() if at is None else at,
+        random_bytes=os.urandom,
+    )  # fmt: skip
+    (directory / "secrets" / "ca.pem").write_bytes((made / "ca.pem").read_bytes())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made / "server.pem", made / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                raw, _ = server.accept()
+                with raw, context.wrap_socket(raw, server_side=True) as line:
+                    line.recv(4096)
+                    line.sendall(f"HTTP/1.1 200 OK\r\nDate: {date}\r\n\r\n".encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = server.getsockname()[1]
+        with (directory / "node.yaml").open("w") as file:
+            file.write(f"site: charite\nhub: https://127.0.0.1:{port}\nsandbox: 'off'\n")
+        yield port
+    thread.join(5)
+
+
+@pytest.mark.parametrize(("late", "well"), [(-7200.0, False), (0.0, True), (7200.0, False)])
+def test_a_clock_that_is_not_the_hubs(directory: Path, late: float, well: bool) -> None:
+    with hub(directory, formatdate(time.time() - late, usegmt=True)):
+        checks = found(directory)
+    assert checks["hub"].ok and checks["clock"].ok is well
+    assert ("NTP" in checks["clock"].advice) is not well
+    told = float(checks["clock"].found.split()[0])
+    assert abs(told - late) < 30
+
+
+def test_a_hub_whose_certificate_has_run_out(directory: Path) -> None:
+    with hub(directory, "", time.time() - 20 * 365 * 86400):
+        finding = found(directory)["hub"]
+    assert not finding.ok and "compare this machine's clock" in finding.advice
+
+
+def test_a_disk_without_room_or_leave_to_write(directory: Path) -> None:
+    assert found(directory)["disk"].ok is (shutil.disk_usage(directory).free >= SPACE)
+    (full,) = (f for f in examine(directory, time.time, space=1 << 60) if f.check == "disk")
+    assert not full.ok and "make room" in full.advice and "GiB free" in full.found
+
+
+def test_a_sandbox_that_is_off_or_absent(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(directory, "")
+    off = found(directory)["sandbox"]
+    assert not off.ok and "switched off" in off.found
+    text = (directory / "node.yaml").read_text().replace("'off'", "required")
+    (directory / "node.yaml").write_text(text)
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without bubblewrap
+    absent = found(directory)["sandbox"]
+    assert not absent.ok and "how-to/sandbox.md" in absent.advice
+
+
+def test_a_trail_that_somebody_changed(directory: Path) -> None:
+    with contextlib.closing(Store.open(directory)) as store:
+        for i in range(3):
+            with store.write() as tx:
+                tx.audit(float(i), "me", "test", "s", "ok")
+    assert found(directory)["audit trail"].ok
+    with contextlib.closing(sqlite3.connect(directory / "node.sqlite")) as bare, bare:
+        bare.execute("DROP TRIGGER audit_stays")
+        bare.execute("UPDATE audit SET actor = 'eve' WHERE seq = 2")
+    finding = found(directory)["audit trail"]
+    assert not finding.ok and "line 2" in finding.found and "backup" in finding.advice
 
 
 def test_certificates_clock_and_keys(directory: Path) -> None:

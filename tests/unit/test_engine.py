@@ -14,7 +14,7 @@ from consilia.core.round import Accepted
 from consilia.core.select import site_seed
 from consilia.core.weights import Weights
 from consilia.errors import ConfigError, Conflict, NotFound
-from consilia.hub import journal, records
+from consilia.hub import journal, modelversions
 from consilia.hub.driver import Limits
 from consilia.wire import frames
 from consilia.wire.v1 import Failed, Result, Task
@@ -100,7 +100,7 @@ async def test_bytes_and_lineage_are_recorded(tmp_path: Path) -> None:
         async with serving(*(Node(hub, site) for site in SITES)):
             job = await hub.start(min_sites=4, rounds=2)
             view = await hub.until(job, "done")
-        versions = await hub.store.read(lambda db: records.job_versions(db, job))
+        versions = await hub.store.read(lambda db: modelversions.of_job(db, job))
         assert [(v.id, v.parent) for v in versions] == [
             (f"{job}.0", None),
             (f"{job}.1", f"{job}.0"),
@@ -206,7 +206,7 @@ async def test_below_quorum_the_job_fails_says_why_and_goes_on_where_it_was(
 
 
 async def _digests(hub: Hub, job: str) -> list[str]:
-    return [v.digest for v in await hub.store.read(lambda db: records.job_versions(db, job))]
+    return [v.digest for v in await hub.store.read(lambda db: modelversions.of_job(db, job))]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedadam"])
@@ -305,7 +305,7 @@ async def test_changed_arguments_hold_from_the_next_round(tmp_path: Path) -> Non
             assert lease.task.arguments == {"lr": 0.25, "epochs": 2}
             assert (await node.work(lease)).accepted
         await hub.until(job, "done")
-        versions = await hub.store.read(lambda db: records.job_versions(db, job))
+        versions = await hub.store.read(lambda db: modelversions.of_job(db, job))
         assert [v.arguments["lr"] for v in versions] == [0.5, 0.25]
         assert versions[0].parent == base
         with pytest.raises(ConfigError, match=r"arguments\.lr: found nan"):

@@ -9,7 +9,13 @@ import msgspec
 from consilia.wire.people import Experiment
 
 PAGE = Path(__file__).parents[2] / "docs/reference/experiment.md"
-ELSEWHERE = ("strategy.", "aggregate.", "privacy.compression")
+ELSEWHERE = (
+    "strategy.",
+    "aggregate.",
+    "privacy.compression",
+    "privacy.final",
+    "privacy.evaluation",
+)
 
 
 def keys(kind: type[msgspec.Struct], before: str = "") -> set[str]:

@@ -4,7 +4,14 @@ import consilia
 
 
 def test_exported_names_are_these_and_load() -> None:
-    assert set(consilia.__all__) == {"Client", "Experiment", "Model", "Study", "__version__"}
+    assert set(consilia.__all__) == {
+        "AsyncClient",
+        "Client",
+        "Experiment",
+        "Model",
+        "Study",
+        "__version__",
+    }
     for name in consilia.__all__:
         assert getattr(consilia, name) is not None
 

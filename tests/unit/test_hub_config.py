@@ -8,7 +8,7 @@ import pytest
 
 from consilia.errors import ConfigError, Conflict
 from consilia.hub import config
-from consilia.hub.config import S3, Directory, HubConfig, Limits, Retention
+from consilia.hub.config import S3, Directory, HubConfig, Limits, PeopleRules, Retention
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -158,6 +158,7 @@ def test_every_key_is_documented() -> None:
         "limits": Limits,
         "retention": Retention,
         "s3": S3,
+        "people": PeopleRules,
     }
     keys = [f.name for f in msgspec.structs.fields(HubConfig) if f.name not in groups]
     for name, group in groups.items():

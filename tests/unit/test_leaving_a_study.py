@@ -12,12 +12,12 @@ from sqlalchemy import Connection
 from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, StorageError
 from consilia.hub import records, withdrawals
-from consilia.hub.records import Version
+from consilia.hub.modelversions import Version
 from consilia.hub.store import Store as HubStore
 from consilia.hub.views import model_view
 from consilia.node import audit, opening, peers, purge, studies
 from consilia.node.cache import Cache
-from consilia.node.compressing import Feedback
+from consilia.node.compressing import waiting_of
 from consilia.node.store import Store, hashed_name
 from consilia.wire.people import Strategy
 from consilia.wire.v1 import Advertisement, Lease, Study, Task, encode, study_digest
@@ -84,9 +84,8 @@ def leftovers(store: Store, folder: Path) -> Cache:
     (folder / "jobs/job-1/model").touch()
     (folder / "feedback").mkdir()
     (folder / opening.FOLDER).mkdir()
-    feedback = Feedback(folder / "feedback", lambda: NOW)
     for id in (lease.id, other.id):
-        feedback.waiting(id).touch()
+        waiting_of(folder / "feedback", id).touch()
         (folder / opening.FOLDER / f"{hashed_name(id)}.plain").touch()
     (folder / "cache" / ("1" * 64 + ".frame")).write_bytes(b"x" * 100)
     with store.write() as tx:
@@ -135,7 +134,7 @@ def test_what_cannot_be_deleted_is_not_called_deleted(store: Store, tmp_path: Pa
     with pytest.raises(StorageError, match="it is still there"):
         purge.purge(store, tmp_path, "hearts", actor="m", now=NOW, empty_cache=cache.clear)
     assert purge.due(store, 30, TODAY + timedelta(days=31)) == (DIGEST,), "forgotten"
-    assert [line.action for line, _ in audit.every(store)][-1] == "study.leave"
+    assert [line.action for line, _ in audit.every(store)][-2:] == ["study.leave", "study.key"]
 
 
 def test_what_is_over_for_long_enough_is_due_once(store: Store, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from consilia.data import schema as schemas
 from consilia.data.registry import schema_of
 from consilia.data.sqlsource import origin
 from consilia.errors import ConfigError, Conflict, DataError, NotFound
-from consilia.node import audit, datasets, measuring
+from consilia.node import audit, datasets, measuring, optout
 from consilia.node.measuring import Wanted
 from consilia.node.store import Store
 
@@ -142,6 +142,28 @@ def test_a_mock_twin_leaves_by_consent_only(store: Store, tmp_path: Path) -> Non
     assert "mock" in actions(store)[-1][2]
     measuring.consent(store, "visits", False, actor="mara", now=NOW)
     assert datasets.offered(store)[0].mock is None
+
+
+def test_a_twin_forgets_who_opted_out_when_enough_did(store: Store, tmp_path: Path) -> None:
+    """One patient who leaves moves no number; a group does; the site still sees them all."""
+    measuring.register(store, wanted(table(tmp_path), mock=True), actor="mara", now=NOW)
+    before, secret = datasets.offered(store)[0].mock, optout.key(store.path.parent)
+    optout.add(store, ["p1"], secret, actor="mara", now=NOW)
+    assert measuring.retell(store, now=NOW) == ("visits",)
+    assert datasets.offered(store)[0].mock == before
+    women = [f"p{i}" for i in range(0, 28, 2)]  # 14 of 30
+    optout.add(store, women, secret, actor="mara", now=NOW)
+    measuring.retell(store, now=NOW)
+    after = datasets.offered(store)[0].mock
+    assert before is not None and after is not None
+    sex = [next(c for c in twin.columns if c.name == "sex") for twin in (before, after)]
+    assert [c.levels for c in sex] == [{"F": 30, "M": 30}, {"F": 15, "M": 30}]
+    found = datasets.get(store, "visits")
+    profile = datasets.kept_profile(store, found.dataset)
+    assert profile is not None and profile.patients == 60
+    (tmp_path / "t.csv").write_text("changed\n")
+    assert measuring.retell(store, now=NOW) == ()  # what cannot be read tells nothing new
+    assert datasets.offered(store)[0].mock == after
 
 
 def test_registering_anew_does_not_forget_what_was_told(store: Store, tmp_path: Path) -> None:

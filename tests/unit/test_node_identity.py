@@ -1,5 +1,6 @@
 """Keys made at the site: private files, certificates checked, renewal at two thirds."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,15 +11,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from consilia.errors import AuthError, ConfigError, Conflict, NotFound
+from consilia.errors import AuthError, ConfigError, Conflict, NotFound, TransferError
 from consilia.node import identity
-from consilia.wire.v1 import Enrolled
+from consilia.node.app import keep_certified
+from consilia.wire.v1 import Enrolled, Renew
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 class Authority:
-    """A certificate authority of one test."""
+    """A certificate authority of one test. `days` is how long what it issues lives."""
+
+    days = 30
 
     def __init__(self) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -31,7 +35,7 @@ class Authority:
         return (
             x509.CertificateBuilder(named("ca"), named(name), key, 7)
             .not_valid_before(START)
-            .not_valid_after(START + timedelta(days=30))
+            .not_valid_after(START + timedelta(days=self.days))
             .sign(self.key, hashes.SHA256())
         )
 
@@ -114,3 +118,45 @@ def test_a_renewed_certificate_replaces_the_old_one_only_when_it_is_ours(
     answer = ca.enrol(identity.renewal_request(me))
     identity.renewed(me, answer)
     assert (tmp_path / "secrets" / "tls.pem").read_bytes() == answer.certificate
+
+
+class Line:
+    """A hub that is away twice when it is asked for a certificate, then certifies."""
+
+    def __init__(self, ca: Authority) -> None:
+        self._ca = ca
+        self.asked = 0
+        self.shown = 0
+
+    async def renew(self, renew: Renew) -> Enrolled:
+        self.asked += 1
+        if self.asked < 3:
+            raise TransferError("the hub is away")
+        return self._ca.enrol(renew.csr)
+
+    def renewed(self) -> None:
+        self.shown += 1
+
+
+async def test_an_agent_renews_at_two_thirds_and_tries_hourly(tmp_path: Path) -> None:
+    ca, keys = Authority(), identity.new_keys()
+    me = identity.create(
+        tmp_path, "charite", keys, ca.enrol(identity.request(keys.tls, "charite")), ca.der
+    )
+    line, waits = Line(ca), list[float]()
+    clock = me.renew_at - 864.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal clock
+        waits.append(seconds)
+        clock += seconds
+        if line.shown:
+            raise asyncio.CancelledError  # the agent ends
+
+    before = (tmp_path / "secrets" / "tls.pem").read_bytes()
+    ca.days = 90  # the new certificate lives longer than the old one
+    with pytest.raises(asyncio.CancelledError):
+        await keep_certified(me, line, lambda: clock, sleep)
+    assert waits == pytest.approx([864.0, 3600.0, 3600.0, 3600.0]), "due; hourly; not due"
+    assert (line.asked, line.shown) == (3, 1)
+    assert (tmp_path / "secrets" / "tls.pem").read_bytes() != before

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -141,12 +142,15 @@ def test_rounds_that_noise_cannot_protect_are_refused() -> None:
         shares.share(DP, secure(), SCHEMA, 3, 3).factor(float("nan"))
 
 
-def test_a_level_of_persons_takes_no_shares_and_no_moving_clip() -> None:
-    for level in ("record", "patient"):
-        dp = Dp("record" if level == "record" else "patient", 1.0, 1.0, distributed=True)
-        with pytest.raises(ConfigError, match=rf"dp at {level} level with distributed=True"):
-            accountant.check(dp)
-    with pytest.raises(ConfigError, match=r"dp.adaptive without distributed=True"):
+def test_a_level_of_persons_takes_shares_of_one_step_and_no_moving_clip() -> None:
+    levels: tuple[Literal["record", "patient"], ...] = ("record", "patient")
+    for level in levels:
+        accountant.check(Dp(level, 1.0, 1.0, 0.1, distributed=True))
+        with pytest.raises(ConfigError, match=rf"dp at {level} level .* and steps=2"):
+            accountant.check(Dp(level, 1.0, 1.0, 0.1, 2, distributed=True))
+        with pytest.raises(ConfigError, match=r"dp.adaptive without level client"):
+            accountant.check(Dp(level, 1.0, 1.0, distributed=True, adaptive=Adaptive()))
+    with pytest.raises(ConfigError, match=r"dp.adaptive without level client and distributed"):
         accountant.check(Dp("client", 1.0, 1.0, adaptive=Adaptive()))
     for wrong in (Adaptive(quantile=1.0), Adaptive(rate=0.0), Adaptive(share=-0.1)):
         with pytest.raises(ConfigError, match=r"dp.adaptive: (quantile|rate|share)="):

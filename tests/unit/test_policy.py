@@ -27,7 +27,7 @@ from consilia.node.policy import (
     decide,
     describe,
 )
-from consilia.wire.v1 import MAX_ARGUMENTS, Scalar
+from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
 TODAY = date(2026, 11, 21)
 STUDY, PLAN = "sha256:" + "5" * 64, "sha256:" + "7" * 64
@@ -270,6 +270,7 @@ STRICTER: dict[str, Callable[[Policy], Policy]] = {
     "ethics": lambda p: replace(p, terms=Terms(ethics_required=True)),
     "end": lambda p: replace(p, terms=Terms(end_required=True)),
     "hours": lambda p: replace(p, hours=(parse("mon-fri 19:00-07:00"),)),
+    "regions": lambda p: replace(p, regions=()),
     "reviewers": lambda p: replace(p, reviewers_needed=p.reviewers_needed + 1),
     "consortium": lambda p: replace(p, consortium=None),
     "minimum": lambda p: replace(p, min_records=p.min_records + 1),
@@ -293,12 +294,14 @@ granting = st.builds(
         consortium=consortium,
         reviewers_needed=reviewers,
         plain_updates=plain,
+        regions=("DE", "EU"),
     ),
     st.fixed_dictionaries({
         "controller": st.sampled_from(["uni", ""]),
         "legal_basis": st.sampled_from(["law", "consent"]),
         "ethics": st.sampled_from(["vote 1", " "]),
         "until": st.sampled_from([TODAY, date.max]),
+        "residency": st.sampled_from(["", "EU", "eu"]),
     }),
     st.fixed_dictionaries({
         "signers": st.frozensets(st.sampled_from(["a@x", "b@x", "c@y"])),
@@ -330,6 +333,26 @@ def test_each_new_rule_refuses_alone(change: str) -> None:
     assert found.told == (found.objections if change == "hours" else ())
 
 
+@pytest.mark.parametrize(
+    ("residency", "regions", "allowed"),
+    [
+        ("", (), True),
+        ("EU", ("DE", "EU"), True),
+        ("eu", ("EU",), True),
+        ("EU", ("CH",), False),
+        ("EU", (), False),
+        ("E", ("EU",), False),
+    ],
+)
+def test_a_study_stays_in_its_region(
+    residency: str, regions: tuple[str, ...], allowed: bool
+) -> None:
+    policy = replace(with_study(residency=residency), regions=regions)
+    found = decide(REQUEST, policy, TODAY)
+    assert found.allowed is allowed and found.told == ()
+    assert allowed or "not among this site's regions" in found.objections[0]
+
+
 def test_what_may_be_told_is_told_only_where_nothing_else_objects() -> None:
     outside = ask(arguments={"lr": 0.2})
     assert outside.told == outside.objections and "allowed here: 0 to 0.1" in outside.told[0]
@@ -347,3 +370,12 @@ def test_a_clock_that_is_not_known_is_no_hour() -> None:
 def test_a_range_is_exactly_its_range(value: float, a: float, b: float) -> None:
     bound = Interval(min(a, b), max(a, b))
     assert admits(bound, value) == (bound.least <= value <= bound.greatest)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_site_that_keeps_no_memory_sends_no_update_of_eight_bits(bits: int) -> None:
+    asked = Privacy(aggregation="secure", bits=8 if bits == 8 else 16)
+    silent = replace(POLICY, compression=False)
+    for policy, told in ((silent, bits == 8), (POLICY, False)):
+        found = decide(replace(REQUEST, privacy=asked), policy, TODAY)
+        assert any("updates of 8 bits" in o for o in found.objections) is told

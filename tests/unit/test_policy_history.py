@@ -161,6 +161,35 @@ def test_what_is_applied_is_the_file_word_for_word_and_audited(store: Store) -> 
     assert [line.action for line, _ in audit.every(store)] == ["policy.apply"]
 
 
+TWO = BASE + "reviewers_needed: 2\nprivacy: {universe: {epsilon: 2.0}}\n"
+
+
+@pytest.mark.parametrize(
+    ("loose", "named"),
+    [
+        (TWO.replace("needed: 2", "needed: 1"), "reviewers_needed"),
+        (TWO.replace("epsilon: 2.0", "epsilon: 2.5"), "privacy.universe"),
+        (TWO + "consortium_review: {reviewers: 2, sites: 2}\n", "consortium_review"),
+    ],
+)
+def test_what_two_people_guard_is_loosened_by_two_people(
+    store: Store, loose: str, named: str
+) -> None:
+    apply(store, TWO)  # stricter: one person may
+    where, under = store.path.parent, partial(policy_of, store)
+    for actor in ("mara", "user:mara"):  # at the console and in a terminal: one person
+        with pytest.raises(Conflict, match=rf"{named}.* 1 of 2 people"):
+            policyhistory.apply(store, where, loose, "new", under, actor=actor, now=NOW)
+    assert (where / "node.yaml").read_text() == TWO
+    other = loose + "# another text\n"
+    with pytest.raises(Conflict, match="1 of 2 people"):
+        policyhistory.apply(store, where, other, "new", under, actor="ben", now=NOW)
+    policyhistory.apply(store, where, loose, "new", under, actor="ben", now=NOW)
+    assert (where / "node.yaml").read_text() == loose
+    said = [(line.action, line.actor) for line, _ in audit.every(store)]
+    assert said[-1] == ("policy.apply", "ben") and ("policy.sign-off", "mara") in said
+
+
 def test_of_changes_made_to_one_file_at_once_one_holds(store: Store) -> None:
     where, made_from = store.path.parent, f"sha256:{sha256(BASE.encode()).hexdigest()}"
     texts = [f"{BASE}min_records: {500 + i}\n{'# why' * 20_000}\n" for i in range(6)]

@@ -1,6 +1,8 @@
 """Compressed rounds and adapting clips at a hub that is killed and started again."""
 
 import asyncio
+import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,14 +11,16 @@ import pytest
 from hubkit import Hub, Node, Outcome, open_hub, serving, train
 
 from consilia.core.weights import Weights
-from consilia.hub import records
-from consilia.hub.records import Version
+from consilia.hub import modelversions
+from consilia.hub.modelversions import Version
 from consilia.node.compressing import Feedback, pack
+from consilia.node.studykeys import Rest
 from consilia.privacy import adaptive
 from consilia.wire import frames
 from consilia.wire.people import Strategy
 from consilia.wire.v1 import Lease, Task
 
+REST = Rest(lambda study: hashlib.sha256(study.encode()).digest(), os.urandom)
 SHARES = {
     "aggregation": "secure",
     "range": 64.0,
@@ -40,7 +44,7 @@ def packing(site: str, task: Task, model: Weights) -> Outcome:
         frames.write(folder / "new", new)
         frames.write(folder / "old", model)
         with frames.opened(folder / "new") as a, frames.opened(folder / "old") as b:
-            feedback = Feedback(folder / "feedback", lambda: 0.0)
+            feedback = Feedback(folder / "feedback", lambda: 0.0, REST)
             pack(a, b, Lease("l", task, 1.0), feedback, folder / "out", 0.0)
         return frames.read(folder / "out"), count, metrics
 
@@ -125,7 +129,7 @@ async def test_a_clip_goes_on_from_what_the_last_version_says(tmp_path: Path) ->
             study_digest="", plan="", arguments={}, strategy=Strategy(), sites=(), records=0,
             metrics=noted, created=0.0, seconds=0.0, optimizer=None,
         )  # fmt: skip
-        await hub.store.write(lambda db: records.add_version(db, made))
+        await hub.store.write(lambda db: modelversions.add(db, made))
     async with open_hub(tmp_path) as hub:
         await asyncio.sleep(0)
         assert await told(hub) == pytest.approx(3.0 * np.exp(-0.4 * (0.25 - 0.5)), rel=1e-15)

@@ -9,8 +9,9 @@ import pytest
 
 from consilia.cli import main
 from consilia.errors import ConfigError
+from consilia.files import first_line
 from consilia.node import config
-from consilia.node.config import NodeConfig, proxy_url, read_password
+from consilia.node.config import NodeConfig, proxy_url
 from consilia.node.line import parse_proxy, with_password
 
 SECRET = "p@ss:w/ord %"  # noqa: S105 - all that a URL has a meaning for
@@ -59,8 +60,8 @@ def test_a_password_needs_a_user_and_no_second_password(proxy: str) -> None:
     ("text", "mode", "said"),
     [
         ("secret\n", 0o640, "readable by others"),
-        ("\nsecret\n", 0o600, "no password in its first line"),
-        ("", 0o600, "no password in its first line"),
+        ("\nsecret\n", 0o600, "nothing in its first line"),
+        ("", 0o600, "nothing in its first line"),
     ],
 )
 def test_a_password_file_is_private_and_not_empty(
@@ -69,7 +70,7 @@ def test_a_password_file_is_private_and_not_empty(
     path = private(tmp_path / "pw", text)
     path.chmod(mode)
     with pytest.raises(ConfigError, match=said) as e:
-        read_password(path)
+        first_line(path, "proxy_password_file")
     assert "secret" not in str(e.value)
 
 
@@ -77,12 +78,12 @@ def test_a_file_from_windows_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "pw"
     path.write_bytes(b"word\r\n")
     path.chmod(0o600)
-    assert read_password(path) == "word"
+    assert first_line(path, "proxy_password_file") == "word"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gone"):
-        read_password(tmp_path / "gone")
+        first_line(tmp_path / "gone", "proxy_password_file")
 
 
 def test_a_password_on_the_command_line_is_refused_unrepeated(tmp_path: Path) -> None:

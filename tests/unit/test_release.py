@@ -20,6 +20,7 @@ from consilia.node import audit, clip
 from consilia.node.config import Limits, NodeConfig
 from consilia.node.release import Answer, Release
 from consilia.node.store import Store
+from consilia.privacy import filecrypt
 from consilia.privacy.disclosure import BUCKETS, release_duration
 from consilia.wire import frames, seal
 from consilia.wire.v1 import (
@@ -104,6 +105,15 @@ class Door:
     def lines(self) -> list[str]:
         return [line.action for line, _ in audit.every(self.store)]
 
+    def sent(self, answer: Answer) -> Path:
+        """Return a copy of what is sent of an answer; on the disk it lies sealed."""
+        assert answer.frame is not None
+        assert filecrypt.is_sealed(answer.frame.read_bytes()[:100])
+        copy = self.folder / "sent.frame"
+        with self.release.plain(answer, answer.frame) as path:
+            copy.write_bytes(path.read_bytes())
+        return copy
+
     def left(self) -> list[Path]:
         return list((self.folder / "outbox").iterdir())
 
@@ -149,11 +159,11 @@ def opened(sealed: Sealed) -> Report:
 def test_an_update_leaves_with_signature_digest_and_line(door: Door) -> None:
     answer = door.pass_through(NEW)
     report = opened(answer.report)
-    assert answer.frame is not None and isinstance(report, Result)
-    header = frames.read_header(answer.frame)
+    assert isinstance(report, Result)
+    header = frames.read_header(door.sent(answer))
     assert (report.model, report.records, report.seconds) == (header.digest, 100, 5.0)
     assert [e.name for e in header.entries if not e.stored] == ["same", "n", "none"]
-    np.testing.assert_array_equal(stored(answer.frame)["w"], NEW["w"])
+    np.testing.assert_array_equal(stored(door.sent(answer))["w"], NEW["w"])
     (line,) = [line for line, _ in audit.every(door.store)]
     assert (line.action, line.subject, line.outcome) == ("release", "j.1.0.s", "released")
     for word in (header.digest, f"{header.total_bytes} bytes", "job j, round 1", "hearts"):
@@ -237,7 +247,7 @@ def test_a_first_model_is_whole_and_bounded(tmp_path: Path) -> None:
     config = msgspec.structs.replace(CONFIG, limits=Limits(update_bytes=size))
     door = make(tmp_path, config)
     answer = door.pass_through(NEW, base=False, records=0, metrics={})
-    assert answer.frame is not None and frames.read_header(answer.frame).whole
+    assert frames.read_header(door.sent(answer)).whole
     with pytest.raises(WorkerError, match="limit"):
         door.pass_through({**NEW, "b": np.ones(1, np.int8)}, base=False, records=0)
     with pytest.raises(WorkerError, match="claims records"):
@@ -341,15 +351,14 @@ def test_an_update_is_clipped_to_its_norm(tmp_path: Path, bound: float, moved: f
     same[0, 0] += 1
     new: Weights = {**NEW, "same": same, "n": np.arange(5, 10)}
     answer = door.pass_through(new)
-    assert answer.frame is not None
-    sent = stored(answer.frame)
+    sent = stored(door.sent(answer))
     first = sent["w"].astype(np.float64)[:100]
     np.testing.assert_allclose(sent["same"].astype(np.float64)[0, 0], 1 + moved, rtol=1e-12)
     np.testing.assert_allclose(first - W[:100], moved, rtol=1e-4)
     np.testing.assert_array_equal(sent["n"], new["n"])  # integers are no coordinates
-    with answer.frame.open("rb") as a, door.base.open("rb") as b:
+    with door.sent(answer).open("rb") as a, door.base.open("rb") as b:
         assert clip.norm(a.fileno(), b.fileno()) <= min(bound, math.sqrt(100_001)) * (1 + 1e-4)
-    assert opened(answer.report).model == frames.read_header(answer.frame).digest  # type: ignore[union-attr]
+    assert opened(answer.report).model == frames.read_header(door.sent(answer)).digest  # type: ignore[union-attr]
     door.store.close()
 
 

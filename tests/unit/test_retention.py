@@ -16,10 +16,11 @@ from sqlalchemy import Connection
 
 from consilia.core.round import JobState
 from consilia.errors import Conflict, StorageError
-from consilia.hub import audit, bases, records, tables
+from consilia.hub import audit, bases, modelversions, records, tables
 from consilia.hub.blobs import Blobs, DiskBlobs
 from consilia.hub.config import Retention
-from consilia.hub.records import JobRecord, Version
+from consilia.hub.modelversions import Version
+from consilia.hub.records import JobRecord
 from consilia.hub.retention import DAY, SETTLE, Collector, Kept, given_up
 from consilia.hub.store import Store
 from consilia.wire import frames
@@ -99,7 +100,7 @@ class Place:
             {"loss": loss}, self.at[0],
             optimizer=self.frame(f"{job}.{round}.opt") if optimizer else None,
         )  # fmt: skip
-        await self.store.write(lambda db: records.add_version(db, made))
+        await self.store.write(lambda db: modelversions.add(db, made))
         return made.digest
 
     def frame(self, seed: str) -> str:
@@ -172,7 +173,7 @@ async def test_versions_go_with_an_audit_line_and_stay_on_record(place: Place) -
     assert set((await collector.sweep()).files) == {digests[0], digests[2]}
     assert place.there() == {digests[1], digests[3], digests[4]}
     assert len(await place.lines("frame.delete")) == 2  # no second line for the file
-    page = await place.store.read(lambda db: records.list_versions(db, job="job-1"))
+    page = await place.store.read(lambda db: modelversions.page(db, job="job-1"))
     assert [v.deleted is not None for v in page.items] == [False, False, True, False, True]
     place.at[0] += DAY
     assert await collector.sweep() == replace(swept, versions=(), files=())

@@ -37,7 +37,7 @@ from consilia.core.round import (
     pending,
 )
 from consilia.core.select import order, select
-from consilia.core.table import masked_transitions, transitions
+from consilia.core.table import judged_transitions, masked_transitions, transitions
 from consilia.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "round.md"
@@ -551,7 +551,7 @@ def test_outstanding_lists_what_a_restarted_hub_takes_up() -> None:
 
 def test_events_are_listed_by_name() -> None:
     assert EVENTS["Accepted"] is Accepted
-    assert len(EVENTS) == 13
+    assert len(EVENTS) == 16
 
 
 def test_docs_show_the_machine_as_it_is() -> None:
@@ -559,7 +559,7 @@ def test_docs_show_the_machine_as_it_is() -> None:
 
 
 def test_table_shows_every_event_and_phase() -> None:
-    rows = (*transitions(), *masked_transitions())
+    rows = (*transitions(), *judged_transitions(), *masked_transitions())
     assert {row.event for row in rows} == set(EVENTS)
     phases = {row.before for row in rows} | {row.after for row in rows}
-    assert phases == {"waiting", "running", "closing", "done", "stopped", "failed"}
+    assert phases == {"waiting", "running", "closing", "paused", "done", "stopped", "failed"}

@@ -15,12 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from consilia.core.round import (
     EVENTS,
     Accepted,
+    Assessed,
     CancelLease,
     Changed,
     Close,
     Closed,
     CloseFailed,
     Command,
+    Evaluating,
     Event,
     Fold,
     GiveLease,
@@ -28,7 +30,9 @@ from consilia.core.round import (
     Joined,
     Leased,
     Left,
+    Paused,
     Resumed,
+    RolledBack,
     RoundConfig,
     Selection,
     Settled,
@@ -41,11 +45,12 @@ from consilia.core.round import (
     outstanding,
     pending,
 )
-from consilia.core.table import transitions
+from consilia.core.table import judged_transitions, transitions
 
 SITES = ("a", "b", "c", "d")
 GRACE, DEADLINE = 5.0, 60.0
-MOVES = {(row.before, row.event, row.after) for row in transitions()}
+MOVES = {(row.before, row.event, row.after) for row in (*transitions(), *judged_transitions())}
+MOVES |= {("closing", "Assessed", after) for after in ("running", "waiting", "paused")}
 # An event that comes when the timer is due already judges the round as the timer would.
 JUDGING = {"Joined", "Left", "Accepted", "Settled", "TimedOut"}
 
@@ -59,6 +64,7 @@ configs = st.builds(
     grace=st.sampled_from((0.0, GRACE, 2 * DEADLINE)),
     deadline=st.just(DEADLINE),
     seed=st.integers(0, 3),
+    evaluating=st.none() | st.builds(Evaluating, st.integers(0, 2)),
 )
 
 
@@ -77,6 +83,7 @@ class Hub(RuleBasedStateMachine):
         self.folded: set[str] = set()
         self.closing: Close | None = None
         self.made: dict[int, str] = {}  # round -> model
+        self.past: set[str] = set()  # leases given before the job last went back
         self.wake: Wake | None = None
 
     # ---- rules: what can happen -----------------------------------------------------------
@@ -113,8 +120,13 @@ class Hub(RuleBasedStateMachine):
         if kind == "leased":
             return Leased(self.now, lease)
         if kind == "update":
+            if self.judges(lease):
+                return Accepted(self.now, lease, "", 10, {}, "found")
             return Accepted(self.now, lease, f"update of {lease}", 10, {"loss": 0.5})
         return Settled(self.now, lease, "failed" if kind == "failed" else "declined", kind)
+
+    def judges(self, lease: str) -> bool:
+        return lease in self.given and self.given[lease].kind == "evaluate"
 
     @rule(lease=st.sampled_from(("j.1.0.z", "k.1.0.a", "")))
     def foreign_report(self, lease: str) -> None:
@@ -145,7 +157,9 @@ class Hub(RuleBasedStateMachine):
     def close_ends(self, works: bool) -> None:
         assert self.closing is not None
         round = self.closing.round
-        if works:
+        if works and self.closing.kind == "evaluate":
+            self.feed(Assessed(self.now, round, "told"))
+        elif works:
             self.feed(Closed(self.now, round, f"model {round} of {len(self.journal)}"))
         else:
             self.feed(CloseFailed(self.now, round, "disk full"))
@@ -155,11 +169,36 @@ class Hub(RuleBasedStateMachine):
         if self.closing is None or self.closing.round != round:
             before = self.state
             assert self.feed(Closed(self.now, round, "forged")) == ()
+            assert self.feed(Assessed(self.now, round, "forged")) == ()
             assert self.state is before
+        elif self.closing.kind == "evaluate":
+            assert self.feed(Closed(self.now, round, "forged")) == ()
+        else:
+            assert self.feed(Assessed(self.now, round, "forged")) == ()
 
     @rule(lr=st.floats(0, 1))
     def change(self, lr: float) -> None:
         assert self.feed(Changed(self.now, {"lr": lr})) == ()
+
+    @rule()
+    def pause(self) -> None:
+        open_before = set(self.open)
+        self.feed(Paused(self.now, "paused by a person"))
+        assert self.open == open_before  # nothing is taken back
+
+    @precondition(lambda self: self.made and self.state.phase != "running")
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        before = self.state
+        model = self.made[data.draw(st.sampled_from(sorted(self.made)), "round")]
+        self.feed(RolledBack(self.now, model))
+        idle = before.phase in ("paused", "stopped", "failed", "done")
+        if idle and not before.closing:
+            assert self.state.model == model
+            self.made[before.round - 1 + before.evaluating] = model
+            self.past.update(self.given)
+        else:
+            assert self.state is before
 
     @rule()
     def stop(self) -> None:
@@ -194,7 +233,8 @@ class Hub(RuleBasedStateMachine):
 
     @staticmethod
     def answers(close: Close, event: Event) -> bool:
-        return isinstance(event, Closed | CloseFailed) and event.round == close.round
+        made = Assessed if close.kind == "evaluate" else Closed
+        return isinstance(event, made | CloseFailed) and event.round == close.round
 
     def check_lease_event(
         self, event: Event, before: JobState, after: JobState, commands: tuple[Command, ...]
@@ -204,6 +244,10 @@ class Hub(RuleBasedStateMachine):
             assert commands == ()
         folds = [c for c in commands if isinstance(c, Fold)]
         if isinstance(event, Accepted) and event.lease in self.open:
+            if self.judges(event.lease):
+                assert folds == []
+                self.folded.add(event.lease)
+                return
             lease = self.given[event.lease]
             assert folds == [
                 Fold(lease.round, lease.lease, lease.site, event.digest, event.records)
@@ -246,27 +290,36 @@ class Hub(RuleBasedStateMachine):
         assert command.lease not in self.given
         assert command.site in self.state.ready
         assert command.round == self.state.round
-        assert command.kind == ("init" if command.round == 0 else "train")
+        judging = self.state.evaluating
+        kind = "evaluate" if judging else "init" if command.round == 0 else "train"
+        assert command.kind == kind
         expected = self.made.get(command.round - 1, "base") if command.round else None
+        if judging:
+            expected = self.made[command.round]
         assert command.model == expected
         same = [
             g.lease
             for g in self.given.values()
-            if (g.site, g.round) == (command.site, command.round)
+            if (g.site, g.round, g.kind) == (command.site, command.round, command.kind)
+            and g.lease not in self.past
         ]
         assert not self.open.intersection(same)
         assert not self.folded.intersection(same)
 
     def check_close(self, command: Close) -> None:
         assert self.closing is None
-        assert command.round not in self.made
+        judging = command.kind == "evaluate"
+        assert (command.round in self.made) == judging
         accepted = sorted(
-            (g.site, g.lease, f"update of {g.lease}", 10)
+            (g.site, g.lease, "" if judging else f"update of {g.lease}", 10)
             for g in self.given.values()
-            if g.round == command.round and g.lease in self.folded
+            if (g.round, g.kind) == (command.round, command.kind)
+            and g.lease in self.folded
+            and g.lease not in self.past
         )
         assert list(command.updates) == accepted
-        assert len(accepted) >= (1 if command.round == 0 else self.config.min_updates)
+        alone = judging or command.round == 0
+        assert len(accepted) >= (1 if alone else self.config.min_updates)
         assert len({site for site, *_ in accepted}) == len(accepted)
 
     # ---- what holds in every state ---------------------------------------------------------
@@ -304,7 +357,11 @@ class Hub(RuleBasedStateMachine):
             [self.closing] if self.closing else []
         )
         folds = {c.lease for c in again if isinstance(c, Fold)}
-        assert folds == {i for i in self.folded if self.given[i].round == self.state.round}
+        assert folds == {
+            i
+            for i in self.folded - self.past
+            if self.given[i].round == self.state.round and not self.state.evaluating
+        }
 
     @invariant()
     def a_waiting_or_failed_job_says_why(self) -> None:
@@ -312,7 +369,9 @@ class Hub(RuleBasedStateMachine):
             self.state.phase == "waiting" and self.state.started
         ):
             assert str(self.state.round) in self.state.cause
-        if self.state.phase in ("running", "closing", "done"):
+        if self.state.phase == "paused" or self.state.pause:
+            assert self.state.cause == "paused by a person"
+        elif self.state.phase in ("running", "closing", "done"):
             assert self.state.cause == ""
 
     # ---- at the end ------------------------------------------------------------------------
@@ -324,10 +383,12 @@ class Hub(RuleBasedStateMachine):
         done = drain(self.state)
         assert done.phase == "done"
         for event in self.journal:
-            if not isinstance(event, Resumed):
+            if not isinstance(event, Resumed | RolledBack):
                 done, commands = advance(done, event)
                 assert (done.phase, commands) == ("done", ())
-        assert expire(self.state).phase in ("done", "failed", "waiting", "stopped")
+        assert expire(self.state).phase in (
+            *("done", "failed", "waiting", "stopped", "paused"),
+        )
 
 
 def replay(
@@ -358,7 +419,8 @@ def next_event(state: JobState, at: float) -> Event:
     if state.phase == "running":
         return Accepted(at, pending(state)[0].id, "update", 10, {})
     if state.phase == "closing":
-        return Closed(at, state.round, "model")
+        judged = Assessed(at, state.round, "told")
+        return judged if state.evaluating else Closed(at, state.round, "model")
     return Resumed(at, None)
 
 
@@ -369,7 +431,9 @@ def expire(state: JobState) -> JobState:
             state, _commands = advance(state, TimedOut(state.opened_at + 1e6, state.round))
             assert state.phase in ("closing", "failed")
         elif state.phase == "closing":
-            state, _commands = advance(state, Closed(0.0, state.round, "model"))
+            judged = Assessed(0.0, state.round, "told")
+            made = Closed(0.0, state.round, "model")
+            state, _commands = advance(state, judged if state.evaluating else made)
         else:
             return state
     return state
@@ -404,6 +468,9 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Closed, times, st.integers(0, 2), st.just("m")),
     st.builds(CloseFailed, times, st.integers(0, 2), st.just("disk full")),
     st.builds(Changed, times, st.just({"lr": 2.0})),
+    st.builds(Assessed, times, st.integers(0, 2), st.just("told")),
+    st.builds(Paused, times, st.just("by a person")),
+    st.builds(RolledBack, times, st.just("m")),
     st.builds(Stopped, times, st.just("by a person")),
     st.builds(Resumed, times, st.none() | st.integers(0, 3)),
 )

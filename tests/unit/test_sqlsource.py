@@ -6,9 +6,10 @@ import duckdb
 import pytest
 
 from consilia.data.registry import inspect_table, to_source
-from consilia.data.sqlsource import libpq, origin, read_password, snapshot
+from consilia.data.sqlsource import libpq, origin, snapshot
 from consilia.data.table import Table
 from consilia.errors import ConfigError, DataError
+from consilia.files import first_line
 from pgkit import Postgres
 
 
@@ -108,14 +109,14 @@ def test_a_password_comes_from_a_private_file_only(tmp_path: Path) -> None:
     file.write_text("hunter2\n")
     file.chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
-        read_password(str(file))
+        first_line(file, "password_file")
     file.chmod(0o600)
-    assert read_password(str(file)) == "hunter2"
+    assert first_line(file, "password_file") == "hunter2"
     made = origin("postgresql", "host=db dbname=x", "SELECT 1", str(file))
     assert "hunter2" not in repr(made)
     file.write_text("\n")
-    with pytest.raises(ConfigError, match="no password"):
-        read_password(str(file))
+    with pytest.raises(ConfigError, match="nothing in its first line"):
+        first_line(file, "password_file")
 
 
 def test_a_postgresql_query_becomes_a_table(postgres: Postgres, tmp_path: Path) -> None:

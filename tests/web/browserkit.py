@@ -79,6 +79,33 @@ PLAN = numpy_plan(
     arguments={"lr": 0.05, "epochs": 3},
 )
 '''
+SLOW = '''"""Mean creatinine, slowly: a task that one can watch, and stop."""
+
+import time
+
+import numpy as np
+
+from consilia.plans.numpy import numpy_plan
+
+
+def init(args, seed):
+    """Start from nothing."""
+    return {"mean": np.zeros(1, np.float32)}
+
+
+def train(weights, data, args, context):
+    """Compute a little, wait a little, for up to a minute."""
+    for step in range(300):
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            weights["mean"] += np.float32(0)
+        time.sleep(0.15)
+        context.progress((step + 1) / 300)
+    return {}
+
+
+PLAN = numpy_plan(init, train, features=["creatinine"], target="egfr")
+'''
 
 
 def free_port() -> int:
@@ -104,6 +131,18 @@ def plan_folder(root: Path) -> Path:
     (folder / "plan.py").write_text(PLAN)
     (folder / "numbers_of_it.py").write_text(NUMBERS)
     return folder
+
+
+def elsewhere(path: Path, records: int, seed: int) -> Path:
+    """Write a cohort as a hospital with other habits exports it: names, units, codes differ."""
+    lines = cohort(path, records, seed).read_text().splitlines()
+    out = [lines[0].replace("creatinine", "kreatinin")]
+    for line in lines[1:]:
+        patient, sex, age, systolic, creatinine, admitted, egfr = line.split(",")
+        word, micromolar = {"f": "female", "m": "male"}[sex], float(creatinine) * 88.42
+        out.append(f"{patient},{word},{age},{systolic},{micromolar:.1f},{admitted},{egfr}")
+    path.write_text("\n".join(out) + "\n")
+    return path
 
 
 def cohort(path: Path, records: int, seed: int) -> Path:
@@ -190,7 +229,7 @@ class Hospitals(Programs):
         )
         table = cohort(self.root / "hillside.csv", 420, 2)
         self.cli(
-            "dataset", "add", table, "--name", "kidney", "--tag", "kidney", "--dir",
+            "dataset", "add", table, "--name", "kidney", "--tag", "kidney", "--mock", "--dir",
             self.root / "hillside",
         )  # fmt: skip
         for site in ("hillside", "riverside"):

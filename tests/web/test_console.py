@@ -31,8 +31,8 @@ STUDY = Study(
 )
 PAGES = (
     "/", "/datasets", "/datasets/add", "/datasets/kidney-2025", "/loading-plans",
-    "/loading-plans/new", "/studies", "/plans", "/runs", "/ledger", "/audit", "/policy",
-    "/accounts", "/settings", "/no-such-page",
+    "/loading-plans/new", "/opt-out", "/studies", "/plans", "/runs", "/ledger", "/audit",
+    "/policy", "/accounts", "/settings", "/no-such-page",
 )  # fmt: skip
 DARK = ("/", "/datasets/kidney-2025", "/policy", "/audit")  # that show every kind of part
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
@@ -290,7 +290,8 @@ def test_a_plan_is_tried_a_loading_plan_previewed_and_the_policy_weighed(
 
     page.goto(f"{hospitals.origin}/loading-plans/shorter")
     page.get_by_label("Show what it does to").select_option("kidney-2025")
-    blocks = page.get_by_role("textbox", name="Blocks")
+    page.get_by_role("tab", name="YAML").click()
+    blocks = page.get_by_role("textbox", name="YAML")
     blocks.fill(
         "name: shorter\nblocks:\n  - {block: rename, columns: {creatinine: kreatinin}}\n"
     )
@@ -298,7 +299,8 @@ def test_a_plan_is_tried_a_loading_plan_previewed_and_the_policy_weighed(
     blocks.fill(
         "name: shorter\nblocks:\n  - {block: renam, columns: {creatinine: kreatinin}}\n"
     )
-    page.get_by_role("alert").wait_for()  # a mistake is told while one types
+    page.get_by_role("tab", name="Form").click()
+    page.get_by_text("did you mean 'rename'").wait_for()  # a mistake is told while one types
 
     page.goto(f"{hospitals.origin}/policy")
     page.get_by_label("Fewest records to train on").fill("5000")

@@ -10,14 +10,24 @@ import sys
 
 import msgspec
 
-from consilia.wire.console import Request, View, accounts, datasets, runs, site, studies
+from consilia.wire.console import (
+    Request,
+    View,
+    accounts,
+    datasets,
+    harmony,
+    patients,
+    runs,
+    site,
+    studies,
+)
 
 
 def document() -> dict[str, object]:
     """Return the OpenAPI document whose components are the records of wire.console."""
     records = [
         kind
-        for area in (accounts, datasets, runs, site, studies)
+        for area in (accounts, datasets, harmony, patients, runs, site, studies)
         for _, kind in inspect.getmembers(area, inspect.isclass)
         if issubclass(kind, Request | View) and kind.__struct_fields__
     ]

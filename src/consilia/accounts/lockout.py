@@ -19,12 +19,12 @@ class Attempts:
     until: float = 0.0
 
 
-def counted(before: Attempts, now: float) -> Attempts:
+def counted(before: Attempts, now: float, free: int = FREE) -> Attempts:
     """Return the count with one more attempt, wrong until the contrary is known."""
     failures = before.failures + 1
-    if failures < FREE:
+    if failures < free:
         return Attempts(failures, 0.0)
-    rest = min(FIRST * 2.0 ** min(failures - FREE, 16), LONGEST)
+    rest = min(FIRST * 2.0 ** min(failures - free, 16), LONGEST)
     return Attempts(failures, now + rest)
 
 

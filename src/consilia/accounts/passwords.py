@@ -14,7 +14,20 @@ from consilia.errors import ConfigError
 LEAST = 12  # characters
 MOST = 200
 HASHER = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
-_WEAK = ("password", "passwort", "consilia", "hospital", "qwertz", "qwerty", "abcdef", "123456")
+# What leaked passwords are mostly built from, as the yearly lists of them show; longer ones
+# are these with a year, a digit or a mark, which the rule below looks through.
+_WEAK = (
+    "password", "passwort", "passw0rd", "p@ssword", "consilia", "hospital", "krankenhaus",
+    "klinikum", "clinic", "doctor", "qwertz", "qwerty", "qwertyuiop", "qwertzuiop", "azerty",
+    "asdfgh", "asdfghjkl", "zxcvbn", "1q2w3e4r", "1qaz2wsx", "qazwsx", "abcdef", "abc123",
+    "012345", "123456", "1234567890", "987654", "0987654321", "111111", "000000", "654321",
+    "iloveyou", "letmein", "welcome", "willkommen", "admin", "administrator", "operator",
+    "changeme", "default", "secret", "geheim", "master", "login", "access", "test123",
+    "football", "fussball", "baseball", "superman", "batman", "pokemon", "dragon", "monkey",
+    "shadow", "sunshine", "princess", "michael", "jennifer", "jordan", "charlie", "trustno1",
+    "whatever", "starwars", "freedom", "hallo", "hello", "schatz", "computer", "internet",
+    "samsung", "google", "summer", "winter", "sommer", "spring", "autumn", "herbst",
+)  # fmt: skip
 
 
 def check(password: str, known: Iterable[str] = ()) -> None:

@@ -153,8 +153,12 @@ def end_sessions(tx: Writes, name: str) -> Account:
 
 
 def remove(tx: Writes, name: str) -> None:
-    """Remove an account and its sessions. Its name stays in the audit trail."""
+    """Remove an account, its sessions and the invitations that it made.
+
+    Its name stays in the audit trail.
+    """
     tx.execute("DELETE FROM account_sessions WHERE account = ?", (name,))
+    tx.execute("DELETE FROM account_invitations WHERE actor = ?", (name,))
     if not tx.execute("DELETE FROM accounts WHERE name = ?", (name,)):
         raise NotFound(f"no account {name[:80]!r} here")
 

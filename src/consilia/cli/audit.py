@@ -189,10 +189,11 @@ def _hub_store(directory: Path) -> "Iterator[HubStore]":
 
 
 def _node(directory: Path, kept: tuple[int, str]) -> AuditCheckView:
-    from consilia.node import audit
+    from consilia.node import audit, config, identity
 
+    key = identity.load(directory, config.load(directory).site).signing.public_key()
     with _node_store(directory) as store:
-        return _view(audit.verify(store, *kept))
+        return _view(audit.verify(store, *kept, public_key=key.public_bytes_raw()))
 
 
 def _hub(directory: Path, kept: tuple[int, str]) -> AuditCheckView:

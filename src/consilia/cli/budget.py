@@ -171,13 +171,17 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Cap an account, in place of the default of node.yaml."""
-    from consilia.node import budget
+    from consilia.node import caps, config
     from consilia.privacy.ledger import Cap
 
     found = Cap(epsilon, delta)
+    budgets = config.load(node_dir(directory)).privacy
     with changing(directory) as store:
-        budget.set_cap(store, kind, name, found, actor=actor(), reason=reason, now=time.time())
-    done(f"{kind} {name}: epsilon {epsilon:g} at delta {delta:g}, for ever", found, as_json)
+        waits = caps.decide(
+            store, kind, name, found, budgets, actor=actor(), reason=reason, now=time.time()
+        )
+    end = "waits for a second person" if waits else "for ever"
+    done(f"{kind} {name}: epsilon {epsilon:g} at delta {delta:g}, {end}", found, as_json)
 
 
 @cap.command(
@@ -188,12 +192,16 @@ def remove(
     kind: Kind, name: Name, reason: Reason, directory: NodeDir = None, as_json: Json = False
 ) -> None:
     """Take a cap back; the default of node.yaml holds again."""
-    from consilia.node import budget
+    from consilia.node import caps, config
 
+    budgets = config.load(node_dir(directory)).privacy
     with changing(directory) as store:
-        budget.drop_cap(store, kind, name, actor=actor(), reason=reason, now=time.time())
+        waits = caps.decide(
+            store, kind, name, None, budgets, actor=actor(), reason=reason, now=time.time()
+        )
+    end = "holds once a second person agrees" if waits else "holds"
     done(
-        f"{kind} {name}: the default of node.yaml holds", {"kind": kind, "name": name}, as_json
+        f"{kind} {name}: the default of node.yaml {end}", {"kind": kind, "name": name}, as_json
     )
 
 

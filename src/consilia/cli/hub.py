@@ -51,15 +51,21 @@ def init(
         database=database,
     )
     where = directory.absolute()
-    init_hub(where, config)
+    first = init_hub(where, config)
     layout = Directory(where)
     done(
         f"hub {name} is made in {where}\n"
         f"settings: {layout.config}\n"
         f"CA certificate, for people: {layout.secrets / 'ca.pem'}\n"
-        f"operator's token: {layout.operator_token}\n"
+        f"operator's token, for this machine: {layout.operator_token}\n"
+        f"the first operator's account, once, until {when(first.expires)}: {first.link}\n"
         f"next: consilia hub serve --dir {where}",
-        {"directory": where, "ca": layout.secrets / "ca.pem", "config": config},
+        {
+            "directory": where,
+            "ca": layout.secrets / "ca.pem",
+            "config": config,
+            "invitation": first,
+        },
         as_json,
     )
 
@@ -70,6 +76,15 @@ def serve(directory: HubDir = None) -> None:
     from consilia.hub.app import serve as serve_hub
 
     serve_hub(hub_dir(directory))
+
+
+@app.command("rotate-key", epilog=example("consilia hub rotate-key --dir /srv/hub"))
+def rotate_key(directory: HubDir = None, as_json: Json = False) -> None:
+    """Seal every frame of a stopped hub under a new key. Cut short, it is simply run again."""
+    from consilia.hub.app import rotate_key as rotate
+
+    count = rotate(hub_dir(directory))
+    done(f"{count} frames sealed under a new key", {"sealed": count}, as_json)
 
 
 @app.command(epilog=example("consilia hub invite north-hospital --dir /srv/hub > north.token"))

@@ -20,6 +20,7 @@ from consilia.cli import (
     experiment,
     hardcases,
     harmonise,
+    holdout,
     hub,
     loading,
     login,
@@ -27,10 +28,12 @@ from consilia.cli import (
     node,
     optout,
     peers,
+    people,
     plan,
     policy,
     privacy,
     review,
+    steer,
     study,
 )
 from consilia.cli.output import json_text, note
@@ -47,6 +50,8 @@ app = typer.Typer(
 )
 for group in (hub, node, dataset, loading, plan, study, experiment, models, audit, privacy):
     app.add_typer(group.app)
+app.add_typer(people.app)
+app.add_typer(people.keys)
 node.app.add_typer(budget.app)
 node.app.add_typer(optout.app)
 review.add_to(node.app)
@@ -57,6 +62,8 @@ harmonise.add_to(study.app)
 privacy.add_to(node.app)
 hardcases.add_to(node.app)
 console.add_to(node.app)
+holdout.add_to(dataset.app)
+steer.add_to(app, experiment.app)
 for module in (experiment, login):
     module.add_to(app)
 

@@ -51,14 +51,16 @@ def join(
 
     The token works once. It is a secret until then: with - it stays out of the process list.
     """
+    from consilia.files import first_line
     from consilia.node.app import join as join_hub
-    from consilia.node.config import read_password
     from consilia.wire.token import decode_token
 
     text = sys.stdin.read() if token == "-" else token  # noqa: S105  # no password
     where = node_dir(directory)
     _no_password(proxy)
-    password = read_password(proxy_password_file) if proxy_password_file else ""
+    password = (
+        first_line(proxy_password_file, "--proxy-password-file") if proxy_password_file else ""
+    )
     # People compare it with what the hub's operator reads out, so it is told whatever follows.
     note(f"the hub's CA fingerprint is {decode_token(text).ca_fingerprint}")
     config = join_hub(text.strip(), where, proxy or None, sandbox, password)

@@ -95,9 +95,10 @@ def _add(patients: list[str], directory: Path | None, as_json: bool) -> None:
 
 def _apply(store: "Store") -> bool:
     """Find the patients in the datasets; tasks on a dataset where that fails are refused."""
-    from consilia.node import loading
+    from consilia.node import loading, measuring
 
     problems = loading.refresh(store)
+    measuring.retell(store, now=time.time())
     for problem in problems:
         note(f"not applied yet, and no task runs on it: {problem}")
     return not problems

@@ -34,6 +34,12 @@ def create(
     min_records: Annotated[
         int, typer.Option(help="Fewest records a site must have; can only raise its own rule.")
     ] = 0,
+    retention_days: Annotated[
+        int, typer.Option(help="Sites delete what it left so many days after its end; 0: free.")
+    ] = 0,
+    residency: Annotated[
+        str, typer.Option(help="Region its sites must be in, such as EU; without it, any.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Draft a study. Nobody sees it until it is submitted."""
@@ -49,6 +55,8 @@ def create(
         ethics=ethics,
         until=until,
         min_records=min_records,
+        retention_days=retention_days,
+        residency=residency,
     )
     with Client() as client:
         view = client.create_study(study)
@@ -87,6 +95,8 @@ def show(name: Name, as_json: Json = False) -> None:
             "ethics": study.ethics,
             "until": study.until,
             "min records": study.min_records,
+            "retention days": study.retention_days,
+            "residency": study.residency,
             "sites": "\n".join(f"{site}: {now}" for site, now in sorted(view.sites.items())),
         },
         as_json,

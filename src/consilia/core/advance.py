@@ -3,22 +3,24 @@
 The rules are told in `core.round`. Every function returns the new state and the commands; the
 timer and the notice of a new phase are derived from the difference of old and new state.
 
-What a kind of round needs is one `_Recipe`: its quorum, whom it asks, how long it waits for
-the rest. That is where further kinds go: a plain sum or an evaluation is one whose Close
-makes no model; an asynchronous strategy is one with a quorum of 1 and no grace.
+What a kind of round needs is one `Recipe` (core.recipes): its quorum, whom it asks, how long it
+waits for the rest. An evaluation is one whose Close makes no model: it belongs to the round
+whose model it is of, follows its closing, and takes any site that can tell. That is where
+further kinds go: an asynchronous strategy is one with a quorum of 1 and no grace.
 
 A round takes one step, the update; a masked one takes five (`core.steps`). Every step ends
 by the same rule: all have done it, or enough have and grace is over.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 from consilia.core import steps
 from consilia.core.events import (
     Accepted,
+    Assessed,
     CancelLease,
     Changed,
     Close,
@@ -30,14 +32,15 @@ from consilia.core.events import (
     GiveLease,
     JobState,
     Joined,
-    Kind,
     Lease,
     Leased,
     LeaseStatus,
     Left,
     Notify,
+    Paused,
     Phase,
     Resumed,
+    RolledBack,
     RoundConfig,
     Settled,
     Spoke,
@@ -47,7 +50,8 @@ from consilia.core.events import (
     Wake,
 )
 from consilia.core.ids import name
-from consilia.core.select import Selection, order, select, site_seed
+from consilia.core.recipes import RECIPES, able
+from consilia.core.select import site_seed
 from consilia.errors import ConfigError
 
 Step = tuple[JobState, tuple[Command, ...]]
@@ -58,8 +62,11 @@ def new_job(job: str, config: RoundConfig) -> JobState:
     rule = config.selection
     if "." in job:  # lease ids of two jobs could be the same text
         raise ConfigError(f"job name {job[:80]!r} is not allowed: it holds a dot")
+    judging = config.evaluating
+    fewest = 1 if judging is None else 0  # without a round: one model is evaluated
     limits = (
-        ("rounds", config.rounds, config.rounds >= 1, "1 or more"),
+        ("rounds", config.rounds, config.rounds >= fewest, f"{fewest} or more"),
+        ("every", every := judging.every if judging else 0, every >= 0, "0 or more"),
         ("min_updates", config.min_updates, config.min_updates >= 1, "1 or more"),
         ("min_sites", config.min_sites, config.min_sites >= 1, "1 or more"),
         ("fraction", rule.fraction, 0 < rule.fraction <= 1, "above 0, up to 1"),
@@ -102,44 +109,11 @@ def outstanding(state: JobState) -> tuple[Command, ...]:
     """
     gives = (_give(state, lease) for lease in _held(state) if not steps.has_left(lease))
     tells = steps.retold(state) if state.phase == "running" else ()
-    folds = (_fold(state, lease) for lease in _accepted_by_site(state))
+    accepted = () if state.evaluating else _accepted_by_site(state)
+    folds = (_fold(state, lease) for lease in accepted)
     close = (_close_command(state),) if state.closing else ()
     due = _due(state)
     return (*gives, *tells, *folds, *close, *(() if due is None else (due,)))
-
-
-# ---- what differs between kinds of rounds ----------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """What one kind of round needs."""
-
-    quorum: Callable[[RoundConfig], int]  # updates it closes with at least
-    grace: Callable[[RoundConfig], float]  # seconds it waits for the rest after quorum
-    ask: Callable[[JobState], Iterable[str]]  # sites to lease to when it opens
-    replaces: bool  # whether a site that cannot go on is replaced by another ready one
-
-
-def _ask_one(state: JobState) -> Iterable[str]:
-    """Return the first ready site, by seeded rank, not yet asked since the round opened."""
-    asked = {lease.site for lease in state.leases.values()}
-    return order(state.ready - asked, state.config.seed, state.round)[:1]
-
-
-def _ask_many(state: JobState) -> Iterable[str]:
-    """Return the selected sites without those whose update was kept from before a resume."""
-    rule, config = state.config.selection, state.config
-    rule = Selection(rule.fraction, max(rule.minimum, config.min_updates))
-    kept = {lease.site for lease in state.leases.values()}
-    chosen = select(state.ready | kept, rule, config.seed, state.round)
-    return (site for site in chosen if site not in kept)
-
-
-_RECIPES: Mapping[Kind, _Recipe] = {
-    "init": _Recipe(lambda _: 1, lambda _: 0.0, _ask_one, replaces=True),
-    "train": _Recipe(lambda c: c.min_updates, lambda c: c.grace, _ask_many, replaces=False),
-}
 
 
 # ---- opening, judging and closing a round ----------------------------------------------------
@@ -150,16 +124,21 @@ def _open(state: JobState, at: float) -> Step:
     if not state.started:
         return state, ()
     if state.round > state.config.rounds:
-        return replace(state, phase="done", cause=""), ()
-    recipe, kept = _RECIPES[state.kind], _having(state, "accepted")
+        return replace(state, phase="done", cause=state.enough, pause=""), ()
+    if state.pause:
+        return replace(state, phase="paused", cause=state.pause, pause=""), ()
+    recipe, kept = RECIPES[state.kind], _having(state, "accepted")
     quorum = recipe.quorum(state.config)
-    here = state.ready | {lease.site for lease in kept}
-    needed = max(state.config.min_sites, quorum)
+    here = able(state) | {lease.site for lease in kept}
+    needed = quorum if state.evaluating else max(state.config.min_sites, quorum)
     if len(kept) < quorum and len(here) < needed:
         found = f"{len(here)} ({', '.join(sorted(here))})" if here else "none"
-        cause = f"round {state.round} waits for {needed} ready sites, found {found}"
+        what = "the evaluation of round" if state.evaluating else "round"
+        cause = f"{what} {state.round} waits for {needed} ready sites, found {found}"
         return replace(state, phase="waiting", cause=cause), ()
-    arguments = state.round_arguments if kept else state.arguments
+    # A model is evaluated with the arguments that it was trained with.
+    old = bool(kept) or (state.evaluating and bool(state.round_arguments))
+    arguments = state.round_arguments if old else state.arguments
     state = replace(
         state,
         phase="running",
@@ -177,7 +156,7 @@ def _open(state: JobState, at: float) -> Step:
 
 def _judge(state: JobState, at: float) -> Step:
     """Decide whether the open round goes on, closes or fails. `at` is the time now."""
-    recipe = _RECIPES[state.kind]
+    recipe = RECIPES[state.kind]
     quorum = steps.quorum(state, recipe.quorum(state.config))
     done = len(steps.done(state))
     if done >= quorum and state.quorum_at is None:
@@ -220,8 +199,10 @@ def _fail(state: JobState, why: str, quorum: int) -> Step:
     )
     count = len(steps.done(state))
     what = steps.COUNTED[state.step]
-    cause = f"round {state.round}: {why}; found {count} of {quorum} {what}; {each}"
-    state, cancels = _cancel(replace(state, phase="failed", cause=cause), _held(state))
+    what_of = "evaluation of round" if state.evaluating else "round"
+    cause = f"{what_of} {state.round}: {why}; found {count} of {quorum} {what}; {each}"
+    failed = replace(state, phase="failed", cause=cause, pause="")
+    state, cancels = _cancel(failed, _held(state))
     return state, cancels
 
 
@@ -231,7 +212,7 @@ def _due(state: JobState) -> Wake | None:
         return None
     due = state.opened_at + state.config.deadline
     if state.quorum_at is not None:
-        due = min(due, state.quorum_at + _RECIPES[state.kind].grace(state.config))
+        due = min(due, state.quorum_at + RECIPES[state.kind].grace(state.config))
     return Wake(due, state.round)
 
 
@@ -252,10 +233,8 @@ def _put(state: JobState, lease: Lease) -> JobState:
 
 def _lease(state: JobState, sites: Iterable[str]) -> Step:
     """Give a new lease to each of `sites`."""
-    new = [
-        Lease(f"{state.job}.{state.round}.{state.attempt}.{site}", site, "out")
-        for site in sites
-    ]
+    attempt = f"e{state.attempt}" if state.evaluating else f"{state.attempt}"
+    new = [Lease(f"{state.job}.{state.round}.{attempt}.{site}", site, "out") for site in sites]
     state = replace(state, leases={**state.leases, **{lease.id: lease for lease in new}})
     return state, tuple(_give(state, lease) for lease in new)
 
@@ -308,9 +287,17 @@ def _open_lease(state: JobState, id: str) -> Lease | None:
 def _on_started(state: JobState, event: Started) -> Step:
     if state.started:
         return state, ()
-    first = 0 if event.model is None else 1
+    alone = event.model is not None and state.config.rounds == 0
+    first = 0 if event.model is None or alone else 1
     arguments = {**event.arguments, **state.arguments}
-    state = replace(state, started=True, model=event.model, arguments=arguments, round=first)
+    state = replace(
+        state,
+        started=True,
+        model=event.model,
+        arguments=arguments,
+        round=first,
+        evaluating=alone,
+    )
     return _open(state, event.at) if state.phase == "waiting" else (state, ())
 
 
@@ -358,10 +345,11 @@ def _on_accepted(state: JobState, event: Accepted) -> Step:
         digest=event.digest,
         records=event.records,
         metrics=event.metrics,
+        body=event.body,
     )
-    fold = _fold(state, lease)
+    folds = () if state.evaluating else (_fold(state, lease),)
     state, commands = _judge(_put(state, lease), event.at)
-    return state, (fold, *commands)
+    return state, (*folds, *commands)
 
 
 def _on_spoke(state: JobState, event: Spoke) -> Step:
@@ -396,26 +384,49 @@ def _on_timed_out(state: JobState, event: TimedOut) -> Step:
 
 
 def _on_closed(state: JobState, event: Closed) -> Step:
-    if not state.closing or event.round != state.round:
+    if not state.closing or state.evaluating or event.round != state.round:
         return state, ()
     listening = _held(state) if steps.masked(state) else ()
     ends = tuple(CancelLease(lease.id, lease.site) for lease in listening)
-    # A job that ends early has as many rounds as it has closed: more can be given to it later.
-    rounds = state.round if event.enough else state.config.rounds
+    state = _ended(replace(state, model=event.model), event.enough)
+    follows = _to_evaluate(state)
     state = replace(
+        state, evaluating=follows, round=state.round if follows else state.round + 1
+    )
+    state, commands = _open(state, event.at) if state.phase == "closing" else (state, ())
+    return state, (*ends, *commands)
+
+
+def _on_assessed(state: JobState, event: Assessed) -> Step:
+    if not (state.closing and state.evaluating) or event.round != state.round:
+        return state, ()
+    state = _ended(state, event.enough)
+    state = replace(state, evaluating=False, round=state.round + 1)
+    return _open(state, event.at) if state.phase == "closing" else (state, ())
+
+
+def _ended(state: JobState, enough: str) -> JobState:
+    """Return the state without the round that was open; `enough` makes it the last."""
+    # A job that ends early has as many rounds as it has closed: more can be given to it later.
+    rounds = state.round if enough else state.config.rounds
+    return replace(
         state,
         config=replace(state.config, rounds=rounds),
         closing=False,
-        model=event.model,
-        round=state.round + 1,
         leases={},
         attempt=0,
         quorum_at=None,
+        enough=enough or state.enough,
     )
-    state, commands = _open(state, event.at) if state.phase == "closing" else (state, ())
-    if state.phase == "done":
-        state = replace(state, cause=event.enough)
-    return state, (*ends, *commands)
+
+
+def _to_evaluate(state: JobState) -> bool:
+    """Tell whether the model of the round that has just closed is to be evaluated."""
+    judging, round = state.config.evaluating, state.round
+    if judging is None:
+        return False
+    last = round == state.config.rounds
+    return last or (judging.every > 0 and round > 0 and round % judging.every == 0)
 
 
 def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
@@ -426,26 +437,58 @@ def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
         cause = f"{state.cause}; {cause}"
     held = _held(state) if steps.masked(state) else ()
     phase: Phase = "stopped" if state.phase == "stopped" else "failed"
-    return _cancel(replace(state, closing=False, phase=phase, cause=cause), held)
+    return _cancel(replace(state, closing=False, phase=phase, cause=cause, pause=""), held)
 
 
 def _on_changed(state: JobState, event: Changed) -> Step:
     return replace(state, arguments={**state.arguments, **event.arguments}), ()
 
 
+def _on_paused(state: JobState, event: Paused) -> Step:
+    if state.phase == "waiting":
+        return replace(state, phase="paused", cause=event.cause), ()
+    if state.phase not in ("running", "closing") or state.pause:
+        return state, ()
+    return replace(state, pause=event.cause, cause=event.cause), ()
+
+
+def _on_rolled_back(state: JobState, event: RolledBack) -> Step:
+    idle = state.phase in ("paused", "done", "stopped", "failed")
+    if not idle or state.closing or state.model is None:
+        return state, ()
+    # What the open round has was computed on another model; its evaluation is given up.
+    round = state.round + 1 if state.evaluating else state.round
+    attempt = 0 if state.evaluating else state.attempt + 1
+    back = replace(
+        state,
+        model=event.model,
+        leases={},
+        attempt=attempt,
+        quorum_at=None,
+        round=round,
+        evaluating=False,
+    )
+    return back, ()
+
+
 def _on_stopped(state: JobState, event: Stopped) -> Step:
     if state.phase in ("done", "stopped", "failed"):
         return state, ()
     held = pending(state) if state.closing else _held(state)
-    return _cancel(replace(state, phase="stopped", cause=event.cause), held)
+    return _cancel(replace(state, phase="stopped", cause=event.cause, pause=""), held)
 
 
 def _on_resumed(state: JobState, event: Resumed) -> Step:
     rounds = max(state.config.rounds, event.rounds or 0)
     more = rounds > state.config.rounds
-    if state.phase not in ("stopped", "failed") and not (state.phase == "done" and more):
+    if state.phase in ("running", "closing") and state.pause:  # not paused yet: it goes on
+        config = replace(state.config, rounds=rounds)
+        return replace(state, config=config, pause="", cause=""), ()
+    idle = state.phase in ("paused", "stopped", "failed")
+    if not idle and not (state.phase == "done" and more):
         return state, ()
-    state = replace(state, config=replace(state.config, rounds=rounds), cause="")
+    config = replace(state.config, rounds=rounds)
+    state = replace(state, config=config, cause="", pause="", enough="")
     if state.closing:  # stopped while the close was in flight: its answer is still to come
         return replace(state, phase="closing"), ()
     # What was sent in a masked round is worth nothing in another attempt.
@@ -465,8 +508,11 @@ _ON: Mapping[type[Event], Callable[[JobState, Any], Step]] = {
     Settled: _on_settled,
     TimedOut: _on_timed_out,
     Closed: _on_closed,
+    Assessed: _on_assessed,
     CloseFailed: _on_close_failed,
     Changed: _on_changed,
+    Paused: _on_paused,
+    RolledBack: _on_rolled_back,
     Stopped: _on_stopped,
     Resumed: _on_resumed,
 }

@@ -4,6 +4,7 @@ A `Carried` goes with an update from stage to stage. Each stage is a function th
 record and returns the next, or refuses an order that would make a promise untrue:
 
     start -> fed_back -> clipped -> coded                      plain, compressed
+    start -> fed_back -> clipped -> gridded                    masked, of 8 bits
     start -> clipped -> gridded -> noised                      masked, with shares of noise
     start -> clipped -> gridded -> noised -> fed_back -> coded plain, noised at the site
 
@@ -12,7 +13,7 @@ record and returns the next, or refuses an order that would make a promise untru
 | `fed_back` | none: what was left out before has no bound | before noise, once clipped |
 | `clipped` | C | |
 | `coded` | bound times what the codec expands; after noise nothing changes | |
-| `gridded` | bound + what rounding can add | once coded: scales of blocks are values too |
+| `gridded` | bound + what rounding adds; after noise the same | once coded |
 | `noised` | the same; `noise` is the deviation over it | without bound or grid; twice |
 
 `bound` is the L2 norm of what one site contributes, at most: the sensitivity at client level.
@@ -74,7 +75,8 @@ def gridded(given: Carried, step: float, size: int, *, nearest: bool) -> Carried
     if given.coded:
         raise ConfigError("values coded in blocks lie on no public grid: no noise fits them")
     added = step * sqrt(size) * (0.5 if nearest else 1.0)
-    bound, grid = given.bound + added, max(given.step, step)
+    bound = given.bound if given.noise else given.bound + added
+    grid = max(given.step, step)
     return replace(given, bound=bound, step=grid, path=(*given.path, f"grid {step:.3g}"))
 
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 from consilia.core.select import Selection
 
-Phase = Literal["waiting", "running", "closing", "done", "stopped", "failed"]
-Kind = Literal["init", "train"]
+Phase = Literal["waiting", "running", "closing", "paused", "done", "stopped", "failed"]
+Kind = Literal["init", "train", "evaluate"]
 Step = Literal["keys", "shares", "update", "consent", "unmask"]  # plain rounds: update only
 LeaseStatus = Literal[
     "out",  # its site works on it, or has yet to fetch it
@@ -23,6 +23,14 @@ LeaseStatus = Literal[
     "cancelled",  # the round closed without it, or the job stopped or failed
 ]
 Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluating:
+    """When a job's models are evaluated at the sites, and by whom."""
+
+    every: int = 0  # rounds between two evaluations; 0: the last model alone
+    sites: tuple[str, ...] = ()  # that are asked; empty: every ready one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,8 @@ class RoundConfig:
     seed: int = 0
     masked: bool = False  # training rounds are rounds of secure aggregation
     encrypted: bool = False  # of a masked job: homomorphic encryption instead of masks
+    trainers: tuple[str, ...] = ()  # the sites that may train; empty: every ready one
+    evaluating: Evaluating | None = None  # None: no model is evaluated
 
 
 # ---- events: what happened ------------------------------------------------------------------
@@ -89,6 +99,7 @@ class Accepted:
     digest: str
     records: int
     metrics: Mapping[str, float]
+    body: str = ""  # what an evaluation has found, opaque here; `digest` is "" then
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +146,19 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Assessed:
+    """What the sites found of the round's model is put together. `body` is opaque here.
+
+    `enough` as in `Closed`, by a metric of the evaluation.
+    """
+
+    at: float
+    round: int
+    body: str
+    enough: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CloseFailed:
     """The hub could not make or store the model (disk full, not finite)."""
 
@@ -152,6 +176,22 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """A person paused the job: what is open is finished, and nothing is opened after it."""
+
+    at: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A person went back: the next round starts from `model`, an earlier version's frame."""
+
+    at: float
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """A person stopped the job. Accepted updates of the open round are kept."""
 
@@ -161,7 +201,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A person resumed a stopped or failed job, or gave a done one more rounds.
+    """A person resumed a paused, stopped or failed job, or gave a done one more rounds.
 
     `rounds` is the new number of rounds when it is larger than the job's own.
     """
@@ -180,8 +220,11 @@ Event = (
     | Settled
     | TimedOut
     | Closed
+    | Assessed
     | CloseFailed
     | Changed
+    | Paused
+    | RolledBack
     | Stopped
     | Resumed
 )
@@ -239,6 +282,8 @@ class Fold:
 class Close:
     """Make the model version of the round from exactly these updates.
 
+    Of an evaluation: put together what these sites have found; no model is made.
+
     Each is (site, lease, digest, records); they are sorted by site, which is the order of
     folding in the deterministic mode.
     """
@@ -286,6 +331,7 @@ class Lease:
     metrics: Mapping[str, float] = field(default_factory=dict)
     cause: str = ""
     words: Mapping[Step, str] = field(default_factory=dict)  # what it said in a masked round
+    body: str = ""  # what it found in an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,8 +354,13 @@ class JobState:
     started: bool = False
     closing: bool = False  # a Close was commanded and has not been answered
     round_arguments: Mapping[str, Scalar] = field(default_factory=dict)  # of the open round
+    evaluating: bool = False  # the open round, or the one to open next, evaluates its model
+    pause: str = ""  # why nothing is to be opened after what is open; "" when all goes on
+    enough: str = ""  # why the last round is the last
 
     @property
     def kind(self) -> Kind:
         """What the tasks of the round do."""
+        if self.evaluating:
+            return "evaluate"
         return "init" if self.round == 0 else "train"

@@ -6,6 +6,7 @@ observed at, ids are derived from the job's id, and selection is seeded.
 
 Phases:  waiting -> running -> closing -> running ... -> done
          any but done -> stopped | failed, and back by Resumed
+         waiting | a round that closes -> paused, and back by Resumed
 
 - Round 0 ("init") runs the plan's init on one site, unless the job starts from a base model.
   A site that cannot do it is replaced by another ready one.
@@ -15,6 +16,10 @@ Phases:  waiting -> running -> closing -> running ... -> done
   deadline, or when quorum has become impossible, the job fails and says why; it can be resumed
   in the same round with the updates it has.
 - A site that is lost keeps its lease until the round closes: it may come back and report.
+- A model may be evaluated when its round has closed: every ready site is asked, those that
+  are there are waited for, and one that can tell is enough.
+- A pause ends nothing: the open round is closed first. Going back to an earlier model is for
+  a job that is paused, stopped, failed or done; its rounds are counted on.
 - An event that is a duplicate, late, foreign or out of order changes nothing and commands
   nothing.
 
@@ -28,12 +33,14 @@ from typing import get_args
 from consilia.core.advance import Step, advance, new_job, outstanding, pending
 from consilia.core.events import (
     Accepted,
+    Assessed,
     CancelLease,
     Changed,
     Close,
     Closed,
     CloseFailed,
     Command,
+    Evaluating,
     Event,
     Fold,
     GiveLease,
@@ -45,8 +52,10 @@ from consilia.core.events import (
     LeaseStatus,
     Left,
     Notify,
+    Paused,
     Phase,
     Resumed,
+    RolledBack,
     RoundConfig,
     Scalar,
     Settled,
@@ -63,12 +72,14 @@ from consilia.core.table import describe
 __all__ = [
     "EVENTS",
     "Accepted",
+    "Assessed",
     "CancelLease",
     "Changed",
     "Close",
     "CloseFailed",
     "Closed",
     "Command",
+    "Evaluating",
     "Event",
     "Fold",
     "GiveLease",
@@ -80,8 +91,10 @@ __all__ = [
     "Leased",
     "Left",
     "Notify",
+    "Paused",
     "Phase",
     "Resumed",
+    "RolledBack",
     "RoundConfig",
     "Scalar",
     "Selection",

@@ -12,15 +12,19 @@ from typing import Literal
 from consilia.core.advance import advance, new_job
 from consilia.core.events import (
     Accepted,
+    Assessed,
     Changed,
     Closed,
     CloseFailed,
+    Evaluating,
     Event,
     Joined,
     Leased,
     Left,
+    Paused,
     Phase,
     Resumed,
+    RolledBack,
     RoundConfig,
     Settled,
     Spoke,
@@ -31,6 +35,9 @@ from consilia.core.events import (
 
 # Three sites at most, two updates needed, one round, 5 s grace, 60 s deadline.
 _CONFIG = RoundConfig(rounds=1, min_updates=2, min_sites=2, grace=5, deadline=60)
+_JUDGED = RoundConfig(
+    rounds=1, min_updates=2, min_sites=2, grace=5, deadline=60, evaluating=Evaluating()
+)
 _MASKED = RoundConfig(rounds=1, min_updates=3, min_sites=3, grace=5, deadline=60, masked=True)
 _FRAME = "b3:" + "0" * 64
 
@@ -50,6 +57,10 @@ def _accepted(lease: str, at: float = 1) -> Accepted:
     return Accepted(at, lease, _FRAME, 10, {})
 
 
+def _found(lease: str) -> Accepted:
+    return Accepted(3, lease, "", 10, {}, "what it found")
+
+
 def _settled(lease: str, cause: str = "") -> Settled:
     return Settled(1, lease, "failed", cause)
 
@@ -63,8 +74,17 @@ _LA, _LB = "j.1.0.a", "j.1.0.b"
 _QUORUM = (*_THREE, _accepted(_LA), _accepted(_LB))
 _CLOSING = (*_TWO, _accepted(_LA), _accepted(_LB))
 _DONE = (*_CLOSING, Closed(2, 1, _FRAME))
+_IDLE = (*_INIT, Paused(1, "by a person"), _accepted(_FIRST), Closed(2, 0, _FRAME))
 _STOPPED = (*_TWO, _accepted(_LA), Stopped(2, "by a person"))
 _FAILED = (*_TWO, _accepted(_LA), _settled(_LB))
+
+_PAUSED = (
+    *_TWO,
+    _accepted(_LA),
+    Paused(1, "by a person"),
+    _accepted(_LB),
+    Closed(2, 1, _FRAME),
+)
 
 _SCENES: tuple[tuple[str, tuple[Event, ...]], ...] = (
     ("enough sites are ready; no base model", _INIT),
@@ -129,6 +149,48 @@ _SCENES: tuple[tuple[str, tuple[Event, ...]], ...] = (
     ("no more rounds are asked for", (*_DONE, Resumed(3, None))),
     ("more rounds, enough sites", (*_DONE, Resumed(3, 2))),
     ("more rounds, too few sites", (*_DONE, Left(2, "a"), Resumed(3, 2))),
+    ("a person pauses it", (_A, Started(0, _FRAME, {}), Paused(1, "by a person"))),
+    ("a person pauses it: the round goes on", (*_TWO, Paused(1, "by a person"))),
+    ("a pause that has not begun is taken back", (*_TWO, Paused(1, "x"), Resumed(2, None))),
+    ("a person pauses it: the close goes on", (*_CLOSING, Paused(2, "by a person"))),
+    (
+        "a pause was asked for, and rounds are left",
+        (*_INIT, Paused(1, "by a person"), _accepted(_FIRST), Closed(2, 0, _FRAME)),
+    ),
+    ("a pause was asked for in the last round", _PAUSED),
+    ("enough sites", (*_IDLE, Resumed(3, None))),
+    ("too few sites are ready", (*_IDLE, Left(3, "a"), Resumed(3, None))),
+    ("a person stops it", (*_IDLE, Stopped(3, "by a person"))),
+    ("the next round starts from an earlier model", (*_IDLE, RolledBack(3, _FRAME))),
+    ("what the open round has is given up", (*_STOPPED, RolledBack(3, _FRAME))),
+    ("more rounds are to be given", (*_DONE, RolledBack(3, _FRAME))),
+)
+
+_OPENED: tuple[Event, ...] = (
+    *_THREE,
+    _accepted(_LA),
+    _accepted(_LB),
+    _accepted("j.1.0.c"),
+    Closed(2, 1, _FRAME),
+)
+_EA, _EB, _EC = (f"j.1.e0.{site}" for site in "abc")
+_TOLD: tuple[Event, ...] = (*_OPENED, *(_found(lease) for lease in (_EA, _EB, _EC)))
+_JUDGED_SCENES: tuple[tuple[str, tuple[Event, ...]], ...] = (
+    ("the model is to be evaluated: every ready site is asked", _OPENED),
+    ("a site has told, others are there", (*_OPENED, _found(_EA))),
+    ("the last site has told", _TOLD),
+    ("who is left has told", (*_OPENED, _found(_EA), _found(_EB), _settled(_EC))),
+    ("who is there has told", (*_OPENED, _found(_EA), _found(_EB), Left(3, "c"))),
+    ("deadline, one has told", (*_OPENED, _found(_EA), TimedOut(62, 1))),
+    ("nobody can tell", (*_OPENED, *map(_settled, (_EA, _EB, _EC)))),
+    ("no site is ready", (*_OPENED[:-1], *(Left(2, s) for s in "abc"), _OPENED[-1])),
+    ("a person stops it", (*_OPENED, _found(_EA), Stopped(3, "by a person"))),
+    ("what they found is put together; it was the last", (*_TOLD, Assessed(3, 1, ""))),
+    ("it could not be put together", (*_TOLD, CloseFailed(3, 1, "disk full"))),
+    (
+        "same evaluation: sites that have not told",
+        (*_OPENED, _found(_EA), Stopped(3, "by a person"), Resumed(4, None)),
+    ),
 )
 
 
@@ -172,6 +234,11 @@ def transitions() -> tuple[Transition, ...]:
     return tuple(_run(_CONFIG, when, story) for when, story in _SCENES)
 
 
+def judged_transitions() -> tuple[Transition, ...]:
+    """Return the rows of evaluations."""
+    return tuple(_run(_JUDGED, when, story) for when, story in _JUDGED_SCENES)
+
+
 def masked_transitions() -> tuple[Transition, ...]:
     """Return the rows of masked rounds."""
     return tuple(_run(_MASKED, when, story) for when, story in _MASKED_SCENES)
@@ -190,9 +257,10 @@ def _run(config: RoundConfig, when: str, story: tuple[Event, ...]) -> Transition
 def describe() -> str:
     """Return the transition table as markdown: a diagram of the phases and all rows."""
     rows = transitions()
+    judged = (*_JUDGED_HEAD, *map(_row, judged_transitions()))
     masked = (*_MASKED_HEAD, *map(_row, masked_transitions()))
     table = (*_TABLE_HEAD, *map(_row, rows))
-    return "\n".join((*_HEAD, *_diagram(rows), *table, *_FOOT, *masked, ""))
+    return "\n".join((*_HEAD, *_diagram(rows), *table, *_FOOT, *judged, *masked, ""))
 
 
 def _diagram(rows: Iterable[Transition]) -> Iterable[str]:
@@ -249,7 +317,23 @@ _FOOT = (
     "  event seen at or after that time judges the round as the timer would.",
     "- Resuming opens the same round again with the updates it has; while it has any, its",
     "  arguments stay those it was first opened with.",
+    "- `Paused` while a round is open lets it close first; `Resumed` before that takes it",
+    "  back.",
+    "- `RolledBack` is for a job that is paused, stopped, failed or done and closes nothing.",
+    "  Its rounds are counted on, so no version is ever made twice.",
     "- An initial model is made from a seed that does not depend on the site that makes it.",
+)
+_JUDGED_HEAD = (
+    "",
+    "## Evaluations",
+    "",
+    "A job may evaluate models at the sites: after every so many rounds, and the last one. The",
+    "evaluation belongs to the round that made the model; its leases are named",
+    "`<job>.<round>.e<attempt>.<site>`. It is closed by `Assessed`, which brings no model. The",
+    "rows were run with three sites.",
+    "",
+    "| phase | event | when | next phase | commands |",
+    "|---|---|---|---|---|",
 )
 _MASKED_HEAD = (
     "",

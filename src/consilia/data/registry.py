@@ -18,6 +18,7 @@ from types import MappingProxyType
 from consilia.core import ids
 from consilia.data import schema as schemas
 from consilia.data.contract import FORMATS, TYPES, column_type
+from consilia.data.holdout import Holdout
 from consilia.data.reader import SUFFIXES, TableFile, parts, quoted
 from consilia.data.schema import Schema
 from consilia.errors import DataError
@@ -76,6 +77,9 @@ class Dataset:
     mock: bool = False  # whether the consortium may have a mock twin of it
     loading: Blob = b""  # of one task, never stored: its data loading plan
     without: Blob = b""  # of one task, never stored: the records that it leaves out
+    holdout: Holdout | None = None  # which records no task trains on; None: there are none
+    held: Blob = b""  # of one task, never stored: the records that its hold-out leaves out
+    held_records: int = 0  # of one task, never stored: in its hold-out
 
 
 def inspect_table(  # noqa: PLR0913  a registration, written with keywords
@@ -185,7 +189,12 @@ def to_source(dataset: Dataset, path: str | None = None) -> TableSource:
     return TableSource(
         path=path or dataset.path,
         format=dataset.format,
-        columns={c.name: c.type for c in schema_of(dataset) if c.role != "ignore"},
+        columns={
+            c.name: c.type
+            for c in schema_of(dataset)
+            if c.role != "ignore"
+            and (dataset.holdout is None or c.name != dataset.holdout.column)
+        },
         missing=dataset.missing,
         records=dataset.records,
         patient=dataset.patient,
@@ -193,6 +202,8 @@ def to_source(dataset: Dataset, path: str | None = None) -> TableSource:
         units={c.name: c.unit for c in dataset.schema if c.unit},
         loading=dataset.loading,
         without=dataset.without,
+        holdout=dataset.held,
+        holdout_records=dataset.held_records,
     )
 
 

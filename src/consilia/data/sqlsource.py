@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilia.data.registry import Origin
 from consilia.errors import ConfigError, DataError
+from consilia.files import first_line
 
 if TYPE_CHECKING:
     import psycopg
@@ -88,20 +89,6 @@ def snapshot(source: Origin, target: Path) -> None:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def read_password(path: str) -> str:
-    """Return the first line of a file that only its owner may read, or raise ConfigError."""
-    file = Path(path)
-    try:
-        if file.stat().st_mode & 0o077:
-            raise ConfigError(f"{file} is readable by others; run: chmod 600 {file}")
-        password = file.read_text("utf-8").partition("\n")[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"the database's password cannot be read from {file}: {e}") from None
-    if not password:
-        raise ConfigError(f"{file} holds no password in its first line")
-    return password
 
 
 # ---- DuckDB ---------------------------------------------------------------------------------
@@ -234,7 +221,7 @@ def libpq(source: Origin) -> dict[str, Any]:
     """Return libpq's parameters: the password filled in, TLS to any other host."""
     given = _parameters(source.database)
     if source.password_file:
-        given["password"] = read_password(source.password_file)
+        given["password"] = first_line(Path(source.password_file), "password_file")
     # hostaddr wins over host, and both may name several, of which any may be the one
     hosts = str(given.get("hostaddr") or given.get("host") or "").split(",")
     if not all(host in _LOCAL or host.startswith("/") for host in hosts):

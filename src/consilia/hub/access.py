@@ -186,6 +186,11 @@ class Access:
 
     def token_role(self, secret: str) -> Person:
         """Name and role of an API token in force, or AuthError (always the same words)."""
+        token = self.token(secret)
+        return Person(token.name, token.role)
+
+    def token(self, secret: str) -> Token:
+        """Return the API token or key in force that has this secret, or AuthError."""
         digest = hashed(secret)
         token = self._current().tokens.get(digest)
         # The look-up compares hashes of 256 random bits, so its timing tells nothing.
@@ -194,7 +199,7 @@ class Access:
                 "the API token is not valid: it is unknown, expired or revoked; an operator "
                 "makes a new one with: consilia hub token create NAME --role ROLE"
             )
-        return Person(token.name, token.role)
+        return token
 
     # ---- sites -------------------------------------------------------------------------------
 
@@ -299,13 +304,29 @@ class Access:
         await self._refresh()
         return TokenView(token.id, name, role, token.expires, secret)
 
+    async def make_key(self, key: Token, actor: str) -> TokenView:
+        """Record a key that somebody makes for a machine; its secret is shown once."""
+        secret = TOKEN_PREFIX + _text(self._random(32))
+
+        def record(db: Connection) -> None:
+            credentials.add_token(db, key, hashed(secret))
+            detail = f"{', '.join(key.roles)} {key.name}" + (
+                f"; study {key.study}" if key.study else ""
+            )
+            audit.append(db, key.created, actor, "key.create", key.id, detail=detail)
+
+        await self._store.write(record)
+        await self._refresh()
+        return TokenView(key.id, key.name, key.role, key.expires, secret)
+
     async def revoke_token(self, id: str, actor: str = "hub") -> None:
         """Void an API token from its next request on; NotFound when there is none."""
         at = self._now()
 
         def record(db: Connection) -> None:
             token = credentials.revoke_token(db, id, at)
-            audit.append(db, at, actor, "token.revoke", id, detail=f"{token.role} {token.name}")
+            action = "key.revoke" if token.owner else "token.revoke"
+            audit.append(db, at, actor, action, id, detail=f"{token.role} {token.name}")
 
         await self._store.write(record)
         await self._refresh()

@@ -9,22 +9,30 @@ addresses stand in DIR/run/addresses.json; the file is gone when the hub is.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from sqlalchemy import Connection
 
 from consilia import __version__
 from consilia.core.round import JobState
+from consilia.errors import ConfigError, Conflict
 from consilia.hub import config as settings
-from consilia.hub import probes
+from consilia.hub import probes, replica
 from consilia.hub.access import Access
 from consilia.hub.atrest import ANY, alone, certificate_hosts, open_access, url
 from consilia.hub.blobplane import BlobPlane
@@ -42,6 +50,8 @@ from consilia.hub.store import Store
 from consilia.hub.telemetry import ForwardToLog, Log, Metrics, make_log, measure_lag
 
 if TYPE_CHECKING:
+    from argon2 import PasswordHasher
+
     from consilia.web.server import PeopleServer
 
 PATIENCE = 1.0  # seconds that running requests are given when the hub ends
@@ -65,6 +75,7 @@ class Outside:
     random_bytes: Random = os.urandom
     checkpoint: Callable[[str], None] = lambda _: None  # called wherever a crash may cut
     every: float = EVERY  # seconds between two rounds of housekeeping
+    hasher: "PasswordHasher | None" = None  # of people's passwords; None: as strong as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +131,41 @@ async def _until_signal(directory: Path, ready: Callable[[Addresses], None]) -> 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(directory) as addresses:
-        ready(addresses)
-        await stop.wait()
+    lost, served = asyncio.Event(), list[Addresses]()
+
+    async def run() -> None:
+        async with running(directory, lost=lost.set) as addresses:
+            served.append(addresses)
+            ready(addresses)
+            ends = [asyncio.create_task(event.wait()) for event in (stop, lost)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in ends:
+                task.cancel()
+
+    # A hub that waits for its turn is ended by a signal as well.
+    work, asked = asyncio.create_task(run()), asyncio.create_task(stop.wait())
+    await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+    if not work.done() and not served:
+        work.cancel()
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+    if lost.is_set():
+        raise Conflict(
+            "another replica has taken this hub's work over; started again, it waits its turn"
+        )
 
 
 @asynccontextmanager
-async def running(directory: Path, outside: Outside | None = None) -> AsyncIterator[Addresses]:
-    """Run the hub inside this block: ready when it is entered, ended when it is left."""
+async def running(
+    directory: Path,
+    outside: Outside | None = None,
+    lost: Callable[[], None] = lambda: None,
+) -> AsyncIterator[Addresses]:
+    """Run the hub inside this block: ready when it is entered, ended when it is left.
+
+    `lost()` is called when another replica has taken its work over: the block is to be left.
+    """
     layout, config = Directory(directory), settings.load(directory)
     if outside is None:
         outside = Outside(make_log(sys.stderr, config.log_level), LoopClock())
@@ -135,7 +173,11 @@ async def running(directory: Path, outside: Outside | None = None) -> AsyncItera
     async with AsyncExitStack() as stack:
         stack.enter_context(alone(layout))
         stack.enter_context(_library_messages(log))
-        serving = await stack.enter_async_context(_serving(layout, config, outside))
+        fence: Callable[[Connection], None] = replica.unfenced
+        if config.replica is not None:
+            turn = _turn(layout, config, config.replica, lost, log)
+            config, fence = await stack.enter_async_context(turn)
+        serving = await stack.enter_async_context(_serving(layout, config, outside, fence))
         stack.enter_context(_announced(layout, serving))
         log.info("hub ready", people=serving.people, nodes=serving.nodes, version=__version__)
         yield serving
@@ -143,13 +185,50 @@ async def running(directory: Path, outside: Outside | None = None) -> AsyncItera
 
 
 @asynccontextmanager
+async def _turn(
+    layout: Directory,
+    config: HubConfig,
+    mine: settings.Replica,
+    lost: Callable[[], None],
+    log: Log,
+) -> AsyncIterator[tuple[HubConfig, Callable[[Connection], None]]]:
+    """Enter when it is this hub's turn to work: its settings, and the fence of its store."""
+    where = settings.database_url(layout.root, config)
+    store = await asyncio.to_thread(Store.open, where)  # its tables are there from now on
+    await asyncio.to_thread(store.close)
+    listen = replica.Listening(
+        settings.parse_listen(config.people_listen, "people_listen"),
+        settings.parse_listen(config.node_listen, "node_listen"),
+    )
+
+    def waiting(at: replica.Listening) -> AbstractContextManager[None]:
+        return _announced(layout, _addresses(config, at.people[1], at.nodes[1]))
+
+    place = replica.Place(mine.name, mine.people, mine.nodes)
+    leases = replica.Leases(where, place, mine.lease_seconds)
+    async with replica.turn(leases, listen, waiting, lost, log) as (number, at):
+        people, nodes = (settings.listen_text(*one) for one in (at.people, at.nodes))
+        yield (
+            msgspec.structs.replace(config, people_listen=people, node_listen=nodes),
+            replica.fence(number),
+        )
+
+
+@asynccontextmanager
 async def _serving(
-    layout: Directory, config: HubConfig, outside: Outside
+    layout: Directory,
+    config: HubConfig,
+    outside: Outside,
+    fence: Callable[[Connection], None],
 ) -> AsyncIterator[Addresses]:
     """Open everything in order; on the way out close it in the reverse order."""
+    from consilia.hub.people.directories import make_directories  # noqa: PLC0415
+    from consilia.hub.people.service import make_people  # noqa: PLC0415
     from consilia.hub.rest.api import make_app  # noqa: PLC0415 - Litestar costs 0.4 s
     from consilia.hub.rest.models import SPOOL  # noqa: PLC0415
+    from consilia.hub.rest.repeats import repeatable  # noqa: PLC0415
     from consilia.hub.rest.services import Services  # noqa: PLC0415
+    from consilia.hub.rest.snapshot import keeping, make_snapshot  # noqa: PLC0415
     from consilia.web.server import PeopleServer  # noqa: PLC0415
 
     people_host, people_port = settings.parse_listen(config.people_listen, "people_listen")
@@ -157,7 +236,9 @@ async def _serving(
     async with AsyncExitStack() as stack:
         metrics, stopping = Metrics(), asyncio.Event()
         where = settings.database_url(layout.root, config)
-        store = await asyncio.to_thread(Store.open, where, committed=metrics.committed)
+        store = await asyncio.to_thread(
+            Store.open, where, committed=metrics.committed, fence=fence
+        )
         stack.push_async_callback(asyncio.to_thread, store.close)
         access = open_access(
             layout, config, store, node_port, outside.clock, outside.random_bytes
@@ -180,10 +261,23 @@ async def _serving(
             access = open_access(
                 layout, config, store, node_port, outside.clock, outside.random_bytes
             )
+        reached = [people_port]  # the system may choose another
         services = Services(
             config=config,
             store=store,
             access=access,
+            people=make_people(
+                config,
+                store,
+                access,
+                origin=lambda: url(config.hosts[0], reached[-1]),
+                now=outside.clock.now,
+                random_bytes=outside.random_bytes,
+                directories=make_directories(
+                    config.sign_in, layout.root, outside.clock.now, outside.log
+                ),
+                hasher=outside.hasher,
+            ),
             blobs=blobs,
             engine=hub.engine,
             metrics=metrics,
@@ -194,9 +288,16 @@ async def _serving(
             probes=_probes(layout, config, store, outside.clock, node_port),
         )
         tls = access.people_context()
-        people = PeopleServer(make_app(services), tls, config.limits.people_connections)
+        snapshot = make_snapshot(services)
+        people = PeopleServer(
+            keeping(repeatable(make_app(services), services), snapshot),
+            tls,
+            config.limits.people_connections,
+            quick=snapshot.quick,
+        )
         stack.push_async_callback(_end, stopping, hub, listener, people)
         people_port = await people.start(people_host, people_port)
+        reached.append(people_port)
         _watch(metrics, hub, layout.root / config.blobs)
         collector = Collector(
             store,
@@ -216,12 +317,16 @@ async def _serving(
             keep_house(collector, server, outside.log, outside.every),
         ):
             stack.callback(asyncio.create_task(work).cancel)
-        local = people_host if people_host not in ANY else "127.0.0.1"
-        yield Addresses(
-            people=url(local, people_port),
-            nodes=url(config.hosts[0], node_port),
-            pid=os.getpid(),
-        )
+        yield _addresses(config, people_port, node_port)
+
+
+def _addresses(config: HubConfig, people_port: int, node_port: int) -> Addresses:
+    host = settings.parse_listen(config.people_listen, "people_listen")[0]
+    return Addresses(
+        people=url(host if host not in ANY else "127.0.0.1", people_port),
+        nodes=url(config.hosts[0], node_port),
+        pid=os.getpid(),
+    )
 
 
 async def _end(
@@ -284,12 +389,23 @@ def _state(hub: Hub, id: str) -> JobState | None:
     return None if job is None else job.state
 
 
-def open_blobs(directory: Path, config: HubConfig) -> Blobs:
+def open_blobs(directory: Path, config: HubConfig, random_bytes: Random = os.urandom) -> Blobs:
     """Return where frames are kept; a bucket that does not answer is a StorageError now."""
+    from consilia.hub import sealed  # noqa: PLC0415 - AES is wanted by few
+
+    if not config.frames_key:
+        return stored_blobs(directory, config, ())
+    keys = sealed.load_keys(directory / config.frames_key)
+    return sealed.SealedBlobs(stored_blobs(directory, config, keys.all), keys, random_bytes)
+
+
+def stored_blobs(directory: Path, config: HubConfig, keys: Sequence[bytes]) -> Blobs:
+    """Return the frames as they lie there, sealed or not; `keys` open what a bucket gives."""
     root = directory / config.blobs
     if config.s3 is None:
         return DiskBlobs(root)
-    from consilia.hub.s3blobs import S3Blobs, bucket  # noqa: PLC0415 - an optional extra
+    from consilia.hub.s3blobs import S3Blobs, bucket, check_frame  # noqa: PLC0415 - optional
+    from consilia.hub.sealed import checked  # noqa: PLC0415 - as above
 
     s3 = config.s3
     store = bucket(
@@ -299,9 +415,35 @@ def open_blobs(directory: Path, config: HubConfig) -> Blobs:
         prefix=s3.prefix,
         key=settings.s3_key(directory, s3),
     )
-    blobs = S3Blobs(store, root, cache_bytes=s3.cache_bytes)
+    blobs = S3Blobs(
+        store,
+        root,
+        cache_bytes=s3.cache_bytes,
+        check=checked(check_frame, keys),
+        share=config.replica is not None,
+    )
     blobs.blobs()
     return blobs
+
+
+def rotate_key(directory: Path) -> int:
+    """Seal every frame of a hub that does not run under a new key; return how many."""
+    from consilia.hub import sealed  # noqa: PLC0415 - as above
+
+    layout, config = Directory(directory), settings.load(directory)
+    if not config.frames_key:
+        raise ConfigError(
+            f"{layout.config}: frames_key is not set; name the file for the keys first, such "
+            "as frames_key: secrets/frames.key"
+        )
+    path = directory / config.frames_key
+    with alone(layout):
+        known = sealed.load_keys(path).all if path.exists() else ()
+        blobs = stored_blobs(directory, config, known)
+        try:
+            return sealed.rotate(blobs, path, os.urandom)
+        finally:
+            blobs.close()
 
 
 def _clear_spools(blobs: Blobs, prefix: str) -> None:

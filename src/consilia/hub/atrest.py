@@ -14,23 +14,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy import Connection
+
+from consilia.core import ids
 from consilia.errors import Conflict, StorageError
+from consilia.files import write_whole
+from consilia.hub import audit
 from consilia.hub import config as settings
 from consilia.hub.access import Access
 from consilia.hub.clock import Clock, LoopClock
 from consilia.hub.config import Directory, HubConfig
-from consilia.hub.keyfiles import Random, write_secret
+from consilia.hub.credentials import hashed
+from consilia.hub.keyfiles import Random
+from consilia.hub.people import doors
 from consilia.hub.store import Store
+from consilia.wire.accounts import InvitationLink
 
+FIRST_HOURS = 72.0  # that the first operator's link works
 OPERATOR_DAYS = 366  # that the first token is valid
 ANY = ("", "0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 _LOCAL = ("localhost", "127.0.0.1")
 
 
-def init(directory: Path, config: HubConfig) -> None:
+def init(directory: Path, config: HubConfig) -> InvitationLink:
     """Make a hub in `directory`; raise Conflict when there is one. Blocks.
 
-    Leaves DIR/secrets/operator.token (0600), the API token of the first operator.
+    Leaves DIR/secrets/operator.token (0600), the API token of the hub's own machine, and
+    returns the one-time link with which the first operator makes their account.
     """
     layout = Directory(directory)
     settings.write(directory, config)
@@ -41,9 +51,26 @@ def init(directory: Path, config: HubConfig) -> None:
         at=LoopClock().now(),
         random_bytes=os.urandom,
     )
-    with at_rest(directory) as (_, access):
+    with at_rest(directory) as (store, access):
         token = asyncio.run(access.make_token("operator", "operator", OPERATOR_DAYS))
-    write_secret(layout.operator_token, f"{token.secret}\n".encode())
+        link = asyncio.run(_first_operator(config, store))
+    write_whole(layout.operator_token, f"{token.secret}\n".encode())
+    return link
+
+
+async def _first_operator(config: HubConfig, store: Store) -> InvitationLink:
+    """Invite the first operator; whoever has the link becomes it."""
+    at, secret = LoopClock().now(), doors.secret(os.urandom(doors.SECRET_BYTES))
+    id, expires = ids.new_id("inv", os.urandom(10)), at + FIRST_HOURS * 3600
+    made = doors.Invitation(id, None, ("operator",), None, None, "hub", expires)
+
+    def write(db: Connection) -> None:
+        doors.add_invitation(db, made, hashed(secret), at)
+        audit.append(db, at, "hub", "account.invite", id, detail="operator, the first")
+
+    await store.write(write)
+    origin = url(config.hosts[0], settings.parse_listen(config.people_listen, "listen")[1])
+    return InvitationLink(id, f"{origin}/invitation#{secret}", secret, expires)
 
 
 @contextmanager

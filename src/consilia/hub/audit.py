@@ -9,7 +9,7 @@ that its COMMIT releases. Within a process, and on SQLite, the single writer giv
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,7 +26,13 @@ CONTEXT = "audit-head"
 MAX_TEXT = 2000  # characters of one field
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(1668183910)")
 _HEAD = sa.select(audit.c.seq, audit.c.digest).order_by(audit.c.seq.desc()).limit(1)
-_INSERT = sa.insert(audit)
+# Written out, as the journal's: many reads leave a line each.
+_INSERT = """
+INSERT INTO audit (seq, at, actor, action, subject, outcome, detail, digest)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERTS = {"sqlite": _INSERT, "postgresql": _INSERT.replace("?", "%s")}
+_LOCKED = "consilia-audit-lock"  # the transaction that holds it, in the connection's `info`
 _AFTER = sa.select(audit).where(audit.c.seq > sa.bindparam("after")).order_by(audit.c.seq)
 
 
@@ -54,14 +60,25 @@ def append(  # noqa: PLR0913 - a line has this many parts
     outside is cut at MAX_TEXT and cleared of what a database cannot hold (NUL, lone
     surrogates): no line is lost over it.
     """
-    if db.dialect.name == "postgresql":
-        db.execute(_LOCK)
+    _lock(db)
     length, previous = head(db)
     texts = (_storable(text) for text in (actor, action, subject, outcome, detail))
     line = Line(length + 1, float(at), *texts)
     digest = link(previous, line)
-    db.execute(_INSERT, {**asdict(line), "digest": digest})
+    db.exec_driver_sql(_INSERTS[db.dialect.name], (*astuple(line), digest))
     return Entry(line, digest)
+
+
+def _lock(db: Connection) -> None:
+    """Wait until no other process appends; asked for once in each transaction.
+
+    Each time within a savepoint, for its rollback would give the lock back.
+    """
+    if db.dialect.name != "postgresql" or db.info.get(_LOCKED) is db.get_transaction():
+        return
+    db.execute(_LOCK)
+    if not db.in_nested_transaction():
+        db.info[_LOCKED] = db.get_transaction()
 
 
 def head(db: Connection) -> tuple[int, str]:

@@ -19,12 +19,13 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, StorageError
+from consilia.files import sync_folder
 
 _SPOOL = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 RESERVE = 64 << 20  # bytes
@@ -69,6 +70,7 @@ class Spool:
         self._lock = threading.Lock()
         self._fenced = False
         self._listed = False  # the directory entry is durable
+        self.synced: Callable[[], None] = lambda: None  # called when `sync` has
 
     @property
     def offset(self) -> int:
@@ -115,10 +117,11 @@ class Spool:
             try:
                 os.fdatasync(self.fd)
                 if not self._listed:
-                    _sync_directory(self._where)
+                    sync_folder(self._where)
                     self._listed = True
             except OSError as e:
                 raise _refused(f"sync {self.name}", self._where, e) from e
+            self.synced()
 
     def fence(self) -> None:
         """Forbid any further append; returns when a running one has ended."""
@@ -203,7 +206,7 @@ class DiskBlobs:
         for directory in (self._blobs, self._spool):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync_directory(directory.parent)
+                sync_folder(directory.parent)
             except OSError as e:
                 raise _refused(f"make {directory}", root, e) from e
         if self._blobs.stat().st_dev != self._spool.stat().st_dev:
@@ -259,7 +262,7 @@ class DiskBlobs:
                 # Always by rename, also over an equal blob: a delete() beside us then
                 # comes before or after, and never takes the only copy.
                 source.replace(target)
-                _sync_directory(self._blobs)
+                sync_folder(self._blobs)
             except OSError as e:
                 raise _refused(f"adopt {name} as {digest}", self._blobs, e) from e
             finally:
@@ -442,14 +445,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _refused(what: str, where: Path | None, e: OSError) -> StorageError:

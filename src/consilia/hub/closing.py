@@ -16,12 +16,12 @@ from consilia.core import steps
 from consilia.core.round import Close, JobState, Lease
 from consilia.core.weights import Array, TensorSpec
 from consilia.errors import EmptyRound
-from consilia.hub import audit, encrypted, masking, records, tables, watching
+from consilia.hub import audit, encrypted, masking, modelversions, tables, watching
 from consilia.hub.blobs import Blobs
 from consilia.hub.combining import Choice
 from consilia.hub.folding import Aggregate, Made, Means, Recipe, Update
 from consilia.hub.job import Book
-from consilia.hub.records import Version
+from consilia.hub.modelversions import Version
 from consilia.privacy import adaptive
 from consilia.wire import frames
 from consilia.wire.people import EarlyStop, Watch
@@ -148,8 +148,8 @@ def version(book: Book, state: JobState, command: Close, made: Made, now: float)
 def enough(book: Book, made: Version) -> str:
     """Return why no round follows on this version, "" when the experiment wants all it has."""
     chosen = book.record.experiment.early_stop
-    if chosen is None or made.round == 0:
-        return ""
+    if chosen is None or made.round == 0 or chosen.metric.startswith("holdout_"):
+        return ""  # of a hold-out: hub.assessing knows more when the sites have told
     earlier = [v for v in book.versions or () if 0 < v.round < made.round]
     values = [v.metrics.get(chosen.metric) for v in (*earlier, made)]
     return patience.enough(values, waited(chosen))
@@ -164,7 +164,7 @@ def waited(chosen: EarlyStop) -> patience.Patience:
 
 def enter(db: Connection, made: Version, command: Close, alarms: Sequence[str] = ()) -> None:
     """Record a version with its audit lines; the optimizer state before it is out of use."""
-    records.add_version(db, made)
+    modelversions.add(db, made)
     if made.optimizer is not None or watching.BACK in made.metrics:
         v = tables.versions.c
         older = (v.job == made.job) & (v.round < made.round)
@@ -207,6 +207,9 @@ def _parent(book: Book, state: JobState, round: int, made: Made) -> str | None:
         return next(same, made.header.digest)
     if round == 1 and book.record.experiment.base is not None:
         return book.record.experiment.base
+    for version in reversed(book.versions or ()):  # the round before, unless it went back
+        if version.digest == state.model:
+            return version.id
     return f"{state.job}.{round - 1}"
 
 

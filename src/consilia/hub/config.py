@@ -15,8 +15,11 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from consilia.accounts import directory
+from consilia.accounts.directory import SignInBy
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, StorageError
+from consilia.hub.people.roles import ROLES
 from consilia.wire import strict
 
 FILE = "hub.yaml"
@@ -30,6 +33,18 @@ class Limits(msgspec.Struct, frozen=True):
     enrol_attempts: int = 10  # failed enrolments per minute and address
     poll_wait: float = 25.0  # seconds a person's long poll is held at most
     people_connections: int = 512  # open at the people listener
+
+
+class PeopleRules(msgspec.Struct, frozen=True):
+    """How people sign in, and how much each may ask."""
+
+    idle_minutes: float = 30.0  # without a refresh after which a session ends
+    session_hours: float = 12.0  # that a session lasts at most
+    second_factor: tuple[str, ...] = ()  # who has one of these roles must use a second factor
+    requests_per_second: float = 200.0  # of one person, and of one address unknown; 0: any
+    requests_at_once: int = 1000  # that may come in a burst
+    sign_ins_per_minute: float = 60.0  # from one address, right or wrong
+    address_failures: int = 20  # wrong passwords in a row from one address before it rests
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -53,6 +68,15 @@ class S3(msgspec.Struct, frozen=True):
     cache_bytes: int = 50 << 30  # of frames kept on this machine
 
 
+class Replica(msgspec.Struct, frozen=True):
+    """This hub among several over one PostgreSQL and one bucket; see hub.replica."""
+
+    name: str  # of this one; each has another
+    people: str  # host:port where the other hubs reach this one's people_listen
+    nodes: str  # and its node_listen
+    lease_seconds: float = 10.0  # after which a dead hub's work is taken over
+
+
 class HubConfig(msgspec.Struct, frozen=True):
     """The operator's settings; defaults suit one machine."""
 
@@ -64,9 +88,13 @@ class HubConfig(msgspec.Struct, frozen=True):
     database_password_file: str = ""
     database_password_env: str = ""
     blobs: str = "."  # the directory of the folders blobs/ and spool/, one file system
+    frames_key: str = ""  # file of the keys that frames are sealed with; "": they are not
     s3: S3 | None = None  # keep the frames in a bucket; `blobs` is then their cache
+    replica: Replica | None = None  # stand in for another hub, and it for this one
     limits: Limits = Limits()
     retention: Retention = Retention()
+    people: PeopleRules = PeopleRules()
+    sign_in: SignInBy = SignInBy()  # by the directory of the people's own institution
     presence_seconds: float = 15.0  # without a poll after which a site counts as away
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -145,16 +173,40 @@ def check(config: HubConfig) -> HubConfig:
         ("limits.enrol_attempts", limits.enrol_attempts, 1, 10_000),
         ("limits.poll_wait", limits.poll_wait, 1, 300),
         ("limits.people_connections", limits.people_connections, 8, 100_000),
+        ("people.idle_minutes", config.people.idle_minutes, 11, 1440),
+        ("people.session_hours", config.people.session_hours, 0.2, 720),
+        ("people.requests_per_second", config.people.requests_per_second, 0, 1_000_000),
+        ("people.requests_at_once", config.people.requests_at_once, 1, 1_000_000),
+        ("people.address_failures", config.people.address_failures, 5, 1_000_000),
+        ("people.sign_ins_per_minute", config.people.sign_ins_per_minute, 1, 10_000),
         ("presence_seconds", config.presence_seconds, 1, 3600),
         ("retention.versions", _count(config.retention.versions), 1, 1_000_000),
         ("retention.upload_days", config.retention.upload_days, 1, 36_500),
         ("s3.cache_bytes", config.s3.cache_bytes if config.s3 else 1 << 30, 1 << 20, 1 << 60),
+        ("replica.lease_seconds", _lease(config), 2, 600),
         ("retention.upload_bytes", config.retention.upload_bytes, 0, 1 << 50),
     ):
         if not low <= value <= high:
             raise ConfigError(f"{name} is {value:g}, must be between {low} and {high}")
+    _check_roles(config.people.second_factor)
+    for problem in directory.problems(config.sign_in, ROLES):
+        raise ConfigError(f"sign_in.{problem}")
     _check_database(config)
+    _check_replica(config)
     return config
+
+
+def _check_roles(roles: tuple[str, ...]) -> None:
+    for role in roles:
+        if role not in ROLES:
+            raise ConfigError(
+                f"people.second_factor: {role[:40]!r} is not a role"
+                f"{strict.nearest(role, ROLES)}"
+            )
+
+
+def _lease(config: HubConfig) -> float:
+    return config.replica.lease_seconds if config.replica else 10.0
 
 
 def _count(versions: str | int) -> int:
@@ -170,6 +222,26 @@ def parse_listen(text: str, what: str) -> tuple[str, int]:
     if not _HOST.fullmatch(host):
         raise ConfigError(f"{what}: {host!r} is no host name or IP address")
     return host, int(port)
+
+
+def listen_text(host: str, port: int) -> str:
+    """Return host and port as `parse_listen` reads them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_replica(config: HubConfig) -> None:
+    if config.replica is None:
+        return
+    ids.name(config.replica.name, "replica")
+    parse_listen(config.replica.people, "replica.people")
+    parse_listen(config.replica.nodes, "replica.nodes")
+    if config.database == "sqlite" or config.s3 is None:
+        raise ConfigError(
+            "replica is set: hubs that stand in for each other need one PostgreSQL (database: "
+            "postgresql://user@host/name) and one bucket (s3), found database: "
+            f"{'sqlite' if config.database == 'sqlite' else 'postgresql'} and "
+            f"{'no s3' if config.s3 is None else 's3'}"
+        )
 
 
 def _check_database(config: HubConfig) -> None:

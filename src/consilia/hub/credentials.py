@@ -6,6 +6,7 @@ notices that its snapshot is old. hub/access is the only caller.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An API token, without its secret."""
+    """An API token, or a key that somebody made for a machine, without its secret."""
 
     id: str
     name: str
@@ -41,6 +42,9 @@ class Token:
     created: float
     expires: float
     revoked: float | None = None
+    owner: str | None = None  # the person a key speaks for; None: `name` is who speaks
+    roles: tuple[str, ...] = ()  # of a key, as far as its owner has them
+    study: str | None = None  # the only one that a key may touch
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,9 @@ def add_token(db: Connection, token: Token, secret_hash: str) -> None:
             secret_hash=secret_hash,
             created=token.created,
             expires=token.expires,
+            owner=token.owner,
+            roles=json.dumps(token.roles) if token.owner else None,
+            study=token.study,
         )
     )
     records.bump(db, "access")
@@ -204,12 +211,49 @@ def revoke_token(db: Connection, id: str, at: float) -> Token:
 
 
 def list_tokens(db: Connection, *, limit: int = 50, cursor: str | None = None) -> Page[Token]:
-    """Tokens, newest first, the revoked ones too."""
-    return _TOKENS.page(db, limit, cursor)
+    """Tokens, newest first, the revoked ones too; keys that have an owner are `list_keys`."""
+    return _TOKENS.where(tokens.c.owner.is_(None)).page(db, limit, cursor)
+
+
+def list_keys(
+    db: Connection, owner: str | None, at: float, limit: int, cursor: str | None
+) -> Page[Token]:
+    """Keys in force, newest first: of one person, or of all (None)."""
+    t = tokens.c
+    mine = t.owner.is_not(None) if owner is None else t.owner == owner
+    return _TOKENS.where(mine, t.revoked.is_(None), t.expires > at).page(db, limit, cursor)
+
+
+def get_key(db: Connection, id: str) -> Token:
+    """Return a key in force, or raise NotFound."""
+    t = tokens.c
+    mine = (t.id == id) & t.owner.is_not(None) & t.revoked.is_(None)
+    row = db.execute(sa.select(tokens).where(mine)).first()
+    if row is None:
+        raise NotFound(f"there is no API key {id[:80]!r}; see: consilia key list")
+    return _token(row)
+
+
+def count_keys(db: Connection, owner: str, at: float) -> int:
+    """Return how many keys in force a person has."""
+    t = tokens.c
+    mine = (t.owner == owner) & t.revoked.is_(None) & (t.expires > at)
+    query = sa.select(sa.func.count()).select_from(tokens).where(mine)
+    return int(db.execute(query).scalar() or 0)
 
 
 def _token(row: Any) -> Token:
-    return Token(row.id, row.name, row.role, row.created, row.expires, row.revoked)
+    return Token(
+        row.id,
+        row.name,
+        row.role,
+        row.created,
+        row.expires,
+        row.revoked,
+        row.owner,
+        tuple(json.loads(row.roles)) if row.roles else (),
+        row.study,
+    )
 
 
 _TOKENS = Listing(sa.select(tokens), (tokens.c.created, tokens.c.id), _token)

@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from consilia.errors import ConfigError, Conflict, StorageError
+from consilia.files import sync_folder
 from consilia.hub import tables
 
 BUSY_TIMEOUT = 10.0  # seconds to wait for another process's lock
@@ -297,11 +298,7 @@ def _make_file(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_folder(path.parent)
     except OSError as e:
         raise StorageError(f"cannot make database {path}: {e.strerror}") from e
 

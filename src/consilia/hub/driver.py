@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
 from sqlalchemy import Connection
 
 from consilia.algo import aggregate
@@ -32,7 +33,14 @@ from consilia.core.round import (
     Wake,
 )
 from consilia.errors import ConsiliaError, StorageError
-from consilia.hub import closing, encrypted, experiments, masking, records
+from consilia.hub import (
+    assessing,
+    closing,
+    encrypted,
+    experiments,
+    masking,
+    modelversions,
+)
 from consilia.hub.blobs import Blobs
 from consilia.hub.clock import Clock
 from consilia.hub.folding import Aggregate, Made, Update
@@ -116,6 +124,8 @@ class Driver:
                     self._tell(job, command)
             case Fold():
                 self._fold(job, command)
+            case Close(kind="evaluate"):
+                assessing.close(job, parts.clock.now())
             case Close():
                 self.spawn(self._close(job, command))
             case Wake():
@@ -169,6 +179,9 @@ class Driver:
             researcher=book.record.author,
             total=sum(self._parts.records(s, book.needs.study.tags) for s in command.cohort),
         )
+        if command.kind == "evaluate":  # no update leaves: there is nothing to protect
+            judged = assessing.asked(book, state)
+            task = msgspec.structs.replace(task, privacy=Privacy(evaluation=judged))
         limit = limits.init_bytes
         if command.model is not None and book.base is not None:
             limit = book.base.total_bytes + limits.slack_bytes
@@ -325,7 +338,7 @@ class Driver:
         def enter(db: Connection) -> None:
             nonlocal old
             closing.enter(db, version, command, made.alarms)
-            if old is not None and records.uses_optimizer(db, old):
+            if old is not None and modelversions.uses_optimizer(db, old):
                 old = None  # a job that does just the same has this state, too
 
         enough = closing.enough(job.book, version)

@@ -13,13 +13,14 @@ sites (`presence`), the spools (`uploads`), the one folding thread and the peopl
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import Connection
 
 from consilia.algo.strategy import strategy
 from consilia.core import ids
+from consilia.core.events import Phase
 from consilia.core.round import (
     Accepted,
     Changed,
@@ -28,7 +29,9 @@ from consilia.core.round import (
     Joined,
     Leased,
     Left,
+    Paused,
     Resumed,
+    RolledBack,
     Settled,
     Spoke,
     Started,
@@ -38,7 +41,16 @@ from consilia.core.round import (
     outstanding,
 )
 from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
-from consilia.hub import audit, encrypted, experiments, journal, records, views
+from consilia.hub import (
+    audit,
+    encrypted,
+    experiments,
+    journal,
+    modelversions,
+    records,
+    steering,
+    views,
+)
 from consilia.hub.blobs import Blobs
 from consilia.hub.checks import records_limit
 from consilia.hub.clock import Clock
@@ -46,6 +58,7 @@ from consilia.hub.driver import Driver, Limits, Meter, Parts, Uncounted
 from consilia.hub.experiments import Problem
 from consilia.hub.job import Also, Book, LiveJob
 from consilia.hub.paging import Page
+from consilia.hub.people.roles import Seeing
 from consilia.hub.presence import Assignment, Presence
 from consilia.hub.readiness import Needs, lack
 from consilia.hub.records import JobRecord
@@ -99,6 +112,7 @@ class Engine:
         self._said: dict[str, Advertisement] = {}
         self._loading = asyncio.Lock()
         self._catalogue = (0, 0.0)  # version, and when to look again
+        self.moves = 0  # changes of jobs and sites in memory, which people may see
         self.loop: asyncio.AbstractEventLoop | None = None
 
     # ---- life --------------------------------------------------------------------------------
@@ -139,16 +153,17 @@ class Engine:
             lambda db: records.get_study(db, record.experiment.study)
         )
         events = await self._store.read(lambda db: journal.replay(db, record.id))
-        latest = await self._store.read(lambda db: records.latest_version(db, record.id))
+        latest = await self._store.read(lambda db: modelversions.latest(db, record.id))
         job = self._new(record, study.study, len(events))
         for _, event in events:
             job.state, _ = advance(job.state, event)
         job.book.ready = set(job.state.ready)
         job.book.optimizer = latest.optimizer if latest else None
         job.book.noted = dict(latest.metrics) if latest else {}
-        if record.experiment.watch is not None:  # alarms compare a round to those before
+        went_back = any(isinstance(event, RolledBack) for _, event in events)
+        if record.experiment.watch is not None or went_back or record.experiment.early_stop:
             job.book.versions = list(
-                await self._store.read(lambda db: records.job_versions(db, record.id))
+                await self._store.read(lambda db: modelversions.of_job(db, record.id))
             )
         if job.state.model is not None:
             job.book.base = await asyncio.to_thread(self._header, job.state.model)
@@ -201,6 +216,7 @@ class Engine:
             self._clock,
             self._driver.execute,
             self._checkpoint,
+            self._moved,
         )
 
     # ---- for people --------------------------------------------------------------------------
@@ -280,6 +296,23 @@ class Engine:
                 "finished one that is given more rounds"
             )
 
+    async def pause(self, id: str, author: str) -> None:
+        """Let a job open nothing after what is open; `resume` lets it go on."""
+        job = await self._live(id)
+        now = self._clock.now()
+        line = _line(now, f"user:{author}", "job.pause", id)
+        if not await job.submit(Paused(now, f"paused by {author}"), line):
+            raise Conflict(f"job {id} is {job.state.phase}: there is nothing to pause")
+
+    async def roll_back(self, id: str, round: int, author: str) -> None:
+        """Let the next round of an idle job start from the version of an earlier round."""
+        job = await self._live(id, finished=True)
+        try:
+            await steering.roll_back(job, round, author, self._store, self._header, self._clock)
+        finally:
+            if job.state.phase == "done":
+                self._finished(job)
+
     async def change(self, id: str, arguments: Arguments, author: str) -> None:
         """Change arguments from the next round that opens."""
         if problem := experiments.arguments_misfit(arguments):
@@ -294,8 +327,8 @@ class Engine:
     async def view(self, id: str) -> JobView:
         """Return a job, how far it is, and its closed rounds."""
 
-        def read(db: Connection) -> tuple[JobRecord, tuple[records.Version, ...]]:
-            return records.get_job(db, id), records.job_versions(db, id)
+        def read(db: Connection) -> tuple[JobRecord, tuple[modelversions.Version, ...]]:
+            return records.get_job(db, id), modelversions.of_job(db, id)
 
         while True:
             job = self._jobs.get(id)
@@ -318,15 +351,16 @@ class Engine:
         limit: int = 50,
         cursor: str | None = None,
         study: str | None = None,
-        author: str | None = None,
+        author: Seeing | None = None,
+        phases: Sequence[Phase] | None = None,
     ) -> Page[JobView]:
         """Return jobs, newest first, without their rounds: all, or an author's studies'."""
 
         def read(db: Connection) -> tuple[Page[JobRecord], dict[str, int]]:
             found = records.list_jobs(
-                db, limit=limit, cursor=cursor, study=study, author=author
+                db, limit=limit, cursor=cursor, study=study, author=author, phases=phases
             )
-            return found, records.last_rounds(db, [r.id for r in found.items])
+            return found, modelversions.last_rounds(db, [r.id for r in found.items])
 
         page, last = await self._store.read(read)
         items = tuple(
@@ -405,14 +439,23 @@ class Engine:
         self._site_changed(site)
 
     async def accept(
-        self, assignment: Assignment, digest: str, records_: int, metrics: Mapping[str, float]
+        self,
+        assignment: Assignment,
+        digest: str,
+        records_: int,
+        metrics: Mapping[str, float],
+        body: str = "",
     ) -> bool:
-        """Journal an update as accepted; True once that is durable, False when it came late."""
+        """Journal an update as accepted; True once that is durable, False when it came late.
+
+        `body` is what an evaluation has found (hub.assessing); it has no `digest`.
+        """
         self._checkpoint("accept.verified")
         job = self._jobs.get(assignment.task.job)
         if job is None:
             return False
-        event = Accepted(self._clock.now(), assignment.lease, digest, records_, dict(metrics))
+        now, told = self._clock.now(), dict(metrics)
+        event = Accepted(now, assignment.lease, digest, records_, told, body)
 
         def then() -> None:
             self._ended(job, assignment, "accepted")
@@ -491,10 +534,15 @@ class Engine:
 
     # ---- sites come and go -------------------------------------------------------------------
 
+    def _moved(self) -> None:
+        self.moves += 1
+
     def _finished(self, job: LiveJob) -> None:
         self._jobs.pop(job.id, None)
+        self._moved()
 
     def _site_changed(self, site: str) -> None:
+        self._moved()
         if not self.presence.online(site) and (at := self.presence.last_seen(site)) is not None:
             self._driver.spawn(self._store.write(lambda db: records.set_seen(db, {site: at})))
         for job in self._jobs.values():

@@ -12,17 +12,18 @@ from consilia.algo.compress import named
 from consilia.algo.robust import rule
 from consilia.algo.strategy import strategy
 from consilia.core import ids
-from consilia.core.round import RoundConfig, Selection
+from consilia.core.round import Evaluating, RoundConfig, Selection
 from consilia.core.steps import FEWEST
 from consilia.errors import ConfigError, NotFound
-from consilia.hub import closing, records, watching
+from consilia.hub import closing, evaluations, modelversions, records, watching
 from consilia.hub.blobs import Blobs
-from consilia.privacy import accountant, adaptive, ckks, graph, noise
+from consilia.privacy import accountant, adaptive, ckks, gradients, graph, noise, ring
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
     Arguments,
     Compression,
+    Dp,
     Plan,
     Privacy,
     Study,
@@ -55,6 +56,8 @@ class Problem:
 
 def rounds_of(experiment: Experiment) -> RoundConfig:
     """Return what the round machine obeys for this experiment."""
+    wanted = experiment.evaluate
+    judging = None if wanted is None else Evaluating(wanted.every, tuple(sorted(wanted.at)))
     return RoundConfig(
         rounds=experiment.rounds,
         min_updates=experiment.min_updates,
@@ -65,6 +68,8 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
         seed=experiment.seed,
         masked=experiment.privacy is not None and experiment.privacy.aggregation != "plain",
         encrypted=experiment.privacy is not None and experiment.privacy.aggregation == "ckks",
+        trainers=tuple(sorted(experiment.sites)),
+        evaluating=judging,
     )
 
 
@@ -94,9 +99,11 @@ def problems(experiment: Experiment) -> tuple[Problem, ...]:
         *_aggregate(experiment),
         *_watch(experiment),
         *_early_stop(experiment),
+        *(Problem(*found) for found in evaluations.problems(experiment)),
         *_arguments(experiment.arguments),
         *_privacy(experiment.privacy or Privacy()),
         *_compress(experiment),
+        *_one_step(experiment),
     )
 
 
@@ -110,6 +117,8 @@ def protection(
     """
     privacy = adaptive.of_round(experiment.privacy or Privacy(), noted)
     codec = named(experiment.compress)
+    if privacy.aggregation == "secure" and privacy.bits == 8:
+        return msgspec.structs.replace(privacy, final=final)
     if codec is None:
         return privacy
     packed = Compression(_BITS[codec.bits], codec.keep, final)
@@ -149,14 +158,15 @@ def base_frame(db: Connection, experiment: Experiment) -> str | None:
     if base.startswith("b3:"):
         return ids.digest(base)
     try:
-        return records.get_version(db, base).digest
+        return modelversions.get(db, base).digest
     except NotFound:
         raise ConfigError(f"base: there is no model version {base[:80]!r}") from None
 
 
 def _numbers(e: Experiment) -> Iterator[Problem]:
+    least = 1 if e.evaluate is None or e.base is None else 0  # 0: `base` is evaluated
     rules: tuple[tuple[str, float, bool, str], ...] = (
-        ("rounds", e.rounds, 1 <= e.rounds <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
+        ("rounds", e.rounds, least <= e.rounds <= MAX_ROUNDS, f"{least} to {MAX_ROUNDS}"),
         ("min_updates", e.min_updates, e.min_updates >= 1, "1 or more"),
         ("min_sites", e.min_sites, e.min_sites >= 1, "1 or more"),
         ("fraction", e.fraction, 0 < e.fraction <= 1, "above 0, at most 1"),
@@ -238,7 +248,8 @@ def _compress(e: Experiment) -> Iterator[Problem]:
     if codec is None or how in (None, "plain"):
         return
     remedy = (
-        "its own: privacy: {aggregation: secure, bits: 16} halves the bytes of a masked update"
+        "its own: privacy: {aggregation: secure, bits: 16} halves the bytes of a masked "
+        "update, bits: 8 quarters them"
         if how == "secure"
         else "none: a ciphertext cannot be made smaller"
     )
@@ -277,20 +288,56 @@ def _privacy(p: Privacy) -> Iterator[Problem]:
     for field, found, good, needed in rules:
         if not good:
             yield Problem(f"privacy.{field}", f"{found}", needed)
-    if p.dp is not None and p.dp.distributed and p.aggregation != "secure":
+    if p.dp is not None:
+        yield from _mechanism(p, p.dp)
+    if p.evaluation is not None:
+        yield Problem("privacy.evaluation", "a value", "nothing: it is the key `evaluate`")
+    if p.final:
+        yield Problem("privacy.final", "true", "nothing: the hub says which round is the last")
+    if p.aggregation == "ckks":
+        yield from _encrypted(p)
+
+
+def _mechanism(p: Privacy, dp: Dp) -> Iterator[Problem]:
+    """Whether the noise is one that can be promised, and may be shared where it is to be."""
+    if dp.distributed and p.aggregation != "secure":
         yield Problem(
             "privacy.dp.distributed",
             f"true with aggregation {p.aggregation!r}",
             "aggregation secure, of three sites or more: a share of the noise hides nothing "
             "but in a masked sum; or false, and each site adds all of it",
         )
-    if p.dp is not None:
-        try:
-            accountant.check(p.dp)
-        except ConfigError as error:
-            yield Problem("privacy.dp", f"{p.dp.level} level", f"another: {error}")
-    if p.aggregation == "ckks":
-        yield from _encrypted(p)
+    try:
+        accountant.check(dp)
+    except ConfigError as error:
+        yield Problem("privacy.dp", f"{dp.level} level", f"another: {error}")
+    if gradients.applies(dp):
+        yield from _summed(p, dp)
+    elif dp.distributed and p.bits == 8:
+        needed = "32 or 16: a share of the noise is lost in steps of 8 bits"
+        yield Problem("privacy.bits", "8 with dp.distributed", needed)
+
+
+def _summed(p: Privacy, dp: Dp) -> Iterator[Problem]:
+    """What a round needs that is one step of all sites: the exact ring, and no other clip."""
+    if p.bits != 32:
+        needed = f"32: dp.distributed at {dp.level} level sums whole numbers"
+        yield Problem("privacy.bits", f"{p.bits}", needed)
+    if p.clip:
+        needed = f"0: at {dp.level} level dp.clip bounds each gradient, and the sum has no clip"
+        yield Problem("privacy.clip", f"{p.clip:g}", needed)
+
+
+def _one_step(e: Experiment) -> Iterator[Problem]:
+    """FedProx pulls back a site's later steps: a round of one step of all sites has none."""
+    if e.privacy is None or not gradients.applies(e.privacy.dp):
+        return
+    if e.strategy.name == "fedprox":
+        yield Problem(
+            "strategy",
+            "fedprox with dp.distributed",
+            "another, as fedavgm or fedadam: a round is one step along the sum of gradients",
+        )
 
 
 def _encrypted(p: Privacy) -> Iterator[Problem]:
@@ -339,7 +386,19 @@ def _study(db: Connection, e: Experiment) -> Iterator[Problem]:
                 f"{count}",
                 f"at most {invited}, the sites that study {e.study!r} invites",
             )
+    yield from (Problem(*p) for p in evaluations.strangers(e, found.study.sites))
     yield from _colluding(e, invited)
+    yield from _small_ring(e, invited)
+
+
+def _small_ring(e: Experiment, invited: int) -> Iterator[Problem]:
+    """Whether the sum of all sites that may take part fits the ring."""
+    if e.privacy is None or e.privacy.aggregation != "secure":
+        return
+    try:
+        ring.check_sites(e.privacy.bits, invited)
+    except ConfigError as error:
+        yield Problem("privacy.bits", f"{e.privacy.bits}", f"another: {error}")
 
 
 def _colluding(e: Experiment, invited: int) -> Iterator[Problem]:

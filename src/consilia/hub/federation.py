@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from consilia.core import ids
 from consilia.core.round import Accepted, Settled
 from consilia.errors import AuthError, ConfigError, Conflict, NotFound, Refused, WireError
-from consilia.hub import audit, encrypted, masking, packed, records, withdrawals
+from consilia.hub import assessing, audit, encrypted, masking, packed, records, withdrawals
 from consilia.hub.blobs import Blob, Blobs
 from consilia.hub.checks import (
     masked_misfit,
@@ -29,6 +29,7 @@ from consilia.hub.checks import (
 )
 from consilia.hub.engine import Engine
 from consilia.hub.presence import Assignment
+from consilia.hub.siteviews import advertised
 from consilia.hub.store import Store
 from consilia.hub.uploads import Upload
 from consilia.wire.frames import Header
@@ -50,6 +51,8 @@ from consilia.wire.v1 import (
     Result,
     Said,
     Sealed,
+    SiteOffer,
+    SiteOffers,
     Verdict,
     decode,
     encode,
@@ -60,6 +63,7 @@ MAX_DATASETS = 1000  # in one advertisement
 MAX_DISCLOSED = 500  # characters of what a site tells of a refusal
 MAX_WITHDRAWN = 1000  # studies that one site may say it has left
 MAX_VERSION = 100  # characters of the release a node says it is
+MAX_TWINS = MAX_MESSAGE // 2  # bytes of mock twins in one answer
 MAX_RECORDS = 10**12  # of one dataset: sums over all sites fit a database's integer
 
 _REPORT: "msgspec.msgpack.Decoder[Report]" = msgspec.msgpack.Decoder(Report)
@@ -150,6 +154,10 @@ class Federation:
         """Return the studies that invite the site, and the plans on offer in them."""
         version = self._engine.catalogue()
         return await self._store.read(lambda db: _catalogue(db, site, version))
+
+    async def offers(self, site: str, study: str) -> SiteOffers:
+        """Return what the sites of a study offer it, if the study invites the site."""
+        return await self._store.read(lambda db: _offers(db, site, study))
 
     async def plan(self, site: str, digest: str) -> Plan:
         """Return a plan's source, if a study that invites the site is offered it."""
@@ -259,6 +267,8 @@ class Federation:
         job = self._engine.job(held.task.job)
         if job is None:
             return await self._ended(held.site, report)
+        if held.task.kind == "evaluate":
+            return await self._evaluated(held, report)
         header: Header | None = None
         if report.model is not None:
             header = await self._engine.uploaded(held)
@@ -293,6 +303,19 @@ class Federation:
             return Verdict(True)
         return await self._ended(held.site, report)
 
+    async def _evaluated(self, held: Assignment, report: Result) -> Verdict:
+        """Take what a site has found of a model."""
+        found = report.evaluated
+        if (problem := assessing.misfit(report, held.task)) or found is None:
+            cause = problem or ""
+            if await self._engine.settle(held, "rejected", cause):
+                return Verdict(False, f"evaluation of site {held.site!r} rejected: {cause}")
+            return await self._ended(held.site, report)
+        body = assessing.body_of(found)
+        if await self._engine.accept(held, "", found.records, {}, body):
+            return Verdict(True)
+        return await self._ended(held.site, report)
+
     async def _ended(self, site: str, report: Result | Failed | Declined) -> Verdict:
         """Answer a report on a lease that is not open: again, late, or of somebody else."""
         # job.round.attempt.site: the name of a site may hold dots itself
@@ -315,7 +338,7 @@ class Federation:
         ending = await self._engine.ending(parts[0], report.lease)
         match ending, report:
             case Accepted(), Result():
-                if ending.digest == report.model:
+                if ending.digest == (report.model or ""):
                     return Verdict(True)
                 return Verdict(
                     False, f"lease {report.lease} has another update already: {ending.digest}"
@@ -365,6 +388,26 @@ def _history(before: Advertisement, now: Advertisement) -> str | None:
     if now.audit_length == before.audit_length and now.audit_head != before.audit_head:
         return f"line {now.audit_length} of the node's audit chain was rewritten"
     return None
+
+
+def _offers(db: Connection, site: str, study: str) -> SiteOffers:
+    """Read the offers; mock twins that would make the message too long are left out."""
+    found = next((s for s in records.studies_of(db, site) if s.study.name == study), None)
+    if found is None:
+        raise NotFound(f"no study {study[:80]!r} invites site {site!r}")
+    room, offers = MAX_TWINS, []
+    for name, said in sorted(advertised(records.every_site(db)).items()):
+        if name not in found.study.sites or found.digest not in said.studies:
+            continue
+        for dataset in said.datasets:
+            if not set(found.study.tags) <= set(dataset.tags):
+                continue
+            size = len(encode(dataset.mock)) if dataset.mock else 0
+            fits = size <= room
+            room -= size if fits else 0
+            told = dataset if fits else msgspec.structs.replace(dataset, mock=None)
+            offers.append(SiteOffer(name, told))
+    return SiteOffers(tuple(offers))
 
 
 def _catalogue(db: Connection, site: str, version: int) -> Catalogue:

@@ -21,8 +21,9 @@ from consilia.errors import StorageError
 from consilia.hub import audit, journal, records
 from consilia.hub.clock import Clock, Timer
 from consilia.hub.folding import Aggregate
+from consilia.hub.modelversions import Version
 from consilia.hub.readiness import Needs
-from consilia.hub.records import JobRecord, Version
+from consilia.hub.records import JobRecord
 from consilia.hub.store import Store
 from consilia.wire.frames import Header
 from consilia.wire.v1 import Metrics
@@ -112,8 +113,12 @@ class LiveJob:
         clock: Clock,
         execute: Callable[["LiveJob", Command], None],
         checkpoint: Callable[[str], None],
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
-        """`seq` is the journal's length; `execute` carries out one command."""
+        """`seq` is the journal's length; `execute` carries out one command.
+
+        `moved()` is called whenever what people see of the job has changed.
+        """
         self.book = book
         self.state = state
         self.seq = seq
@@ -121,6 +126,7 @@ class LiveJob:
         self._clock = clock
         self._execute = execute
         self._checkpoint = checkpoint
+        self._moved = moved
         self._queue: list[_Entry] = []
         self._pump_task: asyncio.Task[None] | None = None
         self._lazy: Timer | None = None
@@ -274,6 +280,7 @@ class LiveJob:
 
     def wake(self) -> None:
         """Let everybody look who waits for a change."""
+        self._moved()
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if not watcher.done():

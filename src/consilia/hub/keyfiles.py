@@ -7,8 +7,6 @@
 Files are replaced by rename, after an fsync, so a crash leaves the old one or the new one.
 """
 
-import contextlib
-import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from consilia.errors import ConfigError, Conflict, StorageError
+from consilia.files import write_whole
 from consilia.hub import authority
 from consilia.hub.authority import Authority
 
@@ -69,10 +68,10 @@ class Secrets:
             Ed25519PrivateKey.from_private_bytes(random_bytes(32)),
             directory,
         )
-        write_secret(directory / "hub.key", _pem(made.hub_key))
+        write_whole(directory / "hub.key", _pem(made.hub_key))
         made._issue_server(hosts, at, random_bytes)
-        write_secret(directory / "ca.pem", made.ca.certificate.public_bytes(Encoding.PEM))
-        write_secret(directory / "ca.key", _pem(made.ca.key))  # last: it marks a whole set
+        write_whole(directory / "ca.pem", made.ca.certificate.public_bytes(Encoding.PEM))
+        write_whole(directory / "ca.key", _pem(made.ca.key))  # last: it marks a whole set
         return made
 
     @classmethod
@@ -111,8 +110,8 @@ class Secrets:
     def _issue_server(self, hosts: Sequence[str], at: float, random_bytes: Random) -> None:
         found, key = authority.issue_server(self.ca, hosts, at, serial(random_bytes))
         # A crash between the two leaves a pair that does not fit; `load` then makes a new one.
-        write_secret(self.server_key, _pem(key))
-        write_secret(self.server_chain, found.public_bytes(Encoding.PEM))
+        write_whole(self.server_key, _pem(key))
+        write_whole(self.server_chain, found.public_bytes(Encoding.PEM))
 
 
 def serial(random_bytes: Random) -> int:
@@ -123,28 +122,6 @@ def serial(random_bytes: Random) -> int:
 def public_bytes(key: Ed25519PrivateKey) -> bytes:
     """The 32 bytes of its public key."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-def write_secret(path: Path, body: bytes) -> None:
-    """Write a file only its owner may read, whole or not at all, durably."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(fd)
-        fresh.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {e.strerror}") from e
 
 
 def read_secret(path: Path) -> bytes:

@@ -78,6 +78,9 @@ class Federation(Protocol):
     async def catalogue(self, site: str) -> v1.Catalogue:
         """Tell which studies and plans concern the site."""
 
+    async def offers(self, site: str, study: str) -> v1.SiteOffers:
+        """Tell what the sites of a study offer it."""
+
     async def plan(self, site: str, digest: str) -> v1.Plan:
         """Give a plan's source."""
 
@@ -351,11 +354,20 @@ class NodeListener:
             case "POST", "/v1/renew":
                 renew = await self._body(request, v1.Renew, MAX_ENROL)
                 return await asyncio.shield(self._access.renew(site, renew))
-            case "GET", "/v1/catalogue":
+            case "GET", _:
+                return await self._told(site, path)
+        raise _elsewhere(request.method, path)
+
+    async def _told(self, site: str, path: str) -> object:
+        """Answer what a site only reads."""
+        match path.split("/"):
+            case "", "v1", "catalogue":
                 return await self._catalogue(site)
-            case "GET", _ if path.startswith("/v1/plans/"):
-                return await federation.plan(site, path.removeprefix("/v1/plans/")[:80])
-        raise NotFound(f"{request.method} {path[:80]!r} is not on the control road")
+            case "", "v1", "offers", study:
+                return await self._federation.offers(site, study[:80])
+            case "", "v1", "plans", digest:
+                return await self._federation.plan(site, digest[:80])
+        raise _elsewhere("GET", path)
 
     def _identify(self, request: web.BaseRequest) -> str:
         transport = request.transport
@@ -407,6 +419,10 @@ class NodeListener:
         if status in (400, 401, 429):
             response.force_close()  # what else is on this line need not be read
         return response
+
+
+def _elsewhere(method: str, path: str) -> NotFound:
+    return NotFound(f"{method} {path[:80]!r} is not on the control road")
 
 
 class _Arrival:

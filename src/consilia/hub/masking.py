@@ -153,11 +153,15 @@ class MaskedFold:
         self.updates += 1
 
     def open(
-        self, unmasker: secagg.Unmasker, old: Callable[[TensorSpec], Iterator[Array]]
+        self,
+        unmasker: secagg.Unmasker,
+        old: Callable[[TensorSpec], Iterator[Array]],
+        total: int = 1,
     ) -> None:
         """Take the masks off the sum and turn it into the mean model.
 
-        `old` yields the base model's tensors, as flat pieces of any length.
+        `total` are the records that weights are shares of; `old` yields the
+        base model's tensors, as flat pieces of any length.
         """
         if not self.updates:
             raise EmptyRound("no masked update was accepted, so there is nothing to unmask")
@@ -171,7 +175,8 @@ class MaskedFold:
             )
         self.metrics = tuple(v / self.weight for v in self._floats(masked.METRICS))
         for spec, hidden in zip(self._schema, self._masked[len(masked.EXTRA) :], strict=True):
-            self._open_tensor(spec, self._sums[hidden.name], unmasker, old(spec))
+            step = masked.scale(spec, self._privacy, total) * self.weight
+            self._open_tensor(spec, self._sums[hidden.name], step, unmasker, old(spec))
 
     def mean(self, spec: TensorSpec) -> Accumulator:
         """Return the tensor's mean, flat, float32 or float64; EmptyRound before `open`."""
@@ -191,13 +196,14 @@ class MaskedFold:
         self,
         spec: TensorSpec,
         total: Ring,
+        step: float,
         unmasker: secagg.Unmasker,
         old: Iterator[Array],
     ) -> None:
         kind = accumulator(spec.dtype)
         same = kind.itemsize == total.dtype.itemsize
         mean = total.view(kind) if same else np.empty(total.size, kind)
-        step, done = masked.scale(spec, self._privacy) * self.weight, 0
+        done = 0
         base = np.empty(PIECE, kind)
         for chunk in old:
             for start in range(0, chunk.size, PIECE):
@@ -222,7 +228,9 @@ def opener(
         survivors(state),
         said(state, "unmask"),
     )
-    fold.open(unmasker, old)
+    accepted = [lease for lease in state.leases.values() if lease.status == "accepted"]
+    told = tuple((lease.site, lease.id, "", lease.records) for lease in accepted)
+    fold.open(unmasker, old, total(told))
 
 
 def metrics(state: JobState, values: tuple[float, ...]) -> Metrics:

@@ -2,14 +2,15 @@
 
 Each function takes a Connection first, to be called inside `Store.write` or `Store.read`; what
 belongs together goes into one function given to `write`. Times are Unix seconds, given by
-the caller. Journals are in hub/journal, audit lines in hub/audit.
+the caller. Model versions are in hub/modelversions, journals in hub/journal, audit lines in
+hub/audit.
 
 Lists answer a `Page` (hub/paging), newest first or by name.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -21,8 +22,9 @@ from consilia.errors import Conflict, NotFound
 from consilia.hub import bases
 from consilia.hub import tables as t
 from consilia.hub.paging import MAX_PAGE, Listing, Page, everything
-from consilia.wire.people import Experiment, Strategy
-from consilia.wire.v1 import Arguments, Metrics, Plan, Study, plan_digest, study_digest
+from consilia.hub.people.roles import Seeing
+from consilia.wire.people import Experiment
+from consilia.wire.v1 import Plan, Study, plan_digest, study_digest
 
 if TYPE_CHECKING:
     from consilia.core.events import Phase  # making its records costs 40 ms
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_STUDIES = 1000  # of one author, drafts and submitted ones
 MAX_PLANS = 1000  # offered to one study
-ALARMS = "hub.alarms"  # metric of a version: how many there were (hub.watching)
 StudyState = Literal["draft", "submitted", "closed"]
 SiteState = Literal["invited", "enrolled", "revoked"]
 
@@ -85,34 +86,6 @@ class SiteRecord:
     certificate_expires: float | None  # of its newest certificate in force
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A model version with its lineage."""
-
-    id: str  # <job>.<round>
-    job: str
-    round: int
-    digest: str  # of the frame
-    bytes: int
-    parent: str | None  # version id or frame digest
-    study: str  # name
-    study_digest: str
-    plan: str
-    arguments: Arguments
-    strategy: Strategy
-    sites: tuple[str, ...]
-    records: int
-    metrics: Metrics
-    created: float
-    seconds: float = 0.0
-    optimizer: str | None = None  # digest of the strategy's state, if it has any
-    rejected: dict[str, str] = field(default_factory=dict)  # site -> cause
-    bytes_in: int = 0
-    bytes_out: int = 0
-    deleted: float | None = None  # when retention gave its frame up
-    alarms: tuple[str, ...] = ()  # kept in the journal, with the event Closed
-
-
 # ---- generations ----------------------------------------------------------------------------
 
 
@@ -152,7 +125,7 @@ def add_job(db: Connection, job: JobRecord) -> None:
             study=job.experiment.study,
             study_digest=job.study_digest,
             plan=job.experiment.plan,
-            experiment=_dump(job.experiment),
+            experiment=document(job.experiment),
             author=job.author,
             created=job.created,
             phase=job.phase,
@@ -163,7 +136,7 @@ def add_job(db: Connection, job: JobRecord) -> None:
 
 def get_job(db: Connection, id: str) -> JobRecord:
     """Return a job or raise NotFound."""
-    return _job(_one(db, sa.select(t.jobs).where(t.jobs.c.id == id), f"job {id!r}"))
+    return _job(one(db, sa.select(t.jobs).where(t.jobs.c.id == id), f"job {id!r}"))
 
 
 def set_phase(db: Connection, id: str, phase: "Phase", cause: str = "") -> None:
@@ -180,10 +153,10 @@ def list_jobs(  # noqa: PLR0913 - each narrows the list
     cursor: str | None = None,
     study: str | None = None,
     phases: Sequence["Phase"] | None = None,
-    author: str | None = None,
+    author: Seeing | None = None,
 ) -> Page[JobRecord]:
     """Jobs, newest first: all, or those in an author's studies."""
-    found = _JOBS if author is None else _JOBS.where(t.jobs.c.study.in_(_studies_by(author)))
+    found = _JOBS if author is None else _JOBS.where(t.jobs.c.study.in_(seen_studies(author)))
     if study is not None:
         found = found.where(t.jobs.c.study == study)
     if phases is not None:
@@ -212,7 +185,7 @@ def add_study(db: Connection, study: Study, author: str, at: float) -> StudyReco
     db.execute(
         sa.insert(t.studies).values(
             name=study.name,
-            body=_dump(study),
+            body=document(study),
             digest=None,
             state="draft",
             author=author,
@@ -230,7 +203,7 @@ def change_study(db: Connection, study: Study, at: float) -> StudyRecord:
     db.execute(
         sa.update(t.studies)
         .where(t.studies.c.name == study.name)
-        .values(body=_dump(study), changed=at)
+        .values(body=document(study), changed=at)
     )
     return StudyRecord(study, None, "draft", found.author, found.created, at)
 
@@ -252,7 +225,7 @@ def close_study(db: Connection, name: str, at: float) -> StudyRecord:
 def get_study(db: Connection, name: str) -> StudyRecord:
     """Return a study or raise NotFound."""
     query = sa.select(t.studies).where(t.studies.c.name == name)
-    return _study(_one(db, query, f"study {name!r}"))
+    return _study(one(db, query, f"study {name!r}"))
 
 
 def list_studies(
@@ -261,13 +234,22 @@ def list_studies(
     limit: int = 50,
     cursor: str | None = None,
     state: StudyState | None = None,
-    author: str | None = None,
+    author: Seeing | None = None,
 ) -> Page[StudyRecord]:
-    """Studies by name: all, or those of an author only."""
+    """Studies by name: all, or those that somebody sees."""
     found = _STUDIES if state is None else _STUDIES.where(t.studies.c.state == state)
     if author is not None:
-        found = found.where(t.studies.c.author == author)
+        found = found.where(_is_seen(author))
     return found.page(db, limit, cursor)
+
+
+def every_study_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
+    """The studies that invite a site and were submitted, also the closed ones, by name."""
+    query = sa.select(t.studies).where(t.studies.c.state != "draft")
+    # most rows are left out by the text; which of the rest name the site, the record tells
+    named = t.studies.c.body.contains(f'"{site}"', autoescape=True)
+    every = map(_study, db.execute(query.where(named).order_by(t.studies.c.name)))
+    return tuple(s for s in every if site in s.study.sites)
 
 
 def studies_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
@@ -291,7 +273,7 @@ def add_plan(db: Connection, plan: Plan, study: str, author: str, at: float) -> 
     _need_room(db, offered, MAX_PLANS, f"study {study!r} has", "plans")
     known = sa.select(t.plan_sources.c.digest).where(t.plan_sources.c.digest == digest)
     if not db.execute(known).first():
-        db.execute(sa.insert(t.plan_sources).values(digest=digest, body=_dump(plan)))
+        db.execute(sa.insert(t.plan_sources).values(digest=digest, body=document(plan)))
     db.execute(
         sa.insert(p).values(
             digest=digest, study=study, name=plan.name, author=author, created=at
@@ -304,7 +286,7 @@ def add_plan(db: Connection, plan: Plan, study: str, author: str, at: float) -> 
 def get_plan(db: Connection, digest: str) -> PlanRecord:
     """Return a plan as it was first offered, or raise NotFound."""
     query = _PLANS.where(t.plans.c.digest == digest).order_by(t.plans.c.created).limit(1)
-    return _plan(_one(db, query, f"plan {digest}"))
+    return _plan(one(db, query, f"plan {digest}"))
 
 
 def plan_studies(db: Connection, digest: str) -> tuple[str, ...]:
@@ -324,7 +306,7 @@ def list_plans(
     study: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
-    author: str | None = None,
+    author: Seeing | None = None,
 ) -> Page[PlanRecord]:
     """Plans on offer, newest first: all, or those in an author's studies.
 
@@ -332,7 +314,7 @@ def list_plans(
     """
     found = _OFFERS if study is None else _OFFERS.where(t.plans.c.study == study)
     if author is not None:
-        found = found.where(t.plans.c.study.in_(_studies_by(author)))
+        found = found.where(t.plans.c.study.in_(seen_studies(author)))
     return found.page(db, limit, cursor)
 
 
@@ -341,7 +323,7 @@ def list_plans(
 
 def get_site(db: Connection, name: str) -> SiteRecord:
     """Return a site or raise NotFound."""
-    return _site(_one(db, _SITES.where(t.sites.c.name == name), f"site {name!r}"))
+    return _site(one(db, _SITES.where(t.sites.c.name == name), f"site {name!r}"))
 
 
 def list_sites(
@@ -387,96 +369,8 @@ def _change_site(db: Connection, name: str, **values: object) -> None:
         raise NotFound(f"there is no site {name!r}")
 
 
-# ---- model versions -------------------------------------------------------------------------
-
-
-def add_version(db: Connection, version: Version) -> None:
-    """Record a model version; its job is there already."""
-    documents = {name: _dump(getattr(version, name)) for name in _DOCUMENTS}
-    fields = {name: getattr(version, name) for name in version.__slots__ if name != "alarms"}
-    db.execute(sa.insert(t.versions), fields | documents)
-
-
-def get_version(db: Connection, id: str) -> Version:
-    """Return a model version or raise NotFound."""
-    query = sa.select(t.versions).where(t.versions.c.id == id)
-    return _version(_one(db, query, f"model version {id!r}"))
-
-
-def latest_version(db: Connection, job: str) -> Version | None:
-    """The newest model version of a job, None when it has none."""
-    query = sa.select(t.versions).where(t.versions.c.job == job)
-    row = db.execute(query.order_by(t.versions.c.round.desc()).limit(1)).first()
-    return None if row is None else _version(row)
-
-
-def job_versions(db: Connection, job: str) -> tuple[Version, ...]:
-    """Every model version of a job, in the order of its rounds."""
-    query = sa.select(t.versions).where(t.versions.c.job == job).order_by(t.versions.c.round)
-    found = tuple(map(_version, db.execute(query)))
-    if not any(ALARMS in version.metrics for version in found):
-        return found
-    j = t.journal.c
-    query = sa.select(j.body).where(j.job == job, j.type == "Closed")
-    closed = (json.loads(body) for body in db.scalars(query))
-    raised = {c["round"]: tuple(c["alarms"]) for c in closed if c.get("alarms")}
-    return tuple(replace(v, alarms=raised.get(v.round, ())) for v in found)
-
-
-def last_rounds(db: Connection, jobs: Sequence[str]) -> dict[str, int]:
-    """Return the last closed round of each of these jobs that has any."""
-    v = t.versions.c
-    query = sa.select(v.job, sa.func.max(v.round)).where(v.job.in_(jobs)).group_by(v.job)
-    return {str(job): int(round) for job, round in db.execute(query)}
-
-
-def lineage(db: Connection, id: str, most: int = 1000) -> tuple[str, ...]:
-    """Return a version's id and those it was trained from, back to the first; at most `most`.
-
-    The last entry may be a frame digest: a base model that somebody has uploaded.
-    """
-    v = t.versions.c
-    line = (
-        sa.select(v.id, v.parent, sa.literal(1).label("step"))
-        .where(v.id == id)
-        .cte(recursive=True)
-    )
-    before = sa.select(v.id, v.parent, line.c.step + 1).where(
-        v.id == line.c.parent, line.c.step < most
-    )
-    rows = db.execute(sa.select(line.union_all(before)).order_by(sa.text("step"))).all()
-    ids = [row.id for row in rows]
-    last = rows[-1].parent if rows else None
-    return (*ids, last) if last is not None and len(ids) < most else tuple(ids)
-
-
-def uses_optimizer(db: Connection, digest: str) -> bool:
-    """Whether any job would go on from this state of a strategy."""
-    v = t.versions.c
-    return db.execute(sa.select(v.id).where(v.optimizer == digest).limit(1)).first() is not None
-
-
-def list_versions(  # noqa: PLR0913 - a list's filters
-    db: Connection,
-    *,
-    job: str | None = None,
-    limit: int = 50,
-    cursor: str | None = None,
-    author: str | None = None,
-    among: "sa.Select[tuple[str]] | None" = None,
-) -> Page[Version]:
-    """Model versions, newest first: all, or those made in an author's studies, or `among`."""
-    found = _VERSIONS if job is None else _VERSIONS.where(t.versions.c.job == job)
-    if among is not None:
-        found = found.where(t.versions.c.id.in_(among))
-    if author is not None:
-        found = found.where(t.versions.c.study.in_(_studies_by(author)))
-    return found.page(db, limit, cursor)
-
-
 # ---- rows and pages -------------------------------------------------------------------------
 
-_DOCUMENTS = ("arguments", "strategy", "sites", "metrics", "rejected")
 _SET_PHASE = (
     sa.update(t.jobs)
     .where(t.jobs.c.id == sa.bindparam("job"))
@@ -492,19 +386,20 @@ _SITES = sa.select(
 )
 
 
-def _dump(value: object) -> str:
+def document(value: object) -> str:
     """JSON text, by the standard encoder: it keeps NaN, which a node's metrics may hold."""
     return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
 
 
-def _load(text: str, kind: type[T]) -> T:
+def read_document(text: str, kind: type[T]) -> T:
+    """Return what `document` has written."""
     return msgspec.convert(json.loads(text), kind)
 
 
 def _job(row: Any) -> JobRecord:
     return JobRecord(
         row.id,
-        _load(row.experiment, Experiment),
+        read_document(row.experiment, Experiment),
         row.study_digest,
         row.author,
         row.created,
@@ -514,13 +409,13 @@ def _job(row: Any) -> JobRecord:
 
 
 def _study(row: Any) -> StudyRecord:
-    study = _load(row.body, Study)
+    study = read_document(row.body, Study)
     return StudyRecord(study, row.digest, row.state, row.author, row.created, row.changed)
 
 
 def _plan(row: Any) -> PlanRecord:
     # The source is shared by all who offer it; name and description are each offer's own.
-    plan = msgspec.structs.replace(_load(row.body, Plan), name=row.name)
+    plan = msgspec.structs.replace(read_document(row.body, Plan), name=row.name)
     return PlanRecord(plan, row.digest, row.study, row.author, row.created)
 
 
@@ -528,16 +423,17 @@ def _site(row: Any) -> SiteRecord:
     return SiteRecord(**row._mapping)
 
 
-def _version(row: Any) -> Version:
-    fields = dict(row._mapping)
-    kinds: tuple[Any, ...] = (Arguments, Strategy, tuple[str, ...], Metrics, dict[str, str])
-    for name, kind in zip(_DOCUMENTS, kinds, strict=True):
-        fields[name] = _load(fields[name], kind)
-    return Version(**fields)
+def seen_studies(seeing: Seeing) -> sa.Select[Any]:
+    """Return the query of the names of the studies that somebody sees."""
+    return sa.select(t.studies.c.name).where(_is_seen(seeing))
 
 
-def _studies_by(author: str) -> sa.Select[Any]:
-    return sa.select(t.studies.c.name).where(t.studies.c.author == author)
+def _is_seen(seeing: Seeing) -> sa.ColumnElement[bool]:
+    s = t.studies.c
+    seen: sa.ColumnElement[bool] = s.name.in_(sorted(seeing.studies))
+    if seeing.author is not None:
+        seen |= s.author == seeing.author
+    return seen & (s.name == seeing.within) if seeing.within else seen
 
 
 def _need_room(db: Connection, query: sa.Select[Any], most: int, whose: str, what: str) -> None:
@@ -567,7 +463,8 @@ def _move_study(
     return StudyRecord(found.study, digest, state, found.author, found.created, at)
 
 
-def _one(db: Connection, query: sa.Select[Any], what: str) -> Any:
+def one(db: Connection, query: sa.Select[Any], what: str) -> Any:
+    """Return the row of a query, or raise NotFound naming `what`."""
     row = db.execute(query).first()
     if row is None:
         raise NotFound(f"there is no {what}")
@@ -577,4 +474,3 @@ def _one(db: Connection, query: sa.Select[Any], what: str) -> Any:
 _JOBS = Listing(sa.select(t.jobs), (t.jobs.c.created, t.jobs.c.id), _job)
 _STUDIES = Listing(sa.select(t.studies), (t.studies.c.name,), _study, descending=False)
 _OFFERS = Listing(_PLANS, (t.plans.c.created, t.plans.c.digest, t.plans.c.study), _plan)
-_VERSIONS = Listing(sa.select(t.versions), (t.versions.c.created, t.versions.c.id), _version)

@@ -6,6 +6,10 @@ is not there is fetched, checked against its digest and kept, the least recently
 first. So several hubs on one bucket see one set of blobs, and losing the disk loses nothing
 but what was still arriving.
 
+Where several hubs stand in for each other (`share`, see hub.replica), the spool of a lease goes
+into the bucket as well when it is made durable: an update that was acknowledged survives the
+hub that took it. The hub that goes on finds it there.
+
 Requests are those of obstore (Rust's object_store), which retries them itself.
 """
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 PIECE = 16 << 20  # bytes of one part of an upload, and of one read
 _FOLDER = "blobs/"
+_SPOOLS = "spool/"
 _FETCH = "s3-fetch-"  # spools of what is being fetched; not anybody's upload
 
 Check = Callable[[int, str], None]
@@ -86,7 +91,7 @@ def check_frame(fd: int, digest: str) -> None:
 class S3Blobs:
     """Blobs in `store`, cached under `root` in at most `cache_bytes` unless all is in use."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where, how much, how checked
         self,
         store: "S3Store",
         root: Path,
@@ -94,8 +99,12 @@ class S3Blobs:
         cache_bytes: int,
         check: Check = check_frame,
         reserve: int = RESERVE,
+        share: bool = False,
     ) -> None:
-        """`check(fd, digest)` raises for a fetched file that is not what its name says."""
+        """`check(fd, digest)` raises for a fetched file that is not what its name says.
+
+        `share`: this hub alone writes to the bucket now, and others may go on after it.
+        """
         self._store = store
         self._disk = DiskBlobs(root, reserve)
         self._check = check
@@ -104,6 +113,13 @@ class S3Blobs:
         self._lock = threading.Lock()
         for name in self._disk.spools():
             if name.startswith(_FETCH):
+                self._disk.discard(name)
+        self._share = share
+        # Those that another hub has left. Nobody adds to them while this one works; what is of
+        # an older time on this disk is not believed, as the other may have gone on with it.
+        self._left = self._listed(_SPOOLS) if share else {}
+        for name in self._disk.spools() if share else ():
+            if _lasting(name):
                 self._disk.discard(name)
 
     def open(self, digest: str) -> Blob:
@@ -130,15 +146,20 @@ class S3Blobs:
 
     def open_spool(self, name: str) -> Spool:
         """Create a spool or go on with it, fencing any older handle."""
-        return self._disk.open_spool(name)
+        self._bring(name)
+        spool = self._disk.open_spool(name)
+        if self._share and _lasting(name):
+            spool.synced = lambda: self._put_spool(name, spool.fd)
+        return spool
 
     def read_spool(self, name: str) -> Blob:
         """Open a spool for reading; raise NotFound when there is none."""
+        self._bring(name)
         return self._disk.read_spool(name)
 
     def spooled(self, name: str) -> int | None:
         """Bytes in a spool, None when there is none."""
-        return self._disk.spooled(name)
+        return self._left.get(name) or self._disk.spooled(name)
 
     def adopt(self, name: str, digest: str) -> None:
         """Make the spool the blob `digest`, durably; see Blobs.adopt."""
@@ -165,7 +186,13 @@ class S3Blobs:
 
     def discard(self, name: str) -> None:
         """Drop a spool if it is there."""
+        import obstore  # noqa: PLC0415
+
         self._disk.discard(name)
+        if self._share and _lasting(name):
+            self._left.pop(name, None)
+            with contextlib.suppress(NotFound), _asked("delete spool", name):
+                obstore.delete(self._store, _SPOOLS + name)
 
     def delete(self, digest: str) -> bool:
         """Drop a blob; say whether it was there. Who has it open reads on."""
@@ -179,19 +206,12 @@ class S3Blobs:
 
     def blobs(self) -> dict[str, int]:
         """Digest -> bytes of every finished blob of the bucket."""
-        import obstore  # noqa: PLC0415
-
-        found: dict[str, int] = {}
-        with _asked("list", "the bucket"):
-            for page in obstore.list(self._store, prefix=_FOLDER):
-                for item in page:
-                    name = item["path"].rpartition("/")[2]
-                    found[name.replace("-", ":", 1)] = item["size"]
-        return found
+        found = self._listed(_FOLDER)
+        return {name.replace("-", ":", 1): size for name, size in found.items()}
 
     def spools(self) -> dict[str, int]:
-        """Name -> bytes of every spool on this machine."""
-        found = self._disk.spools()
+        """Name -> bytes of every spool on this machine, or left by another hub."""
+        found = {**self._disk.spools(), **self._left}
         return {name: size for name, size in found.items() if not name.startswith(_FETCH)}
 
     def close(self) -> None:
@@ -219,6 +239,40 @@ class S3Blobs:
                     ) from None
             self._disk.adopt(name, digest)
 
+    def _listed(self, folder: str) -> dict[str, int]:
+        """Object name, without its folder -> bytes."""
+        import obstore  # noqa: PLC0415
+
+        found: dict[str, int] = {}
+        with _asked("list", "the bucket"):
+            for page in obstore.list(self._store, prefix=folder):
+                for item in page:
+                    found[item["path"].rpartition("/")[2]] = item["size"]
+        return found
+
+    def _put_spool(self, name: str, fd: int) -> None:
+        import obstore  # noqa: PLC0415
+
+        with os.fdopen(os.dup(fd), "rb") as file, _asked("store spool", name):
+            file.seek(0)
+            obstore.put(self._store, _SPOOLS + name, file, chunk_size=PIECE)
+
+    def _bring(self, name: str) -> None:
+        """Fetch the spool that another hub has left, once."""
+        import obstore  # noqa: PLC0415
+
+        if name not in self._left:
+            return
+        with self._alone(name):
+            if name not in self._left:
+                return
+            with _asked("read spool", name), self._disk.open_spool(name) as spool:
+                os.ftruncate(spool.fd, 0)  # what a fetch that broke has left
+                for piece in obstore.get(self._store, _SPOOLS + name).stream(PIECE):
+                    spool.append(memoryview(piece))
+                spool.sync()
+            del self._left[name]
+
     def _used(self, blob: Blob) -> Blob:
         os.utime(blob.fd)  # what was read last goes last
         return blob
@@ -243,6 +297,11 @@ class S3Blobs:
             yield
         with self._lock:
             self._fetching.pop(digest, None)
+
+
+def _lasting(name: str) -> bool:
+    """Return whether a spool is what a site has sent; others are made anew after a restart."""
+    return name.startswith("job-")
 
 
 def _key(digest: str) -> str:

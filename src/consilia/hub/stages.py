@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from consilia.errors import ConfigError, Conflict, Refused
 from consilia.hub import tables
-from consilia.hub.records import Version
+from consilia.hub.modelversions import Version
 from consilia.wire.people import Stage
 
 MAX_REASON = 2000  # characters

@@ -73,13 +73,17 @@ class Store:
         database: Database,
         readers: int,
         committed: Callable[[float], None] = lambda _: None,
+        fence: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """Start the writer over an open database; the store closes it.
+
+        `fence(db)` begins every transaction and raises when this process may write no more.
 
         `committed(seconds)` hears from the writer's thread how long each COMMIT took.
         """
         self.database = database
         self._committed = committed
+        self._fence = fence
         self.counts = Counts()
         self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._gate = threading.Lock()  # no write is queued after close
@@ -90,7 +94,7 @@ class Store:
         self._thread.start()
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - clock, meter and fence are arguments too
         cls,
         where: str | Path,
         *,
@@ -98,12 +102,14 @@ class Store:
         readers: int = 4,
         monotonic: Callable[[], float] = time.monotonic,
         committed: Callable[[float], None] = lambda _: None,
+        fence: Callable[[Connection], None] = lambda _: None,
     ) -> Self:
         """Open a SQLite file (path or URL), `sqlite://` (memory) or a `postgresql://` URL.
 
         Blocks. Runs the migrations that are due, unless `migrate` is False.
         """
-        return cls(open_database(where, readers, monotonic, migrate), readers, committed)
+        database = open_database(where, readers, monotonic, migrate)
+        return cls(database, readers, committed, fence)
 
     async def write(self, run: Callable[[Connection], T]) -> T:
         """Run `run(db)` in the writer's next transaction; return its value after COMMIT."""
@@ -207,6 +213,7 @@ class Store:
             self._db = self.database.connect()
         db = self._db
         transaction = db.begin()
+        self._fence(db)
         for write in group:
             point = db.begin_nested() if apart else transaction
             write.error = None

@@ -7,7 +7,7 @@ records, so a new optional field needs no migration. Every list endpoint has its
 
 import sqlalchemy as sa
 
-HEAD = "r0005"  # the migration that makes exactly these tables
+HEAD = "r0007"  # the migration that makes exactly these tables
 
 metadata = sa.MetaData(
     naming_convention={
@@ -24,6 +24,28 @@ generations = sa.Table(
     metadata,
     sa.Column("name", sa.String(32), primary_key=True),  # "access", "catalogue"
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+leases = sa.Table(  # which of several hubs works; see hub.replica
+    "leases",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),  # one more with every holder
+    sa.Column("holder", sa.String(63), nullable=False),
+    sa.Column("until", sa.Double, nullable=False),  # by the database's clock
+    sa.Column("people", sa.String(300), nullable=False),  # host:port of the holder
+    sa.Column("nodes", sa.String(300), nullable=False),
+)
+
+repeats = sa.Table(  # answers to requests with an Idempotency-Key; see hub.rest.repeats
+    "repeats",
+    metadata,
+    sa.Column("person", sa.String(100), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),  # a hash of what they chose
+    sa.Column("asked", sa.String(64), nullable=False),  # a hash of the whole request
+    sa.Column("answer", sa.LargeBinary, nullable=False),  # status and body
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Index("ix_repeats_at", "at"),
 )
 
 sites = sa.Table(
@@ -84,7 +106,91 @@ tokens = sa.Table(
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
     sa.Column("revoked", sa.Double),
+    sa.Column("owner", sa.String(63)),  # the person it speaks for; None: made by an operator
+    sa.Column("roles", sa.Text),  # JSON, of an owned key: at most these of the owner's
+    sa.Column("study", sa.String(63)),  # the one study it may touch; None: all of the owner's
     sa.Index("ix_tokens_created_id", "created", "id"),
+    sa.Index("ix_tokens_owner", "owner"),
+)
+
+people = sa.Table(  # accounts; one that was removed keeps its name, which nobody gets again
+    "people",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),  # password, oidc, ldap
+    sa.Column("provider", sa.String(63), nullable=False),  # which directory; "password"
+    sa.Column("subject", sa.String(255)),  # who they are there, for ever
+    sa.Column("password", sa.Text, nullable=False),  # argon2id; "": none can be used
+    sa.Column("roles", sa.Text, nullable=False),  # JSON, at the hub
+    sa.Column("site", sa.String(63)),  # a data manager's own
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("actor", sa.String(100), nullable=False),  # who let them in
+    sa.Column("disabled", sa.Boolean, nullable=False),
+    sa.Column("removed", sa.Double),
+    sa.Column("secret", sa.String(64), nullable=False),  # second factor, base32; "": none
+    sa.Column("proposed", sa.String(64), nullable=False),  # one not confirmed yet
+    sa.Column("step", sa.BigInteger, nullable=False),  # of the code used last
+    sa.Column("last", sa.Double),  # signed in
+    sa.Column("epoch", sa.BigInteger, nullable=False),  # sessions of an earlier one have ended
+    sa.UniqueConstraint("provider", "subject"),
+)
+
+study_roles = sa.Table(
+    "study_roles",
+    metadata,
+    sa.Column("person", sa.ForeignKey("people.name"), primary_key=True),
+    sa.Column("study", sa.ForeignKey("studies.name"), primary_key=True),
+    sa.Column("role", sa.String(16), primary_key=True),
+)
+
+sessions = sa.Table(  # of people: one row from sign-in to its end
+    "sessions",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("person", sa.ForeignKey("people.name"), nullable=False, index=True),
+    sa.Column("token_hash", sa.String(64), nullable=False),  # of the refresh token in force
+    sa.Column("started", sa.Double, nullable=False),
+    sa.Column("seen", sa.Double, nullable=False),  # last refresh
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+)
+
+attempts = sa.Table(  # wrong passwords and codes, by account and by address
+    "attempts",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),  # a hash: people type passwords here
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+    sa.Column("at", sa.Double, nullable=False, index=True),
+)
+
+invitations = sa.Table(  # that may still be accepted
+    "invitations",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("secret_hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("name", sa.String(63)),  # whose account it makes, or opens again; None: theirs
+    sa.Column("roles", sa.Text, nullable=False),  # JSON
+    sa.Column("study", sa.String(63)),  # that the roles are for; None: the hub
+    sa.Column("site", sa.String(63)),
+    sa.Column("actor", sa.String(100), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+)
+
+access_requests = sa.Table(
+    "access_requests",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("person", sa.ForeignKey("people.name"), nullable=False, index=True),
+    sa.Column("study", sa.String(63)),  # None: a role at the hub
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # open, granted, refused
+    sa.Column("decided_by", sa.String(100)),
+    sa.Column("decided", sa.Double),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Index("ix_access_requests_created_id", "created", "id"),
 )
 
 studies = sa.Table(

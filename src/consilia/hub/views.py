@@ -9,8 +9,9 @@ from sqlalchemy import Connection
 
 from consilia.hub import journal, records
 from consilia.hub.job import TICKS, LiveJob, Progressed
+from consilia.hub.modelversions import Version
 from consilia.hub.readiness import doing
-from consilia.hub.records import JobRecord, Version
+from consilia.hub.records import JobRecord
 from consilia.privacy import accountant
 from consilia.wire.people import JobView, ModelView, RoundView
 
@@ -162,12 +163,23 @@ def read_entries(db: Connection, job: str, after: int) -> list[journal.Entry]:
 
 def feed(entries: Sequence[journal.Entry], progress: Iterable[Progressed], after: int) -> Feed:
     """Merge journalled events with the sites' progress, in the order of their cursors."""
-    items = [Item(e.seq * TICKS, e.at, e.type, e.body) for e in entries]
+    items = [Item(e.seq * TICKS, e.at, e.type, _told(e.type, e.body)) for e in entries]
     last = entries[-1].seq if entries else after // TICKS
     if len(entries) < MAX_EVENTS:
         items += [_progress(p) for p in progress if p.seq > after and p.seq // TICKS <= last]
     items.sort(key=lambda item: item.seq)
     return Feed(tuple(items), max([after, *(item.seq for item in items)]))
+
+
+def _told(type: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an event as people see it.
+
+    What a site said in a masked round is keys, sealed shares and signatures for the other
+    sites: nothing that a person reads, and the larger part of a job's journal.
+    """
+    if type != "Spoke":
+        return body
+    return {**{k: v for k, v in body.items() if k != "body"}, "characters": len(body["body"])}
 
 
 def _progress(p: Progressed) -> Item:

@@ -21,7 +21,7 @@ from consilia.core.events import Lease
 from consilia.errors import NotFound
 from consilia.hub.blobs import Blobs
 from consilia.hub.folding import Aggregate, Made, Update
-from consilia.hub.records import ALARMS, Version
+from consilia.hub.modelversions import ALARMS, Version
 from consilia.wire import frames, people
 
 PREFIX = "hub."

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from consilia.hub import tables
-from consilia.hub.records import Version
+from consilia.hub.modelversions import Version
 from consilia.wire.v1 import Advertisement, Study
 
 _W = tables.withdrawals.c

@@ -13,6 +13,7 @@ The agent holds no model in memory and imports no torch: workers do.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 from consilia.core import ids
-from consilia.errors import ConsiliaError
-from consilia.node import catalogue, datasets, purge
+from consilia.errors import ConsiliaError, StorageError, WireError
+from consilia.node import attempts, catalogue, datasets, purge
 from consilia.node.backoff import Backoff, Restraint
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
@@ -169,6 +170,7 @@ class Agent:
                 if pause := restraint.pause(fresh, took, self._tasks.refused):
                     await asyncio.sleep(pause)
             except Exception as e:  # whatever happened, the node keeps its line
+                await self._attempted(e)
                 self._lost(e)
                 await asyncio.sleep(backoff.delay())
 
@@ -178,6 +180,13 @@ class Agent:
             _LOG.info("connected to %s", self._config.hub)
             self._delivery.reached()
         self._problem, self._contact = "", self._now()
+
+    async def _attempted(self, e: Exception) -> None:
+        """Enter an answer that no honest hub gives in the audit trail: too large, malformed."""
+        if isinstance(e, WireError):
+            what = ("hub.message", self._config.hub, printable(str(e), 400), self._now())
+            with contextlib.suppress(StorageError):  # a full disk must not cost the line
+                await in_thread(attempts.note, self._store, *what)
 
     def _lost(self, e: Exception) -> None:
         """Note that the hub did not answer, once per silence and cause."""
@@ -237,11 +246,19 @@ class Agent:
                 _LOG.error("%s", e)
 
     async def _purge_due(self) -> None:
-        """Once a day: delete what studies left here that ended long enough ago."""
+        """Once a day, and at the start: close the trail's segment, delete what is due."""
         today = self._standing.today()
         if self._purged == today:
             return
         self._purged = today
+        await in_thread(self._release.close_segment)
+        await in_thread(
+            purge.finish,
+            self._store,
+            self._store.path.parent,
+            now=self._now(),
+            empty_cache=self._cache.clear,
+        )
         days = self._config.retention_days
         for digest in await in_thread(purge.due, self._store, days, today):
             await in_thread(

@@ -3,6 +3,8 @@
 DIR/node.yaml     what the administrator decides (node.config)
 DIR/secrets/      keys and certificates (node.identity)
 DIR/node.sqlite   decisions, audit trail, outbox's register (node.store)
+DIR/audit/        closed parts of that trail (node.segments)
+DIR/studykeys/    a key for each study's bytes at rest (node.studykeys)
 DIR/cache/        models by digest      DIR/outbox/  answers until acknowledged
 DIR/opening/      sums of encrypted rounds, while they are opened (node.opening)
 DIR/log/          agent.log, and what plans printed    DIR/control.sock  for commands
@@ -16,14 +18,15 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from consilia.core import ids
 from consilia.errors import Conflict, ConsiliaError, StorageError
+from consilia.files import write_whole
 from consilia.node import config, control, identity, logs, policyhistory, runner
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
@@ -34,7 +37,7 @@ from consilia.node.link import HttpLink, enrol
 from consilia.node.release import Release
 from consilia.node.store import Store
 from consilia.wire.token import decode_token
-from consilia.wire.v1 import Renew, Scalar
+from consilia.wire.v1 import Enrolled, Renew, Scalar
 
 PASSWORD = f"{identity.FOLDER}/proxy.password"  # the proxy's, within the node's directory
 RENEW_RETRY = 3600.0  # seconds between attempts to renew the certificate
@@ -98,7 +101,7 @@ def join(
         enrolled = asyncio.run(enrol(asked, request, keys.signing_public, proxy=way))
         identity.create(directory, settings.site, keys, enrolled, asked.ca)
         if proxy_password:
-            identity.write_secret(directory / PASSWORD, f"{proxy_password}\n".encode())
+            write_whole(directory / PASSWORD, f"{proxy_password}\n".encode())
         config.save(directory, settings, _COMMENTS)
         with store.write() as tx:
             tx.audit(time.time(), "agent", "node.join", settings.site, "joined", asked.url)
@@ -161,7 +164,7 @@ async def _serve(
                 _LOG.warning("the sandbox is OFF: approved code can read what this user can")
             if ready is not None:
                 ready(agent)
-            renewing = asyncio.create_task(_renew(me, link))
+            renewing = asyncio.create_task(keep_certified(me, link, time.time, asyncio.sleep))
             try:
                 await agent.run()
             finally:
@@ -172,12 +175,30 @@ async def _serve(
         store.close()
 
 
-async def _renew(me: Identity, link: HttpLink) -> None:
-    """Renew the certificate at two thirds of its life; try again hourly while that fails."""
+class Renews(Protocol):
+    """What a certificate is renewed over (node.link)."""
+
+    async def renew(self, renew: Renew) -> Enrolled:
+        """Have the hub certify the node's key anew."""
+
+    def renewed(self) -> None:
+        """Show the new certificate from the next connection on."""
+
+
+async def keep_certified(
+    me: Identity,
+    link: Renews,
+    now: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> None:
+    """Renew the certificate at two thirds of its life; try again hourly while that fails.
+
+    Never returns; `now` gives Unix seconds.
+    """
     while True:
-        due = me.renew_at - time.time()
+        due = me.renew_at - now()
         if due > 0:
-            await asyncio.sleep(min(due, RENEW_RETRY))
+            await sleep(min(due, RENEW_RETRY))
             continue
         try:
             enrolled = await link.renew(Renew(identity.renewal_request(me)))
@@ -186,7 +207,7 @@ async def _renew(me: Identity, link: HttpLink) -> None:
             _LOG.info("the certificate was renewed")
         except (ConsiliaError, OSError) as e:
             _LOG.warning("the certificate could not be renewed: %s", e)
-            await asyncio.sleep(RENEW_RETRY)
+            await sleep(RENEW_RETRY)
 
 
 def _control(

@@ -24,7 +24,7 @@ import msgspec
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, WireError
-from consilia.node import config, source
+from consilia.node import attempts, config, source
 from consilia.node.findings import Finding, findings
 from consilia.node.policy import Allowed, PlanGrant, Via, describe, short
 from consilia.node.signoffs import (
@@ -94,12 +94,9 @@ def offer(  # noqa: PLR0913 - by keyword
     """
     found = plan_digest(plan)
     if found != digest:
-        with store.write() as tx:
-            tx.audit(
-                now, "hub", "plan.offer", digest, "refused",
-                f"the hub sent other bytes under this digest: found {found}",
-            )  # fmt: skip
-        raise WireError(f"the hub sent plan {found} under the digest {digest[:80]}; ignored")
+        words = f"the hub sent plan {found} under the digest {digest[:80]}; ignored"
+        attempts.note(store, "plan.offer", digest[:200], words, now)
+        raise WireError(words)
     check_form(plan)
     with store.write() as tx:
         if tx.rows("SELECT 1 FROM plans WHERE digest = ?", (digest,)):

@@ -9,7 +9,8 @@ that was not taken leaves the old one as it was. So a kill at any moment loses n
 a power cut at most the memory, which then starts at zero: it is worth accuracy, never safety.
 
 It goes with the last planned round of its job, and 30 days after the last change of a job that
-ended in another way. It holds what training made of patients: it never leaves, mode 0600.
+ended in another way. It holds what training made of patients: it never leaves, mode 0600, and
+lies under the key of its study (node.studykeys).
 
 Rounding is drawn from the task's seed: the same task gives the same update. It hides nothing.
 """
@@ -17,8 +18,8 @@ Rounding is drawn from the task's seed: the same task gives the same update. It 
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
@@ -36,6 +37,7 @@ from consilia.errors import ConsiliaError, UpdateRejected
 from consilia.node import clip
 from consilia.node.spending import dp_of
 from consilia.node.store import hashed_name
+from consilia.node.studykeys import Rest, scratch
 from consilia.privacy.streams import random_of
 from consilia.wire import frames
 from consilia.wire.v1 import Compression, Lease, Task
@@ -58,18 +60,52 @@ class Packed:
 class Feedback:
     """The memories of all jobs, in one folder. Methods block; one thread per lease."""
 
-    def __init__(self, folder: Path, now: Callable[[], float]) -> None:
-        """Nothing is made yet; `now` gives Unix seconds."""
+    def __init__(self, folder: Path, now: Callable[[], float], rest: Rest) -> None:
+        """Nothing is made yet; `now` gives Unix seconds, `rest` seals what lies here."""
         self._folder = folder
         self._now = now
+        self._rest = rest
 
     def memory(self, job: str) -> Path:
         """Return where the memory of a job lies, if it has one."""
-        return self._folder / f"{hashed_name(job)}{_MEMORY}"
+        return memory_of(self._folder, job)
 
     def waiting(self, lease: str) -> Path:
         """Return where the memory lies that a lease's update would leave."""
-        return self._folder / f"{hashed_name(lease)}{_NEXT}"
+        return waiting_of(self._folder, lease)
+
+    @contextmanager
+    def remembered(self, task: Task, schema: Schema) -> "Iterator[Memory]":
+        """Yield what earlier rounds of a job left out; nothing where none of it fits."""
+        path, memory = self.memory(task.job), Memory()
+        with contextlib.ExitStack() as stack:
+            try:
+                opened = self._rest.opened(task.study, path, _about(task))
+                fd = stack.enter_context(opened)
+                header = frames.read_header(fd)
+                verifier = frames.Verifier(header.total_bytes)
+                verifier.feed_file(fd, header.total_bytes)
+                if header.schema == schema:
+                    memory = Memory(fd, header)
+            except FileNotFoundError:
+                pass
+            except (ConsiliaError, OSError) as e:
+                _LOG.warning("%s cannot be used, its job starts at zero: %s", path, e)
+            yield memory
+
+    @contextmanager
+    def remembering(self, lease: Lease, wanted: bool) -> Iterator[int]:
+        """Yield a descriptor for a lease's new memory, sealed at the end; -1 if not `wanted`.
+
+        The plain bytes have no name at any time, so that no crash leaves them.
+        """
+        if not wanted:
+            yield -1
+            return
+        path = self.waiting(lease.id)
+        with scratch(path.parent) as fd:
+            yield fd
+            self._rest.keep(lease.task.study, fd, path, _about(lease.task))
 
     def prepare(self) -> None:
         """Make the folder, and forget what is too old for its job to go on."""
@@ -82,8 +118,8 @@ class Feedback:
     def taken(self, lease: Lease) -> None:
         """The hub has the update: what it left out is the job's memory now."""
         waiting, memory = self.waiting(lease.id), self.memory(lease.task.job)
-        asked = lease.task.privacy.compression
-        if asked is not None and asked.final:
+        asked = lease.task.privacy
+        if asked.final or (asked.compression is not None and asked.compression.final):
             waiting.unlink(missing_ok=True)
             memory.unlink(missing_ok=True)
         elif waiting.exists():
@@ -92,6 +128,16 @@ class Feedback:
     def lost(self, lease: Lease) -> None:
         """The update has not reached the model: the job's memory stays what it was."""
         self.waiting(lease.id).unlink(missing_ok=True)
+
+
+def memory_of(folder: Path, job: str) -> Path:
+    """Return where in `folder` the memory of a job lies, if it has one."""
+    return folder / f"{hashed_name(job)}{_MEMORY}"
+
+
+def waiting_of(folder: Path, lease: str) -> Path:
+    """Return where in `folder` the memory lies that a lease's update would leave."""
+    return folder / f"{hashed_name(lease)}{_NEXT}"
 
 
 def codec_of(compression: Compression) -> Codec:
@@ -116,9 +162,9 @@ def pack(  # noqa: PLR0913, PLR0917 - what is packed, with what, where to
     given = Carried() if (dp := dp_of(task)) is None else clip.carried_of(dp, schema)
     kept = memory_schema(schema)
     feedback.prepare()
-    with _Memory(feedback.memory(task.job), kept) as memory:
-        factor, known = _clipping(new, old, schema, memory, bound, carried.fed_back(given))
-        with out.open("wb") as file, _private(feedback.waiting(lease.id), bool(kept)) as rest:
+    with feedback.remembered(task, kept) as memory:
+        factor, known = clipping(new, old, schema, memory, bound, carried.fed_back(given))
+        with out.open("wb") as file, feedback.remembering(lease, bool(kept)) as rest:
             writer = frames.FrameWriter(file.fileno(), compress.compressed(schema, codec))
             left = frames.FrameWriter(rest, kept) if kept else None
             draw = _uniform(task)
@@ -141,46 +187,33 @@ def memory_schema(schema: Schema) -> Schema:
     return tuple(TensorSpec(s.name, "float32", s.shape) for s in schema if steps(s))
 
 
-class _Memory:
-    """What earlier rounds left out, read in pieces; zeros where there is none that fits."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What earlier rounds left out, read in pieces; zeros where there is no `header`."""
 
-    def __init__(self, path: Path, schema: Schema) -> None:
-        self._path = path
-        self._schema = schema
-        self._fd = -1
-        self._header: frames.Header | None = None
-
-    def __enter__(self) -> "_Memory":
-        try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            header = frames.read_header(self._fd)
-            verifier = frames.Verifier(header.total_bytes)
-            verifier.feed_file(self._fd, header.total_bytes)
-            if header.schema == self._schema:
-                self._header = header
-        except FileNotFoundError:
-            return self
-        except (ConsiliaError, OSError) as e:
-            _LOG.warning("%s cannot be used, its job starts at zero: %s", self._path, e)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+    fd: int = -1
+    header: frames.Header | None = None
 
     def pieces(self, spec: TensorSpec) -> Iterator[Single]:
         """Yield a tensor's memory in pieces of GROUP values; each may be overwritten."""
-        if self._header is None:
-            for start in range(0, spec.size, GROUP):
-                yield np.zeros(min(GROUP, spec.size - start), np.float32)
+        if self.header is None:
+            yield from _zeros(spec)
             return
-        entry = next(e for e in self._header.entries if e.name == spec.name)
-        for piece in frames.chunks(self._fd, self._header, entry, bytearray(GROUP * 4)):
+        entry = next((e for e in self.header.entries if e.name == spec.name), None)
+        if entry is None:  # a tensor of which nothing is left out
+            yield from _zeros(spec)
+            return
+        for piece in frames.chunks(self.fd, self.header, entry, bytearray(GROUP * 4)):
             yield piece.astype(np.float32)  # a copy
 
 
-def _clipping(  # noqa: PLR0913, PLR0917 - what is measured, and by what
-    new: int, old: int, schema: Schema, memory: _Memory, bound: float, given: Carried
+def _zeros(spec: TensorSpec) -> Iterator[Single]:
+    for start in range(0, spec.size, GROUP):
+        yield np.zeros(min(GROUP, spec.size - start), np.float32)
+
+
+def clipping(  # noqa: PLR0913, PLR0917 - what is measured, and by what
+    new: int, old: int, schema: Schema, memory: Memory, bound: float, given: Carried
 ) -> tuple[float, Carried]:
     """Return what to multiply step + memory with, and what then holds."""
     total = 0.0
@@ -200,7 +233,7 @@ def _clipping(  # noqa: PLR0913, PLR0917 - what is measured, and by what
 
 
 def _pieces(
-    new: int, old: int, spec: TensorSpec, memory: _Memory, factor: float
+    new: int, old: int, spec: TensorSpec, memory: Memory, factor: float
 ) -> Iterator[tuple[Single, Single]]:
     """Yield ((step + memory) * factor, memory), GROUP values at a time."""
     size = GROUP * DTYPES[spec.dtype].itemsize
@@ -228,25 +261,8 @@ def _encoded(
     yield from compress.encode(codec, kept(), draw)
 
 
-class _private:
-    """A file that only this user may read, open for writing; none when not `wanted`."""
-
-    def __init__(self, path: Path, wanted: bool) -> None:
-        self._path = path
-        self._fd = -1
-        self._wanted = wanted
-
-    def __enter__(self) -> int:
-        if self._wanted:
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            self._fd = os.open(self._path, flags, 0o600)
-        return self._fd
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        if kind is not None:
-            self._path.unlink(missing_ok=True)
+def _about(task: Task) -> str:
+    return f"feedback of job {task.job}"
 
 
 def _uniform(task: Task) -> Draw:

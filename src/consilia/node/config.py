@@ -6,7 +6,6 @@ bytes, durations seconds. The file is read when the agent starts.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import yaml
 
 from consilia.core import ids
 from consilia.errors import ConfigError, NotFound
+from consilia.files import first_line, write_whole
 from consilia.node import hours
 from consilia.node.console import settings as console_settings
 from consilia.node.console.settings import Console
@@ -30,6 +30,7 @@ FILE = "node.yaml"
 GIB = 1 << 30
 MAX_REVIEWERS = 20
 MAX_RETENTION = 36_500  # days
+MAX_REGION = 80  # characters
 # required: bubblewrap; container: where that cannot work, fewer walls; off: none
 Sandbox = Literal["required", "container", "off"]
 
@@ -93,6 +94,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     failures_per_day: int = 50  # of one plan; then its tasks are refused until the next day
     permitted_studies: list[str] = []  # names; empty: any that is accepted here
     terms: Terms = Terms()  # what a study must say of itself
+    regions: list[str] = []  # that this site is in, as studies name them: DE, EU
     hours: list[str] = []  # when tasks may run, as "mon-fri 19:00-07:00"; empty: at any time
     reviewers_needed: int = 1  # different people who must approve a plan
     consortium_review: ConsortiumReview | None = None  # other sites' reviewers who suffice
@@ -128,20 +130,8 @@ def proxy_url(directory: Path, config: NodeConfig) -> str:
     """Return the proxy with its password filled in, "" for none. Never log it."""
     if not config.proxy_password_file:
         return config.proxy
-    return with_password(config.proxy, read_password(directory / config.proxy_password_file))
-
-
-def read_password(path: Path) -> str:
-    """Return the first line of a file that only its owner may read."""
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path} is readable by others; run: chmod 600 {path}")
-        password = path.read_text("utf-8").partition("\n")[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"the proxy's password cannot be read from {path}: {e}") from None
-    if not password:
-        raise ConfigError(f"{path} holds no password in its first line")
-    return password
+    password = first_line(directory / config.proxy_password_file, "proxy_password_file")
+    return with_password(config.proxy, password)
 
 
 def check(config: NodeConfig, source: str) -> None:
@@ -157,12 +147,8 @@ def save(directory: Path, config: NodeConfig, comments: str = "") -> Path:
     defaults = msgspec.to_builtins(NodeConfig(site="", hub=""))
     kept = {k: v for k, v in plain.items() if v != defaults[k] or k in ("sandbox",)}
     text = comments + yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
-    path, draft = directory / FILE, directory / f".{FILE}.new"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(path)
+    path = directory / FILE
+    write_whole(path, text.encode())
     return path
 
 
@@ -217,6 +203,9 @@ def _governance_problems(c: NodeConfig) -> Iterator[str]:
             f"consortium_review: found {review.reviewers} reviewers of {review.sites} sites, "
             f"needed 1 to {MAX_REVIEWERS} reviewers of at most as many sites"
         )
+    for region in c.regions:
+        if not (region.strip() and len(region) <= MAX_REGION and region.isprintable()):
+            yield f"regions: found {region[:80]!r}, needed 1 to {MAX_REGION} printable letters"
     if not 0 <= c.retention_days <= MAX_RETENTION:
         yield f"retention_days: found {c.retention_days}, needed 0 (never) to {MAX_RETENTION}"
 

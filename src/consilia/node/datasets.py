@@ -10,11 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from consilia.core import ids
 from consilia.data import schema as schemas
+from consilia.data.holdout import Holdout
 from consilia.data.profile import Profile
 from consilia.data.registry import Dataset, change, schema_of
 from consilia.data.schema import Schema
@@ -98,8 +100,9 @@ def edit(  # noqa: PLR0913 - by keyword
     description: str | None = None,
     measured: Dataset | None = None,
     mock: bool | None = None,
+    holdout: Holdout | Literal["none"] | None = None,
 ) -> Registered:
-    """Change tags, description or consent to a mock twin, or take in what a new look found.
+    """Change tags, description, hold-out or consent to a mock twin, or take in a new look.
 
     A new look accepts changed files, and with them what a person declared of the columns.
     """
@@ -119,6 +122,7 @@ def edit(  # noqa: PLR0913 - by keyword
                 created=new.created,
                 description=new.description,
                 mock=new.mock,
+                holdout=new.holdout,
             )
             tx.execute("DELETE FROM dataset_changes WHERE dataset = ?", (name,))
         if tags is not None:
@@ -127,6 +131,8 @@ def edit(  # noqa: PLR0913 - by keyword
             new = replace(new, description=description)
         if mock is not None:
             new = replace(new, mock=mock)
+        if holdout is not None:
+            new = replace(new, holdout=None if holdout == "none" else holdout)
         _check_names(new)
         tx.execute("UPDATE datasets SET body = ? WHERE name = ?", (_encode(new), name))
         version = _keep_schema(tx, new, actor, now)

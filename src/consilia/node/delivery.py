@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 from concurrent.futures import Executor
+from pathlib import Path
 
 from consilia.errors import AuthError, ConsiliaError, StorageError, TransferError
 from consilia.node.backoff import Backoff
@@ -67,9 +68,7 @@ class Delivery:
         while True:
             try:
                 if answer.frame is not None:
-                    await transfer(
-                        self._threads, self._link.upload, answer.lease.id, answer.frame
-                    )
+                    await transfer(self._threads, self._bring, answer, answer.frame)
                 verdict = await self._link.report(answer.report)
                 self._release.acknowledged(answer, verdict.accepted)
                 if not verdict.accepted:
@@ -86,6 +85,11 @@ class Delivery:
                 await in_thread(self._release.withdraw, answer, work.ending.text)
                 return False
             await self.pause(backoff.delay())
+
+    def _bring(self, answer: Answer, frame: Path) -> None:
+        """Upload an answer's frame, opened for as long as that takes. Blocks."""
+        with self._release.plain(answer, frame) as path:
+            self._link.upload(answer.lease.id, path)
 
 
 def conclude(release: Release, work: Work, ending: Ending) -> Answer:

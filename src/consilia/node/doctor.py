@@ -18,7 +18,7 @@ from cryptography import x509
 
 from consilia.core.chain import Break
 from consilia.errors import ConsiliaError, DataError
-from consilia.node import audit, config, control, datasets, identity, runner
+from consilia.node import audit, config, control, datasets, identity, runner, studykeys
 from consilia.node.config import NodeConfig
 from consilia.node.console.settings import Console
 from consilia.node.identity import Identity
@@ -44,11 +44,14 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine(
-    directory: Path, now: Callable[[], float], devices: Path = Path("/dev")
+    directory: Path,
+    now: Callable[[], float],
+    devices: Path = Path("/dev"),
+    space: int = SPACE,
 ) -> list[Finding]:
     """Check everything the node needs, in an order in which one thing explains the next.
 
-    `devices` is where the kernel shows GPUs.
+    `devices` is where the kernel shows GPUs, `space` how many bytes the disk should have free.
     """
     try:
         settings = config.load(directory)
@@ -64,7 +67,7 @@ def examine(
         found.append(Finding("keys", True, f"in {me.secrets}, private"))
         found += _certificate(me, now())
         found += _network(settings, me, now)
-    found.append(_disk(directory))
+    found.append(_disk(directory, space))
     found += _sandbox(settings, directory)
     if settings.cuda:
         found.append(_gpu(devices))
@@ -165,10 +168,13 @@ def _clock(date: str, now: float) -> Iterator[Finding]:
         yield Finding("clock", ok, f"{skew:+.0f} seconds against the hub's", advice)
 
 
-def _disk(directory: Path) -> Finding:
+def _disk(directory: Path, space: int) -> Finding:
     free = shutil.disk_usage(directory).free
-    ok = free >= SPACE and os.access(directory, os.W_OK)
-    advice = "" if ok else f"make room: models and updates need {SPACE >> 30} GiB or more"
+    if not os.access(directory, os.W_OK):
+        advice = "let the node's user write to it: chown -R consilia: " + str(directory)
+        return Finding("disk", False, f"{directory} cannot be written", advice)
+    ok = free >= space
+    advice = "" if ok else f"make room: models and updates need {space >> 30} GiB or more"
     return Finding("disk", ok, f"{free / 2**30:.1f} GiB free in {directory}", advice)
 
 
@@ -229,11 +235,16 @@ def _store(directory: Path) -> Iterator[Finding]:
     with contextlib.closing(store):
         checked = audit.verify(store)
         if isinstance(checked, Break):
-            advice = "somebody changed node.sqlite; compare with a backup before going on"
+            advice = "somebody changed the trail; compare with a backup before going on"
             found = f"broken at line {checked.seq}: {checked.reason}"
             yield Finding("audit trail", False, found, advice)
         else:
             yield Finding("audit trail", True, f"{checked[0]} lines, unbroken")
+        if shut := studykeys.faults(store):
+            advice = (
+                f"restore {studykeys.FOLDER} and secrets from one backup, or purge the study"
+            )
+            yield Finding("study keys", False, "; ".join(shut), advice)
         for r in datasets.list_datasets(store):
             name = f"dataset {r.dataset.name}"
             try:

@@ -88,6 +88,8 @@ class Execution:
         self._now = parts.now
         self._rng = parts.rng
         self._spawn = spawn
+        self._sweeping = asyncio.Lock()  # what earlier agents left is given back once
+        self._swept = False
 
     async def carry_out(self, work: Work, job: Job, grant: Grant) -> Answer:
         """Run a task with what it was granted. Raises NotAllowed, or what went wrong."""
@@ -106,6 +108,10 @@ class Execution:
         """Reserve what the task costs of the site's privacy budget, or raise NotAllowed."""
         name = grant.dataset.name if grant.dataset else None
         await self._mirrored.wait()
+        async with self._sweeping:
+            if not self._swept:
+                await in_thread(self._spending.sweep)
+                self._swept = True
         try:
             await in_thread(self._spending.reserve, lease, name)
         except (Refused, Conflict, ConfigError) as e:
@@ -136,9 +142,8 @@ class Execution:
                 task.seed,
                 task.deterministic,
                 dp=dp_of(task),
+                evaluation=task.evaluation,
             )
-            if run.dp is not None:
-                await in_thread(self._spending.begin, lease)
             work.phase, work.told = "training", loop.time()
             output = await self._runner.run(
                 task.job,
@@ -148,12 +153,23 @@ class Execution:
                 model,
                 partial(self._step, work),
                 work.left,
+                None if run.dp is None else partial(in_thread, self._spending.begin, lease),
             )
             answer: Answer | None = None
             try:
                 if work.exchange is not None:
                     await work.exchange.ready(work.left)
                 work.phase = "releasing"
+                if task.kind == "evaluate":
+                    answer = await in_thread(
+                        self._release.evaluated,
+                        lease,
+                        output,
+                        records=grant.dataset.held_records if grant.dataset else 0,
+                        dataset=grant.dataset.name if grant.dataset else "",
+                        seconds=loop.time() - started,
+                    )
+                    return answer
                 answer = await in_thread(
                     self._release.result,
                     lease,

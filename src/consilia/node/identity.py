@@ -9,7 +9,6 @@
 The certificate names the site twice: common name, and URI `consilia:site:<name>`.
 """
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from consilia.errors import AuthError, ConfigError, Conflict, NotFound, StorageError
+from consilia.errors import AuthError, ConfigError, Conflict, NotFound
+from consilia.files import write_whole
 from consilia.wire.v1 import Enrolled
 
 FOLDER = "secrets"
@@ -109,11 +109,11 @@ def create(
     secrets = directory / FOLDER
     secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
     secrets.chmod(0o700)
-    write_secret(secrets / "tls.key", _pem(keys.tls))
-    write_secret(secrets / "signing.key", _pem(keys.signing))
-    write_secret(secrets / "ca.pem", enrolled.ca)
-    write_secret(secrets / "hub.pub", enrolled.hub_key.hex().encode() + b"\n")
-    write_secret(secrets / "tls.pem", enrolled.certificate)
+    write_whole(secrets / "tls.key", _pem(keys.tls))
+    write_whole(secrets / "signing.key", _pem(keys.signing))
+    write_whole(secrets / "ca.pem", enrolled.ca)
+    write_whole(secrets / "hub.pub", enrolled.hub_key.hex().encode() + b"\n")
+    write_whole(secrets / "tls.pem", enrolled.certificate)
     return load(directory, site)
 
 
@@ -121,7 +121,7 @@ def renewed(identity: Identity, enrolled: Enrolled) -> Identity:
     """Check and store a renewed certificate. The pinned CA and the hub's key stay."""
     ca = _certificate(identity.secrets / "ca.pem")
     _check_certificate(enrolled.certificate, _tls_key(identity.secrets), identity.site, ca)
-    write_secret(identity.secrets / "tls.pem", enrolled.certificate)
+    write_whole(identity.secrets / "tls.pem", enrolled.certificate)
     return load(identity.secrets.parent, identity.site)
 
 
@@ -167,20 +167,6 @@ def site_of(certificate: x509.Certificate) -> str:
     """Return the site that a certificate names, "" when it names none."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else ""
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600 in one step: a reader finds the old or the new content."""
-    draft = path.with_name(f".{path.name}.new")
-    try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(fd)
-        draft.replace(path)
-    except OSError as e:
-        raise StorageError(f"{path} could not be written: {e.strerror}") from None
 
 
 def _check_certificate(

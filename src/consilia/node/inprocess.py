@@ -14,7 +14,7 @@ import msgspec
 from consilia.core.weights import schema_of
 from consilia.data.registry import Dataset, to_source
 from consilia.errors import WorkerError
-from consilia.node.runner import OnStep
+from consilia.node.runner import Begin, OnStep
 from consilia.node.worker import Tasks, broke
 from consilia.plans.contract import Outcome
 from consilia.wire import frames
@@ -67,6 +67,7 @@ class InProcess:
         model: Path | None,
         on_step: OnStep,
         timeout: float,
+        begin: Begin | None = None,
     ) -> MemoryOutput:
         """Run one task (see node.runner.Runs); time-outs and stops act at its next progress."""
         loop = asyncio.get_running_loop()
@@ -88,6 +89,8 @@ class InProcess:
             outcome = self._loaded(job, plan, dataset).run(task, report)
             return outcome, _written(outcome)
 
+        if begin is not None:
+            await begin()
         try:
             outcome, fd = await asyncio.to_thread(work) if self._in_thread else work()
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -115,7 +118,10 @@ class InProcess:
             await self.stop(job)
 
     def _loaded(self, job: str, plan: Plan, dataset: Dataset | None) -> Tasks:
-        loaded = dataset and (dataset.path, dataset.digest, dataset.loading, dataset.without)
+        loaded = dataset and (
+            *(dataset.path, dataset.digest, dataset.loading),
+            *(dataset.without, dataset.held),
+        )
         key = (plan_digest(plan), loaded)
         found = self._tasks.get(job)
         if found is None or found[0] != key:

@@ -7,8 +7,10 @@ One ledger stands for one patient universe: all datasets of the site that hold t
 whoever asks, in whichever study, however often a dataset is removed and registered again. A
 task's cost is reserved before it runs; what would break a cap is refused, and nothing of it
 runs. A reservation counts from the moment it is made, so after a crash it is still counted.
-Only a task that has not begun is ever refunded: `begin` is committed before the worker gets
-the task. `settle` is committed before a byte of the result leaves.
+Only a task that has not begun is ever refunded: `begin` is committed when the sandbox is there
+and has been sent nothing yet, neither plan nor task. What is reserved and not begun when an
+agent starts was left by one that ended: `sweep` gives it back. `settle` is committed
+before a byte of the result leaves.
 
 Every step is one transaction of node.store: two programs on one file never overspend together.
 Each appends to a chain of entries that is never changed, and to the audit trail.
@@ -223,6 +225,25 @@ def refund_in(tx: Transaction, lease: str, *, reason: str, now: float) -> Spend:
     tx.audit(now, "agent", "budget.refund", lease, "refunded", words)
     entry = Entry(0, now, "refund", lease, found.run, change=change, detail=words)
     return _step(tx, found, "refunded", entry)
+
+
+def sweep(store: Store, *, reason: str, now: float) -> tuple[str, ...]:
+    """Give back all that is reserved and has not begun; return the leases.
+
+    For an agent that has reserved nothing yet: whoever reserved it has ended, and its worker
+    was never sent a thing. A node that was ever put back to an older state gives back nothing:
+    what is reserved in it may have begun in the state that was lost.
+    """
+    with store.write() as tx:
+        if tx.rows("SELECT 1 FROM budget_mirrors"):
+            return ()
+        rows = tx.rows(
+            "SELECT lease FROM budget_spends WHERE state = 'reserved' ORDER BY lease"
+        )
+        leases = tuple(str(lease) for (lease,) in rows)
+        for lease in leases:
+            refund_in(tx, lease, reason=reason, now=now)
+    return leases
 
 
 def find(store: Store, lease: str) -> Spend | None:

@@ -119,6 +119,10 @@ class HttpLink:
         """Return what the hub sends as plan `digest`; node.approvals checks and audits it."""
         return await self._control.call("GET", f"/v1/plans/{digest}", v1.Plan)
 
+    async def offers(self, study: str) -> v1.SiteOffers:
+        """Return what the sites of a study offer it; NotFound when it invites not this one."""
+        return await self._control.call("GET", f"/v1/offers/{study}", v1.SiteOffers)
+
     async def renew(self, renew: v1.Renew) -> v1.Enrolled:
         """Ask for a new certificate; store it, then call `renewed`."""
         return await self._control.call("POST", "/v1/renew", v1.Enrolled, renew)

@@ -23,12 +23,13 @@ from consilia.data.loading.blocks import LoadingPlan
 from consilia.data.registry import Dataset, to_source
 from consilia.data.table import Table
 from consilia.errors import Conflict, ConsiliaError, NotFound
-from consilia.node import datasets, optout
+from consilia.node import datasets, holdout, optout
 from consilia.node.optout import Patients
 from consilia.node.policy import DatasetFacts
 from consilia.node.store import Row, Store, Transaction
 
 ANY = ""  # the study of an attachment that holds for all of them
+_HELD = "/holdout"  # after a source: what was measured of its hold-out
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Facts:
     columns: Mapping[str, str]
     rows: bytes = b""  # records left out, as data.loading.table packs them
     patients: Patients = frozenset()  # hashes of the patients left out
+    held: bytes = b""  # records left out for the hold-out; b"" when there is none
+    held_records: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +264,7 @@ class Loading:
     ) -> tuple[DatasetFacts, ...]:
         """Return what policy judges by, with the records that are left for `study`."""
         return tuple(
-            replace(f, records=self.prepared(by_name[f.name], study).dataset.records)
-            if f.name in by_name
-            else f
+            f if f.name not in by_name else _left(f, self.prepared(by_name[f.name], study))
             for f in known
         )
 
@@ -275,7 +276,8 @@ class Loading:
         attached = self._attached.get((dataset.name, study)) or self._attached.get(
             (dataset.name, ANY)
         )
-        if attached is None and not (self._list and dataset.patient):
+        listed = self._list and dataset.patient
+        if attached is None and not listed and dataset.holdout is None:
             return Prepared(dataset)
         stored = get(self.store, attached.plan, attached.version) if attached else None
         facts = _known(self.store, dataset, _source(dataset, stored, self._list))
@@ -283,8 +285,8 @@ class Loading:
         digest = stored.digest if stored else ""
         if facts is None:
             problem = (
-                f"dataset {dataset.name!r} was changed after its loading plan or the opt-out "
-                "list was last applied to it: consilia loading refresh"
+                f"dataset {dataset.name!r} was changed after its loading plan, its hold-out or "
+                "the opt-out list was last applied to it: consilia loading refresh"
             )
             return Prepared(dataset, name, digest, problem=problem)
         ready = replace(
@@ -292,6 +294,8 @@ class Loading:
             records=facts.records,
             loading=blocks.to_bytes(stored.plan) if stored else b"",
             without=facts.rows,
+            held=facts.held,
+            held_records=facts.held_records,
         )
         return Prepared(ready, name, digest, facts.patients)
 
@@ -306,7 +310,11 @@ def refresh(store: Store) -> list[str]:
     ]
     known = {r.dataset.name: r.dataset for r in datasets.list_datasets(store)}
     on_list = optout.state(store)
-    wanted += [(name, None) for name, d in known.items() if on_list and d.patient]
+    wanted += [
+        (name, None)
+        for name, d in known.items()
+        if (on_list and d.patient) or d.holdout is not None
+    ]
     problems, current = [], []
     for name, stored in wanted:
         dataset = known.get(name)
@@ -356,6 +364,11 @@ def left_out(store: Store, dataset: Dataset) -> tuple[bytes, Patients]:
 # ---- inside ------------------------------------------------------------------------------
 
 
+def _left(facts: DatasetFacts, ready: Prepared) -> DatasetFacts:
+    found = ready.dataset
+    return replace(facts, records=found.records, held=found.held_records)
+
+
 def _measured(store: Store, dataset: Dataset, stored: Stored | None) -> tuple[str, Facts]:
     """Run a plan over all of a dataset, and count what is left."""
     datasets.check_unchanged(dataset)
@@ -363,14 +376,22 @@ def _measured(store: Store, dataset: Dataset, stored: Stored | None) -> tuple[st
     rows, patients = left_out(store, dataset)
     if stored is not None:
         compiled(dataset, stored.plan)
-    ready = replace(
-        dataset,
-        loading=blocks.to_bytes(stored.plan) if stored else b"",
-        without=rows,
-        records=0,
-    )
-    found = Table(to_source(ready), 2)
-    return source, Facts(found.check(), found.columns, rows, patients)
+    plan = blocks.to_bytes(stored.plan) if stored else b""
+    held, held_records = b"", 0
+    if dataset.holdout is not None:
+        rows, held = holdout.parted(dataset, rows)
+        held_records = _counted(replace(dataset, loading=plan, without=held)).records
+    found = _counted(replace(dataset, loading=plan, without=rows))
+    return source, Facts(found.records, found.columns, rows, patients, held, held_records)
+
+
+def _counted(ready: Dataset) -> Facts:
+    """Count what is left of a dataset as it is loaded; 0 where all of it is left out."""
+    read = to_source(replace(ready, records=0))
+    if ready.without and table.unpack_rows(ready.without, ready.records).all():
+        return Facts(0, read.columns)
+    found = Table(read, 2)
+    return Facts(found.check(), found.columns)
 
 
 def _source(dataset: Dataset, stored: Stored | None, on_list: str) -> str:
@@ -385,15 +406,24 @@ def _source(dataset: Dataset, stored: Stored | None, on_list: str) -> str:
         read.patient,
         stored.digest if stored else "",
         on_list if dataset.patient else "",
+        *(() if dataset.holdout is None else (repr(dataset.holdout),)),
     )
     return hashlib.sha256(msgspec.msgpack.encode(parts)).hexdigest()
 
 
 def _known(store: Store, dataset: Dataset, source: str) -> Facts | None:
+    found = _kept(store, dataset.name, source)
+    if found is None or dataset.holdout is None:
+        return found
+    apart = _kept(store, dataset.name, source + _HELD)
+    return apart and replace(found, held=apart.rows, held_records=apart.records)
+
+
+def _kept(store: Store, dataset: str, source: str) -> Facts | None:
     rows = store.rows(
         "SELECT records, columns, rows, patients FROM loading_facts "
         "WHERE dataset = ? AND source = ?",
-        (dataset.name, source),
+        (dataset, source),
     )
     if not rows:
         return None
@@ -410,12 +440,19 @@ def _keep(tx: Transaction, dataset: str, source: str, facts: Facts) -> None:
             *(facts.rows, optout.packed(facts.patients)),
         ),
     )
+    if facts.held:
+        apart = Facts(facts.held_records, facts.columns, facts.held)
+        _keep(tx, dataset, source + _HELD, apart)
 
 
 def _forget(store: Store, current: Sequence[tuple[str, str]]) -> None:
     """Forget what was measured of files, plans and lists that are no more."""
     rows = store.rows("SELECT dataset, source FROM loading_facts")
-    stale = {(str(dataset), str(source)) for dataset, source in rows} - set(current)
+    stale = {
+        (str(dataset), str(source))
+        for dataset, source in rows
+        if (str(dataset), str(source).removesuffix(_HELD)) not in set(current)
+    }
     if stale:
         with store.write() as tx:
             for pair in stale:

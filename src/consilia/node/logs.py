@@ -4,6 +4,7 @@ They hold what happened and why, tracebacks included: they stay at the site. No 
 record's value is ever handed to them.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -94,7 +95,8 @@ def stop() -> None:
     """Close the log files."""
     root = logging.getLogger("consilia")
     for handler in root.handlers:
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk takes the last lines, not the end
+            handler.close()
     root.handlers = []
 
 

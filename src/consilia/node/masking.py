@@ -5,13 +5,15 @@
 
 What a step has made is stored before a byte of it is sent, so an agent that is killed and
 started again says the very same words, and never both kinds of share of one peer. The secrets
-of a round are deleted when it is over. The keys of the other sites are those that a person at
-this site has pinned with the study (node.peers): who is not pinned takes no part with us.
+of a round lie under its study's key (node.studykeys) and are deleted when it is over. The keys
+of the other sites are those that a person at this site has pinned with the study (node.peers):
+who is not pinned takes no part with us.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +22,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from consilia.algo.aggregate import Accumulator, accumulator, widen_into
+from consilia.core.carried import Carried
 from consilia.core.weights import TensorSpec
 from consilia.errors import ConfigError, Refused, UpdateRejected
-from consilia.node import noising, peers
+from consilia.node import coarse, noising, peers, studykeys
+from consilia.node.compressing import Feedback
 from consilia.node.policy import short
 from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
-from consilia.privacy import ckks, masked, ring, secagg, vault
+from consilia.privacy import ckks, gradients, masked, ring, secagg, vault
 from consilia.privacy.streams import random_of
 from consilia.wire import frames, masks, seal
 from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Task, Word, decode, encode
@@ -101,6 +105,7 @@ class Masking:
         self._key = key
         self._now = now
         self._random = random
+        self._rest = studykeys.rest_of(store, random)
 
     def begin(self, lease: Lease) -> Spoken:
         """Join a round, or go on with it after a restart. Raises Refused."""
@@ -120,10 +125,11 @@ class Masking:
         context = masked.context(lease.id, task.model or "", task.cohort)
         member, body = secagg.join(self._site, context, self._key.sign, self._random)
         said = self._seal(lease, "keys", body)
+        kept = self._locked(lease, member)
         with self._store.write() as tx:
             tx.execute(
                 "INSERT INTO masked VALUES (?, ?, ?, '', ?, ?)",
-                (lease.id, self._now(), encode(lease), encode(member), encode(said)),
+                (lease.id, self._now(), encode(lease), kept, encode(said)),
             )
             self._line(tx, lease, "mask.join", f"cohort {', '.join(task.cohort)}")
         return Spoken("", said)
@@ -161,12 +167,13 @@ class Masking:
                 member, body = secagg.unmask(member, word.body, self._pins(lease))
                 body = vault.named(body, opened) if encrypts(lease.task) else body
                 said, detail = self._seal(lease, "unmask", body), "the survivors' sum"
+        locked = self._locked(lease, member)
         with self._store.write() as tx:
             if word.step in ("survivors", "consents"):
                 _one_sum(tx, lease, member.survivors, opens=word.step == "consents")
             kept = tx.execute(
                 "UPDATE masked SET heard = ?, member = ?, said = ? WHERE lease = ?",
-                (word.step, encode(member), encode(said), lease.id),
+                (word.step, locked, encode(said), lease.id),
             )
             if not kept:
                 raise Refused(f"lease {lease.id[:200]} has been answered: no word leaves now")
@@ -227,18 +234,16 @@ class Masking:
         task, row = lease.task, self._may_send(lease, records)
         masker = self._spend(lease, row.member)
         if (dp := dp_of(task)) is not None and dp.distributed:
-            return noising.mask(task, dp, row.member, masker, update, base, out, self._random)
+            about = (task, dp, row.member, masker, update, base, out)
+            if gradients.applies(dp):
+                return noising.mask_sum(*about, records / task.total, self._random)
+            return noising.mask(*about, self._random)
         weight = records / task.total
-        extra = (np.ones(1), slots(metrics))
         with frames.opened(update) as new, frames.opened(base) as old, out.open("wb") as file:
             header = frames.read_header(new)
             schema = masked.schema(header.schema, task.privacy.bits)
             writer = frames.FrameWriter(file.fileno(), schema)
-            for spec, values in zip(masked.EXTRA, extra, strict=True):
-                steps = masked.empty(spec.dtype, values.size)
-                ring.quantise(values, masked.extra_scale(spec.name), weight, steps)
-                masker.mask(steps)
-                writer.append(frames.raw_bytes(steps))
+            _write_extra(writer, masker, weight, metrics)
             for spec, hidden in zip(header.schema, schema[len(masked.EXTRA) :], strict=True):
                 scale = masked.scale(spec, task.privacy)
                 noise = self._rounding(task, spec) if hidden.dtype == "uint16" else None
@@ -251,6 +256,32 @@ class Masking:
                     masker.mask(steps)
                     writer.append(frames.raw_bytes(steps))
             return writer.finish()
+
+    def mask_coarse(  # noqa: PLR0913, PLR0917 - what is masked, with what, where to
+        self,
+        lease: Lease,
+        update: Path,
+        base: Path,
+        out: Path,
+        records: int,
+        metrics: Metrics,
+        feedback: Feedback,
+        bound: float,
+    ) -> tuple[frames.Header, Carried]:
+        """As `mask`, in 8 bits: what they leave out is kept in `feedback`; see node.coarse.
+
+        `bound` is the L2 norm that the change is clipped to, 0 for none.
+        """
+        task = lease.task
+        coarse.require(task.privacy, len(task.cohort))
+        row = self._may_send(lease, records)
+        masker, weight = self._spend(lease, row.member), records / task.total
+
+        def head(writer: frames.FrameWriter) -> None:
+            _write_extra(writer, masker, weight, metrics)
+
+        paths, rounding = (update, base, out), partial(self._rounding, task)
+        return coarse.mask(lease, masker, weight, paths, feedback, bound, rounding, head)
 
     def _rounding(self, task: Task, spec: TensorSpec) -> Callable[[int], bytes]:
         """Return what a tensor is rounded with: from the task's seed when it is to come again.
@@ -269,10 +300,13 @@ class Masking:
         return masker
 
     def _put(self, lease: Lease, member: secagg.Member) -> None:
+        locked = self._locked(lease, member)
         with self._store.write() as tx:
-            tx.execute(
-                "UPDATE masked SET member = ? WHERE lease = ?", (encode(member), lease.id)
-            )
+            tx.execute("UPDATE masked SET member = ? WHERE lease = ?", (locked, lease.id))
+
+    def _locked(self, lease: Lease, member: secagg.Member) -> bytes:
+        """Return the round's secrets under the study's key."""
+        return self._rest.lock(lease.task.study, encode(member), _about(lease.id))
 
     def _may_send(self, lease: Lease, records: int) -> _Row:
         """Return the round; Refused unless an update on `records` may leave in it."""
@@ -305,8 +339,9 @@ class Masking:
         if not rows:
             return None
         body, member, heard, said = rows[0]
-        spoken = Spoken(str(heard), decode(said, Sealed))
-        return _Row(decode(body, Lease).task, decode(member, secagg.Member), spoken)
+        spoken, task = Spoken(str(heard), decode(said, Sealed)), decode(body, Lease).task
+        opened = self._rest.unlock(task.study, member, _about(lease))
+        return _Row(task, decode(opened, secagg.Member), spoken)
 
     def _pins(self, lease: Lease) -> dict[str, bytes]:
         """Return the pinned keys of the cohort; Refused when one is missing."""
@@ -331,6 +366,10 @@ class Masking:
 def encrypts(task: Task) -> bool:
     """Tell whether a task belongs to a round of homomorphic encryption."""
     return task.privacy.aggregation == "ckks"
+
+
+def _about(lease: str) -> str:
+    return f"masked round {lease}"
 
 
 def _require_tenseal() -> None:
@@ -372,6 +411,17 @@ def _one_sum(tx: Transaction, lease: Lease, survivors: tuple[str, ...], opens: b
         )
     if opens and not known:
         tx.execute("INSERT INTO sums VALUES (?, ?)", (key, told))
+
+
+def _write_extra(
+    writer: frames.FrameWriter, masker: secagg.Masker, weight: float, metrics: Metrics
+) -> None:
+    """Write the masked weight, and the masked metrics, that go before the model's tensors."""
+    for spec, values in zip(masked.EXTRA, (np.ones(1), slots(metrics)), strict=True):
+        steps = masked.empty(spec.dtype, values.size)
+        ring.quantise(values, masked.extra_scale(spec.name), weight, steps)
+        masker.mask(steps)
+        writer.append(frames.raw_bytes(steps))
 
 
 def slots(metrics: Metrics) -> NDArray[np.float64]:

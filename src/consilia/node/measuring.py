@@ -5,6 +5,7 @@ data.sqlsource), then changes the store in one step. Nothing here is for the age
 a large table takes seconds. A half-written snapshot or registration does not survive.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from consilia.core import ids
 from consilia.data import schema as schemas
 from consilia.data import sqlsource
+from consilia.data.loading import preview as seen
 from consilia.data.profile import Profile, profile
 from consilia.data.registry import (
     MISSING,
@@ -23,8 +25,8 @@ from consilia.data.registry import (
     table_of,
 )
 from consilia.data.schema import Schema
-from consilia.errors import ConfigError, Conflict, NotFound
-from consilia.node import config, datasets, numbers
+from consilia.errors import ConfigError, Conflict, DataError, NotFound
+from consilia.node import config, datasets, loading, numbers
 from consilia.node import twin as twins
 from consilia.node.datasets import Registered
 from consilia.node.store import Store
@@ -130,17 +132,38 @@ def consent(store: Store, name: str, mock: bool, *, actor: str, now: float) -> R
 
 
 def look(store: Store, name: str, *, now: float) -> Profile:
-    """Profile a dataset, keep that, and make of it what a mock twin may tell."""
+    """Profile a dataset, keep that, and make of it what a mock twin may tell.
+
+    The profile is for the site's eyes, and of all records; the twin is of those whose patients
+    have not opted out, as far as its own rule lets it change (node.twin).
+    """
     dataset = datasets.get(store, name).dataset
     datasets.check_unchanged(dataset)
     schema, rules, before = schema_of(dataset), site_rules(store), datasets.twin(store, name)
+    gone, _ = loading.left_out(store, dataset)
     found = _profile(dataset, schema)
-    compared = _profile(dataset, schema, before) if before else found
+    compared = _profile(dataset, schema, before, gone) if before or gone else found
     told = twins.republish(before, compared, schema, rules)
     if before and told.basis is compared:  # enough has changed: cells that fit what is there
-        told = twins.republish(None, found, schema, rules)
+        fresh = _profile(dataset, schema, None, gone) if gone else found
+        told = twins.republish(None, fresh, schema, rules)
     datasets.keep_profile(store, dataset, found, told, now)
     return found
+
+
+def retell(store: Store, *, now: float) -> tuple[str, ...]:
+    """Make the mock twins anew after the opt-out list has changed; return the datasets' names.
+
+    A twin stays what it was until enough patients have left it or come back. A dataset that
+    cannot be read is left out: no task is given it either, and node.loading says why.
+    """
+    told = []
+    for known in (r.dataset for r in datasets.list_datasets(store) if r.usable):
+        if known.mock and known.patient:
+            with contextlib.suppress(DataError):
+                look(store, known.name, now=now)
+                told.append(known.name)
+    return tuple(told)
 
 
 def preview(store: Store, name: str, rows: int = 20) -> Preview:
@@ -162,9 +185,14 @@ def site_rules(store: Store) -> Rules:
 
 
 def _profile(
-    dataset: Dataset, schema: Schema, before: twins.Published | None = None
+    dataset: Dataset,
+    schema: Schema,
+    before: twins.Published | None = None,
+    gone: bytes = b"",
 ) -> Profile:
-    return profile(table_of(dataset), schema, dataset.patient, twins.grids(before))
+    """Profile a dataset in the cells of an earlier twin, without the records `gone`, packed."""
+    table = seen.opened(dataset, None, gone) if gone else table_of(dataset)
+    return profile(table, schema, dataset.patient, twins.grids(before))
 
 
 def _measured(old: Dataset, schema: Schema, now: float) -> Dataset:

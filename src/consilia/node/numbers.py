@@ -14,11 +14,13 @@ from datetime import date
 
 import msgspec
 
+from consilia.errors import Refused
 from consilia.node.config import Disclosure
+from consilia.node.evaluating import Predictions, measured
 from consilia.node.store import Store, Transaction
 from consilia.privacy import disclosure
 from consilia.privacy.disclosure import DIGITS, Rules
-from consilia.wire.v1 import Metrics, Plan, Task
+from consilia.wire.v1 import Evaluated, Evaluation, Metrics, Plan, Task
 
 # Made by the adapters of consilia.plans, not by a plan's source.
 FRAMEWORK_METRICS = frozenset({"loss", "score"})
@@ -79,6 +81,21 @@ class Numbers:
             said.append(f"{self._settings.metrics_per_day} tasks told metrics today")
             kept = {}
         return Told(kept, "; ".join(dict.fromkeys(said))[:MAX_NOTE], dataset, today.isoformat())
+
+    def evaluated(
+        self, found: Predictions, asked: Evaluation, *, dataset: str, today: date
+    ) -> tuple[Evaluated, Told]:
+        """Return what a site tells of a model, and what to `count`; Refused when nothing."""
+        said: list[str] = []
+        if self._settings.metrics == "none":
+            raise Refused("this site releases no metrics")
+        exact = self._settings.metrics == "all"
+        answer = measured(found, asked, self.rules, exact, said.append)
+        if not self._admitted(dataset, today.isoformat()):
+            raise Refused(f"{self._settings.metrics_per_day} tasks told metrics today")
+        names = {name: m.value for name, m in answer.measures.items()}
+        note = "; ".join(dict.fromkeys(said))[:MAX_NOTE]
+        return answer, Told(names, note, dataset, today.isoformat())
 
     def count(self, tx: Transaction, told: Told) -> None:
         """Write down, with the release itself, that a task told metrics."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from consilia.core.weights import Array
 from consilia.errors import ConfigError, NotFound, StorageError
-from consilia.node.identity import write_secret
+from consilia.files import write_whole
 from consilia.node.store import Store, Transaction
 
 KEY = "secrets/optout.key"
@@ -68,8 +68,7 @@ def key(directory: Path, random: Callable[[int], bytes] = os.urandom) -> bytes:
     path = directory / KEY
     try:
         if not path.exists():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_secret(path, random(KEY_BYTES))
+            write_whole(path, random(KEY_BYTES))
         found = path.read_bytes()
     except OSError as e:
         raise StorageError(f"{path} cannot be read: {e.strerror}") from None

@@ -21,7 +21,7 @@ import msgspec
 from consilia.node.hours import DAY, Window, open_at
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
-KINDS = frozenset({"init", "train"})
+KINDS = frozenset({"init", "train", "evaluate"})
 FRAMEWORK_ARGUMENTS: Mapping[str, Scalar] = {"proximal_mu": 0.0}  # set by strategies, not plans
 FEWEST_MASKED = 3  # sites: of two, each works out the other's update from the sum
 MAX_TEXT = 200  # characters of a text argument
@@ -75,6 +75,7 @@ class StudyGrant:
     controller: str = ""
     legal_basis: str = ""
     ethics: str = ""
+    residency: str = ""  # region that its data must stay in; "" for any
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,9 @@ class DatasetFacts:
 
     name: str
     tags: frozenset[str]
-    records: int
+    records: int  # that tasks may train on
     enabled: bool = True
+    held: int = 0  # records of its hold-out
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Policy:
     reviewers_needed: int = 0  # different people who approved a plan
     consortium: ConsortiumReview | None = None  # None: only this site's own review counts
     compression: bool = True  # may updates be compressed
+    regions: tuple[str, ...] = ()  # that this site is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class Request:
     privacy: Privacy = field(default_factory=Privacy)
     cohort: tuple[str, ...] = ()
     minute: int = -1  # of the day at the site, 0 to 1439; -1: not known
+    local: bool = False  # of an evaluation: a model of the site's own is trained for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +166,8 @@ Rule = Callable[[Request, Policy, date], str | None]
 def _kind(r: Request, _: Policy, __: date) -> str | None:
     if r.kind not in KINDS:
         return f"task kind {r.kind[:40]!r} is unknown here; known: {', '.join(sorted(KINDS))}"
-    if r.kind == "train" and r.model is None:
-        return "a train task names no model to start from"
+    if r.kind != "init" and r.model is None:
+        return f"a task of kind {r.kind!r} names no model to start from"
     return None
 
 
@@ -210,13 +214,26 @@ def _dataset(r: Request, p: Policy, _: date) -> str | None:
 
 
 def _records(r: Request, p: Policy, _: date) -> str | None:
-    if r.kind == "init":
+    if r.kind == "init" or (r.kind == "evaluate" and not r.local):
         return None
     study = p.studies.get(r.study)
     least = max(p.min_records, study.min_records if study else 0, 1)
     for d in _candidates(r, p):
         if d.records < least:
             return f"dataset {d.name!r} has {d.records} records, at least {least} are needed"
+    return None
+
+
+def _holdout(r: Request, p: Policy, _: date) -> str | None:
+    """A model is judged on records that nothing was trained on, or not at all."""
+    if r.kind != "evaluate":
+        return None
+    for d in _candidates(r, p):
+        if not d.held:
+            return (
+                "this site has declared no hold-out, on which a model could be evaluated "
+                "(consilia dataset holdout)"
+            )
     return None
 
 
@@ -246,8 +263,8 @@ def _failures(r: Request, p: Policy, _: date) -> str | None:
 def _aggregation(r: Request, p: Policy, _: date) -> str | None:
     """Masked where it can be: from three sites up, unless the site's owner said otherwise."""
     study = p.studies.get(r.study)
-    if r.kind == "init" or study is None:
-        return None
+    if r.kind != "train" or study is None:
+        return None  # no update leaves
     if r.privacy.aggregation in ("secure", "ckks"):
         return _cohort(r.cohort, study)
     if r.privacy.aggregation != "plain":
@@ -261,6 +278,8 @@ def _aggregation(r: Request, p: Policy, _: date) -> str | None:
 
 
 def _private(r: Request, p: Policy, _: date) -> str | None:
+    if r.kind == "evaluate" and p.dp_required:
+        return "this site evaluates no models: what it tells must be differentially private"
     if r.kind == "init" or not p.dp_required or r.privacy.dp is not None:
         return None
     return "this site trains only with differential privacy (privacy.dp of the experiment)"
@@ -269,7 +288,7 @@ def _private(r: Request, p: Policy, _: date) -> str | None:
 def _shared_noise(r: Request, _: Policy, __: date) -> str | None:
     """Shares of noise protect in a masked sum only: alone each is too small."""
     dp = r.privacy.dp
-    if r.kind == "init" or dp is None or not dp.distributed:
+    if r.kind != "train" or dp is None or not dp.distributed:
         return None
     if r.privacy.aggregation == "secure" and len(r.cohort) >= FEWEST_MASKED:
         return None
@@ -281,7 +300,10 @@ def _shared_noise(r: Request, _: Policy, __: date) -> str | None:
 
 
 def _compression(r: Request, p: Policy, _: date) -> str | None:
-    if r.privacy.compression is None or r.kind == "init":
+    small = r.privacy.aggregation == "secure" and r.privacy.bits == 8  # keeps a memory too
+    if small and r.kind == "train" and not p.compression:
+        return "this site keeps nothing of what updates of 8 bits leave out"
+    if r.privacy.compression is None or r.kind != "train":
         return None
     if r.privacy.aggregation != "plain":
         return f"compression of an update with aggregation {r.privacy.aggregation!r}"
@@ -307,6 +329,23 @@ def _terms(r: Request, p: Policy, _: date) -> str | None:
     if terms.end_required and study.until == date.max:
         return f"study {study.name!r} has no last day, which this site's terms require"
     return None
+
+
+def _residency(r: Request, p: Policy, _: date) -> str | None:
+    study = p.studies.get(r.study)
+    problem = residency_problem(study.residency, p.regions) if study else None
+    return f"study {r.study_name[:63]!r} {problem}" if problem else None
+
+
+def residency_problem(residency: str, regions: tuple[str, ...]) -> str | None:
+    """Say why a study that must stay in a region cannot run in these, or None."""
+    if not residency or residency.casefold() in {r.casefold() for r in regions}:
+        return None
+    found = ", ".join(regions) or "none"
+    return (
+        f"must stay in {residency[:80]!r}, which is not among this site's regions (found: "
+        f"{found}; `regions` in node.yaml names them)"
+    )
 
 
 def _hours(r: Request, p: Policy, today: date) -> str | None:
@@ -352,6 +391,7 @@ RULES: tuple[Rule, ...] = (
     _tags,
     _dataset,
     _records,
+    _holdout,
     _arguments,
     _timeout,
     _failures,
@@ -361,11 +401,12 @@ RULES: tuple[Rule, ...] = (
     _compression,
     _permitted,
     _terms,
+    _residency,
     _hours,
     _signed,
 )
 # About what was asked and about settings, never about data: the asker may hear them.
-TOLD: frozenset[Rule] = frozenset({_arguments, _hours})
+TOLD: frozenset[Rule] = frozenset({_holdout, _arguments, _hours})
 
 
 def decide(request: Request, policy: Policy, today: date) -> Decision:

@@ -12,7 +12,6 @@ in force and once under the proposed one: what differs is the change's own doing
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
@@ -20,10 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from consilia.errors import ConfigError, Conflict, StorageError
+from consilia.errors import ConfigError, Conflict
+from consilia.files import write_whole
 from consilia.node import config as configs
 from consilia.node.config import NodeConfig
-from consilia.node.policy import Decision, Policy, Request, decide
+from consilia.node.policy import Decision, Policy, Request, decide, person
+from consilia.node.signoffs import signoffs
 from consilia.node.store import Store, Transaction
 
 Policies = Callable[[NodeConfig], Policy]  # the site's decisions under a configuration
@@ -39,7 +40,7 @@ FIXED = frozenset({"site", "hub"})  # another site or hub is another node: join 
 LIVE = frozenset({
     "min_records", "clip_norm", "arguments", "disclose_reasons", "plain_updates", "dp_required",
     "failures_per_day", "permitted_studies", "terms", "hours", "reviewers_needed",
-    "consortium_review", "retention_days", "compressed_updates",
+    "consortium_review", "retention_days", "compressed_updates", "regions",
 })  # fmt: skip
 
 
@@ -192,18 +193,20 @@ def apply(  # noqa: PLR0913 - by keyword
     """Put `text` in force: file, history and audit line together, or nothing of it.
 
     `made_from` is the digest of the file that the change was made to, "" for whichever it is;
-    Conflict when it is another by now.
+    Conflict when it is another by now. A change that loosens what two people guard here takes
+    effect when as many different people have applied the very same text; Conflict before.
     """
     found = propose(store, directory, text, source, policies)
-    path, draft = directory / configs.FILE, directory / f".{configs.FILE}.new"
+    _agreed(store, configs.load(directory), configs.parse(text, source), text, actor, now)
+    path = directory / configs.FILE
     with store.write() as tx:  # one at a time: two must not share the draft
         if made_from and (known := digest_of(_read(path))) != made_from:
             raise Conflict(
                 f"digest: {configs.FILE} was changed meanwhile (it is {known[:19]} now); load "
                 "it again and make the change once more"
             )
-        _write(draft, text)
         _enter(tx, text, actor, now)
+        tx.execute("DELETE FROM signoffs WHERE plan = ?", (digest_of(text),))
         tx.touch()
         refused = sum(d.count for d in found.differs if not d.allowed)
         allowed = sum(d.count for d in found.differs if d.allowed)
@@ -212,8 +215,51 @@ def apply(  # noqa: PLR0913 - by keyword
             f"{DAYS} days it would have refused {refused} more and allowed {allowed} more"
         )
         tx.audit(now, actor, "policy.apply", digest_of(text), "in force", detail)
-        draft.replace(path)  # a crash before COMMIT: the next start enters the new file
+        write_whole(
+            path, text.encode()
+        )  # a crash before COMMIT: the next start enters the new file
     return found
+
+
+def loosened(old: NodeConfig, new: NodeConfig) -> tuple[str, ...]:
+    """Name the keys by which a change lets fewer people decide, or more be spent for ever."""
+    found = [] if new.reviewers_needed >= old.reviewers_needed else ["reviewers_needed"]
+    review, before = new.consortium_review, old.consortium_review
+    if review is not None and (
+        before is None or review.reviewers < before.reviewers or review.sites < before.sites
+    ):
+        found.append("consortium_review")
+    for name in ("universe", "dataset", "study", "researcher"):
+        held, cap = getattr(old.privacy, name), getattr(new.privacy, name)
+        if held is not None and (
+            cap is None or cap.epsilon > held.epsilon or cap.delta > held.delta
+        ):
+            found.append(f"privacy.{name}")
+    return tuple(found)
+
+
+def _agreed(  # noqa: PLR0913, PLR0917 - both policies, and who applies the new one when
+    store: Store, old: NodeConfig, new: NodeConfig, text: str, actor: str, now: float
+) -> None:
+    """Note who applies a loosening; raise Conflict until enough different people have."""
+    names, digest = loosened(old, new), digest_of(text)
+    if old.reviewers_needed < 2 or not names:
+        return
+    people = {person(s.reviewer) for s in signoffs(store, digest)} | {person(actor)}
+    if len(people) >= old.reviewers_needed:
+        return
+    count = f"{len(people)} of {old.reviewers_needed} people"
+    with store.write() as tx:
+        tx.execute(
+            "INSERT OR REPLACE INTO signoffs VALUES (?, ?, ?, '', '')", (digest, actor, now)
+        )
+        detail = f"{count}; loosens {', '.join(names)}"
+        tx.audit(now, actor, "policy.sign-off", digest, "pending", detail)
+    raise Conflict(
+        f"{', '.join(names)}: the change loosens what {old.reviewers_needed} people guard here "
+        f"(reviewers_needed). {count} have asked for it so far, and nothing has changed yet: "
+        "somebody else has to apply the very same text"
+    )
 
 
 def replay(store: Store, old: Policy, new: Policy) -> tuple[int, tuple[Differs, ...]]:
@@ -264,16 +310,6 @@ def _enter(tx: Transaction, text: str, actor: str, now: float) -> None:
 def digest_of(text: str) -> str:
     """Return the digest that names a version of node.yaml."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as e:
-        raise StorageError(f"{path} cannot be written: {e.strerror}") from None
 
 
 def _read(path: Path) -> str:

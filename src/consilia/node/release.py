@@ -4,8 +4,8 @@ An update leaves only when the worker's tensors have exactly the model's schema,
 (and clipped, where the site says so), were computed on no fewer records than the site's and
 the study's minimum and no more than the dataset has, and its metrics are a few short names
 with finite numbers, of which disclosure control lets leave what may (node.numbers). It is
-then written to DIR/outbox, signed, and entered in the audit trail
-in one transaction; only after that commit may a byte of it be sent.
+then written to DIR/outbox (one that is not masked under its study's key), signed, and entered
+in the audit trail in one transaction; only after that commit may a byte of it be sent.
 
 The answer to a lease is kept until the hub has acknowledged it, so a restarted agent sends
 the same answer again instead of training again. The frame itself is not synced: after a power
@@ -15,6 +15,7 @@ What fails tells the hub one word of a closed list; durations are rounded up to 
 both would otherwise carry information out.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -38,15 +39,20 @@ from consilia.errors import (
 from consilia.node import (
     audit,
     budget,
+    coarse,
     compressing,
+    evaluating,
     ledger,
     ledgerlog,
     noising,
+    segments,
+    studykeys,
 )
 from consilia.node.config import NodeConfig
 from consilia.node.masking import Masking, encrypts, forget
 from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
+from consilia.node.runner import TaskOutput
 from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction, hashed_name
 from consilia.node.updates import Updates, discard
@@ -56,6 +62,7 @@ from consilia.wire.metrics import metrics_misfit
 from consilia.wire.v1 import (
     Advertisement,
     Declined,
+    Evaluation,
     Failed,
     FailureCause,
     Lease,
@@ -107,10 +114,12 @@ class Release:
         self._random = random
         self._mirrored = False
         self._numbers = Numbers(store, config.disclosure)
-        self._feedback = compressing.Feedback(outbox.parent / "feedback", now)
+        self._rest = studykeys.rest_of(store, random)
+        self._feedback = compressing.Feedback(outbox.parent / "feedback", now, self._rest)
         self._updates = Updates(outbox, config, self.masking, self._feedback, random)
         self._lock = threading.Lock()
         self._acknowledged: dict[str, Path | None] = {}  # settled, not yet noted on disk
+        self._views: set[tuple[Path, int]] = set()  # frames being sent, opened: descriptors
         self._advertised: bytes = b""
 
     # ---- answers ---------------------------------------------------------------------------
@@ -148,11 +157,39 @@ class Release:
             if (dp := dp_of(lease.task)) is not None and dp.distributed:
                 done = msgspec.structs.replace(done, metrics=noising.metrics(dp))
             header, known = self._updates.made(lease, done, tensors, base, path)
+            if not lease.task.cohort:  # a masked one hides itself
+                self._rest.keep_in_place(lease.task.study, path, _outgoing(lease))
             return self._keep_result(lease, done, header, path, seconds, told, known)
         except BaseException:
             discard(path)
             self._feedback.lost(lease)
             raise
+
+    def evaluated(
+        self, lease: Lease, output: TaskOutput, *, records: int, dataset: str, seconds: float
+    ) -> Answer:
+        """Measure a model from a worker's predictions for a hold-out, and make the answer.
+
+        No frame goes with it. Raises Refused when nothing may be told, WorkerError.
+        """
+        asked = lease.task.evaluation or Evaluation()
+        predictions = evaluating.taken(output, asked, records)
+        today = date.fromtimestamp(self._now())
+        found, told = self._numbers.evaluated(predictions, asked, dataset=dataset, today=today)
+        job, took = lease.task.job, disclosure.release_duration(seconds)
+        report = self._seal(
+            Result(lease.id, job, lease.task.round, None, found.records, {}, took, found)
+        )
+        detail = (
+            f"metrics {', '.join(sorted(told.metrics))} on a hold-out of {records} records; "
+            f"{_about(lease)}{'; kept back: ' if told.note else ''}{told.note}"
+        )
+        with self._committing() as (tx, _):
+            self._keep(tx, lease, report, None)
+            self._numbers.count(tx, told)
+            tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
+        self._numbers.ended(lease.id)
+        return Answer(lease, report)
 
     def failed(self, lease: Lease, cause: FailureCause) -> Answer:
         """Make the answer for a task that did not finish; the reason in words stays here."""
@@ -167,7 +204,7 @@ class Release:
                 (lease.task.plan[:80], date.fromtimestamp(now).isoformat()),
             )
             tx.audit(now, "agent", "task.fail", lease.id, cause, _about(lease))
-        discard(self._frame_path(lease.id))
+        self._discard(self._frame_path(lease.id))
         self._feedback.lost(lease)
         return Answer(lease, report)
 
@@ -191,7 +228,7 @@ class Release:
             self._keep(tx, lease, report, None)
             detail = f"{reasons}; {_about(lease)}"
             tx.audit(self._now(), "agent", action, lease.id, "refused", detail)
-        discard(self._frame_path(lease.id))
+        self._discard(self._frame_path(lease.id))
         self._feedback.lost(lease)
         return Answer(lease, report)
 
@@ -266,7 +303,37 @@ class Release:
             )
         return seal.seal(ADVERTISEMENT, self._config.site, encode(signed), self._key)
 
+    def close_segment(self) -> None:
+        """Close the part of the audit trail that has grown large enough; see node.segments."""
+        segments.close(self._store, self._key, self._config.site, self._now())
+
     # ---- the outbox ------------------------------------------------------------------------
+
+    @contextmanager
+    def plain(self, answer: Answer, frame: Path) -> Iterator[Path]:
+        """Yield where the frame of an answer can be read while it is sent; FileNotFoundError.
+
+        Once the answer is withdrawn it reads as empty: no more of it is sent.
+        """
+        about = _outgoing(answer.lease)
+        with self._rest.opened(answer.lease.task.study, frame, about) as fd:
+            view = (frame, fd)
+            with self._lock:
+                self._views.add(view)
+            try:
+                yield Path(f"/proc/self/fd/{fd}")
+            finally:
+                with self._lock:
+                    self._views.discard(view)
+
+    def _discard(self, frame: Path) -> None:
+        """Remove a frame, and empty what a transfer is reading of it."""
+        discard(frame)
+        with self._lock:
+            for path, fd in self._views:
+                if path == frame:
+                    with contextlib.suppress(OSError):
+                        os.truncate(f"/proc/self/fd/{fd}", 0)
 
     def answered(self, lease: str) -> bool:
         """Tell whether this node has ever answered a lease: it never does so twice."""
@@ -274,7 +341,7 @@ class Release:
 
     def acknowledged(self, answer: Answer, taken: bool = True) -> None:
         """Note that the hub has the answer: written with the next transaction or `flush`."""
-        if answer.lease.task.privacy.compression is not None and answer.frame is not None:
+        if coarse.feeds(answer.lease.task.privacy) and answer.frame is not None:
             (self._feedback.taken if taken else self._feedback.lost)(answer.lease)
         with self._lock:
             self._acknowledged[answer.lease.id] = answer.frame
@@ -306,7 +373,7 @@ class Release:
             lease, sealed = decode(lease_bytes, Lease), decode(report, Sealed)
             path = None if name is None else self._outbox / str(name)
             answer = Answer(lease, sealed, path)
-            if path is not None and not self._sound(path, sealed):
+            if path is not None and not self._sound(answer, path):
                 self._forget(answer)
                 continue
             if path is not None:
@@ -406,7 +473,7 @@ class Release:
             raise
         for frame in done.values():
             if frame is not None:
-                discard(frame)
+                self._discard(frame)
 
     def _forget(self, answer: Answer) -> None:
         """Remove an answer whose frame a power cut has damaged: the task may run again."""
@@ -417,23 +484,18 @@ class Release:
                 "its frame was damaged before it was sent",
             )  # fmt: skip
 
-    def _sound(self, path: Path, sealed: Sealed) -> bool:
+    def _sound(self, answer: Answer, path: Path) -> bool:
         """Tell whether a kept frame is whole and the one the signed result names."""
-        result = decode(sealed.payload, Result)
+        result = decode(answer.report.payload, Result)
         if result.model is None:
             return False
         try:
-            size = path.stat().st_size
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            with self.plain(answer, path) as view, frames.opened(view) as fd:
+                size = os.fstat(fd).st_size
+                verifier = frames.Verifier(size, expected=result.model)
+                verifier.feed_file(fd, size)
+        except (ConsiliaError, OSError):
             return False
-        try:
-            verifier = frames.Verifier(size, expected=result.model)
-            verifier.feed_file(fd, size)
-        except ConsiliaError:
-            return False
-        finally:
-            os.close(fd)
         return verifier.complete
 
     def _frame_path(self, lease: str) -> Path:
@@ -448,6 +510,10 @@ def check_metrics(metrics: Metrics) -> None:
     if problem := metrics_misfit(metrics):
         broken = any(not math.isfinite(value) for value in metrics.values())
         raise WorkerError(problem, "not-finite" if broken else "plan-contract")
+
+
+def _outgoing(lease: Lease) -> str:
+    return f"update of lease {lease.id}"
 
 
 def _about(lease: Lease) -> str:

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,7 @@ _DEATH = 5.0  # seconds the kernel may take to end a killed worker
 _LOG = structlog.get_logger("consilia.node.runner")
 
 OnStep = Callable[[float, Metrics], None]
+Begin = Callable[[], Awaitable[None]]
 
 
 class TaskOutput(Protocol):
@@ -91,8 +92,12 @@ class Runs(Protocol):
         model: Path | None,
         on_step: OnStep,
         timeout: float,
+        begin: Begin | None = None,
     ) -> TaskOutput:
         """Run one task, starting or reusing the job's worker; raise WorkerError with a cause.
+
+        `begin` is awaited once: when a worker is there, before it is sent the plan (which may
+        look at the data), or the task if it has the plan. What ends before ran nothing at all.
 
         `model` is a whole tensor frame, shown to the worker (`task.model` is ignored); it and
         `dataset` are None for init. `timeout` counts, in seconds, until the output is closed.
@@ -104,6 +109,10 @@ class Runs(Protocol):
 
     async def close(self) -> None:
         """Kill every worker."""
+
+
+async def _free() -> None:
+    """Begin what costs nothing."""
 
 
 def choose_launcher(sandbox: Sandbox, launcher: Launcher | None = None) -> Launcher:
@@ -178,6 +187,7 @@ class Runner:
         model: Path | None,
         on_step: OnStep,
         timeout: float,
+        begin: Begin | None = None,
     ) -> TaskOutput:
         """Run one task (see `Runs`)."""
         if said := self._launcher.warning:
@@ -189,7 +199,7 @@ class Runner:
         await lock.acquire()
         worker: _Worker | None = None
         try:
-            worker = await self._worker(job, plan, dataset, deadline)
+            worker = await self._worker(job, plan, dataset, deadline, begin or _free)
             worker.begin(deadline)
             inside = await worker.show(model)
             await worker.send(msgspec.structs.replace(task, model=inside))
@@ -231,7 +241,7 @@ class Runner:
         shutil.rmtree(self._models, ignore_errors=True)
 
     async def _worker(
-        self, job: str, plan: Plan, dataset: Dataset | None, deadline: float
+        self, job: str, plan: Plan, dataset: Dataset | None, deadline: float, begin: Begin
     ) -> "_Worker":
         """Return the job's worker, warm or made now.
 
@@ -243,14 +253,17 @@ class Runner:
         if known is None or known.key != key:
             worker = self._workers.get(job)
             if known is None and worker is not None and worker.alive and worker.key == key:
+                await begin()
                 return worker
             await self.stop(job)
             if known is not None:
                 await asyncio.wait((known.task,))
-            work = self._load(job, key, plan, dataset, deadline)
+            work = self._load(job, key, (plan, dataset), deadline, begin)
             task = asyncio.get_running_loop().create_task(work)
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             known = self._loading[job] = _Loading(key, task)
+        else:
+            await begin()
         try:
             return await asyncio.shield(known.task)
         finally:
@@ -258,9 +271,15 @@ class Runner:
                 del self._loading[job]
 
     async def _load(
-        self, job: str, key: object, plan: Plan, dataset: Dataset | None, deadline: float
+        self,
+        job: str,
+        key: object,
+        what: tuple[Plan, Dataset | None],
+        deadline: float,
+        begin: Begin,
     ) -> "_Worker":
         """Start a worker and have it load plan and dataset by `deadline` of the loop's time."""
+        plan, dataset = what
         safe = file_name(job)
         models = self._models / safe
         models.mkdir(mode=0o700, exist_ok=True)
@@ -275,6 +294,7 @@ class Runner:
         worker.begin(deadline)
         try:
             source = to_source(dataset, process.inside(path)) if dataset and path else None
+            await begin()
             await worker.send(Load(plan, source, self._threads, self._cuda, self._site))
             message = await worker.receive()
             if isinstance(message, Broke):
@@ -485,7 +505,8 @@ def _identity(dataset: Dataset | None) -> object:
         return None
     columns = tuple(dataset.columns.items())
     read = columns, dataset.schema  # with roles and missing codes
-    return dataset.path, dataset.digest, read, dataset.loading, dataset.without
+    left_out = dataset.without, dataset.held
+    return dataset.path, dataset.digest, read, dataset.loading, *left_out
 
 
 def own_share(environment: Mapping[str, str]) -> int:

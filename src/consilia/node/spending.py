@@ -1,6 +1,7 @@
 """What a task with differential privacy costs this site's patients, at each step of its way.
 
-reserve before anything is prepared, begin before the worker starts, settle with the result (in
+reserve before anything is prepared, begin when the sandbox is there and has been sent
+nothing, settle with the result (in
 node.release, in the transaction that lets it leave). What never began is given back; what began
 is spent, whatever came of it.
 """
@@ -47,9 +48,18 @@ class Spending:
         ledger.reserve(self._store, charge, self._budgets, now=self._now(), again=True)
 
     def begin(self, lease: Lease) -> None:
-        """Note that the worker is about to see the data."""
+        """Note that the worker is about to be sent the plan, or a further task."""
         if dp_of(lease.task) is not None:
             ledger.begin(self._store, lease.id, now=self._now())
+
+    def sweep(self) -> tuple[str, ...]:
+        """Refund what an agent that has ended had reserved and not begun; return the leases.
+
+        To be called before anything is reserved, once the hub's copy of the ledger's head was
+        compared (node.budget).
+        """
+        reason = "the agent ended before it began"
+        return ledger.sweep(self._store, reason=reason, now=self._now())
 
     def give_back(self, lease: Lease, reason: str) -> None:
         """Refund a task that never began; what has begun, or was never charged, stays."""

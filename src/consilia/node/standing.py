@@ -53,6 +53,7 @@ def policy_of(store: Store, settings: NodeConfig) -> Policy:
         settings.reviewers_needed,
         settings.consortium_review,
         settings.compressed_updates,
+        tuple(settings.regions),
     )
 
 
@@ -107,6 +108,7 @@ class Standing:
             task.privacy,
             task.cohort,
             policyhistory.minute_of(self._now()),
+            task.evaluation is not None and task.evaluation.local > 0,
         )
         decision = self._held_back(lease, decide(request, self._policy_for(lease), today))
         if note:

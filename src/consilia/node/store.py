@@ -220,6 +220,33 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             job TEXT PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL)
             STRICT, WITHOUT ROWID""",
     ),
+    (  # studies whose key is destroyed, closed segments of the audit trail (.purge, .segments)
+        """CREATE TABLE study_ends (
+            study TEXT PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL,
+            reason TEXT NOT NULL, done INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE audit_segments (
+            number INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,
+            after TEXT NOT NULL, head TEXT NOT NULL, at REAL NOT NULL) STRICT""",
+        """CREATE TRIGGER segment_stays BEFORE UPDATE ON audit_segments
+            BEGIN SELECT RAISE(ABORT, 'closed segments are never changed'); END""",
+        """CREATE TRIGGER segment_remains BEFORE DELETE ON audit_segments
+            BEGIN SELECT RAISE(ABORT, 'closed segments are never forgotten'); END""",
+        "DROP TRIGGER audit_remains",
+        """CREATE TRIGGER audit_remains BEFORE DELETE ON audit
+            WHEN old.seq > (SELECT coalesce(max(last), 0) FROM audit_segments)
+            BEGIN SELECT RAISE(ABORT, 'audit lines are never removed'); END""",
+    ),
+    (  # accounts that the hospital's directory answers for (consilia.accounts.links)
+        """CREATE TABLE account_links (
+            account TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL,
+            checked REAL NOT NULL, UNIQUE (kind, subject)) STRICT, WITHOUT ROWID""",
+    ),
+    (  # higher caps that wait for a second person (.caps)
+        """CREATE TABLE cap_proposals (
+            kind TEXT NOT NULL, name TEXT NOT NULL, epsilon REAL, delta REAL,
+            actor TEXT NOT NULL, at REAL NOT NULL, reason TEXT NOT NULL,
+            PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

@@ -22,9 +22,9 @@ import msgspec
 
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, WireError
-from consilia.node import peers
-from consilia.node.policy import StudyGrant, short
-from consilia.node.store import Row, Store
+from consilia.node import config, peers
+from consilia.node.policy import StudyGrant, residency_problem, short
+from consilia.node.store import Row, Store, Transaction
 from consilia.wire.v1 import Study, encode, study_digest
 
 State = Literal["pending", "accepted", "declined", "left", "replaced", "expired"]
@@ -32,6 +32,7 @@ State = Literal["pending", "accepted", "declined", "left", "replaced", "expired"
 MAX_PENDING = 1000
 MAX_WITHDRAWN = 1000  # that the hub is told of; it takes no more and keeps those it knows
 MAX_STUDY = 64 << 10  # bytes of an encoded study
+PURGED = 2  # study_ends.done: all that a study had left here is deleted (node.purge)
 _COLUMNS = "digest, name, body, state, offered, actor, reason, decided, until, datasets"
 
 
@@ -102,7 +103,8 @@ def accept(  # noqa: PLR0913 - by keyword
     `words` are those of the sites' keys that the person has compared (peers.pin).
 
     Raises Conflict when a version that was accepted here has changed since and the new one is
-    not named by its digest.
+    not named by its digest, when the study must stay in a region that this site is not in, or
+    while what it had left here is being deleted.
     """
     record = get(store, name, date.fromtimestamp(now))
     today = date.fromtimestamp(now)
@@ -115,6 +117,8 @@ def accept(  # noqa: PLR0913 - by keyword
         )
     if record.study.until and date.fromisoformat(record.study.until) < today:
         raise Conflict(f"study {record.study.name!r} ended on {record.study.until}")
+    if problem := residency_problem(record.study.residency, regions_of(store)):
+        raise Conflict(f"study {record.study.name!r} {problem}")
     if until is not None and until < today:
         raise ConfigError(f"--until {until} lies in the past: today is {today}")
     for dataset in datasets:
@@ -132,6 +136,7 @@ def accept(  # noqa: PLR0913 - by keyword
         if part
     )
     with store.write() as tx:
+        _begin_anew(tx, record)
         tx.execute(
             "UPDATE studies SET state = 'replaced', actor = ?, decided = ? "
             "WHERE name = ? AND digest != ? AND state = 'accepted'",
@@ -149,6 +154,25 @@ def accept(  # noqa: PLR0913 - by keyword
         peers.pin(tx, record.digest, record.study.sites, actor, now, words)
         tx.audit(now, actor, "study.accept", record.digest, "accepted", detail)
     return get(store, record.digest, today)
+
+
+def _begin_anew(tx: Transaction, record: StudyRecord) -> None:
+    """Let a study have a key again whose earlier one is destroyed; Conflict while it is not."""
+    ended = tx.rows("SELECT done FROM study_ends WHERE study = ?", (record.digest,))
+    if ended and ended[0][0] < PURGED:
+        raise Conflict(
+            f"what study {record.study.name!r} had left here is being deleted; end that first: "
+            f"consilia node purge {record.digest}"
+        )
+    tx.execute("DELETE FROM study_ends WHERE study = ?", (record.digest,))
+
+
+def regions_of(store: Store) -> tuple[str, ...]:
+    """Return the regions that node.yaml says this site is in."""
+    directory = store.path.parent
+    if not (directory / config.FILE).exists():
+        return ()
+    return tuple(config.load(directory).regions)
 
 
 def leave(store: Store, name: str, *, actor: str, now: float, reason: str) -> StudyRecord:
@@ -244,6 +268,7 @@ def grants(store: Store) -> dict[str, StudyGrant]:
             record.study.controller,
             record.study.legal_basis,
             record.study.ethics,
+            record.study.residency,
         )
     return found
 
@@ -279,10 +304,11 @@ def _check_form(study: Study) -> None:
             date.fromisoformat(study.until)
     except (ConfigError, ValueError) as e:
         raise WireError(f"the hub offers a study that is not well formed: {e}") from None
-    if not study.tags or study.min_records < 0 or len(encode(study)) > MAX_STUDY:
+    counts = (study.min_records, study.retention_days)
+    if not study.tags or min(counts) < 0 or len(encode(study)) > MAX_STUDY:
         raise WireError(
-            f"the hub offers study {study.name!r} without tags, with a negative minimum, or of "
-            f"more than {MAX_STUDY} bytes"
+            f"the hub offers study {study.name!r} without tags, with a negative minimum or "
+            f"retention, or of more than {MAX_STUDY} bytes"
         )
 
 

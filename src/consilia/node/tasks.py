@@ -9,6 +9,7 @@ delivered, whatever happens on the way.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 from consilia.core import ids
 from consilia.errors import ConfigError, ConsiliaError, Refused, StorageError
-from consilia.node import opening
+from consilia.node import attempts, opening
 from consilia.node.delivery import conclude
 from consilia.node.exchange import Exchange
 from consilia.node.execution import Execution, Parts
@@ -102,7 +103,7 @@ class Tasks:
         before = len(self._works)
         for lease in orders.leases:
             if len(lease.id) > MAX_ID:
-                _LOG.warning("ignored a lease with an id of %d characters", len(lease.id))
+                self._spawn(self._note_endless(lease))
             elif lease.id not in self._works and len(self._works) < MAX_WORKS:
                 self._take(lease)
         fresh = len(self._works) > before
@@ -117,6 +118,14 @@ class Tasks:
                 self._end(work, Ending("hub", ("taken back by the hub",)))
                 fresh = True
         return fresh
+
+    async def _note_endless(self, lease: Lease) -> None:
+        """Enter a lease in the audit trail whose id is too long to be answered, or kept."""
+        words = f"its id has {len(lease.id)} characters, at most {MAX_ID}: ignored"
+        _LOG.warning("a lease: %s", words)
+        with contextlib.suppress(StorageError):
+            name, now = lease.id[:MAX_ID], self._parts.now()
+            await in_thread(attempts.note, self._parts.store, "task.refuse", name, words, now)
 
     async def forget_unclaimed(self) -> None:
         """Forget rounds that were over while the agent was away: the hub does not ask."""
@@ -137,7 +146,8 @@ class Tasks:
         for work in list(self._works.values()):
             if work.phase == "waiting" or work.ending is not None:
                 continue  # judged when its turn comes
-            if isinstance(work.answer, Answer) and work.answer.frame is None:
+            told = work.lease.task.kind == "evaluate"  # an answer without a frame, of records
+            if isinstance(work.answer, Answer) and work.answer.frame is None and not told:
                 continue  # nothing of the site's data is in a refusal or failure
             decision = self._standing.judge(work.lease)
             if not decision.allowed:
@@ -313,6 +323,8 @@ class Tasks:
             raise NotAllowed(("this lease was answered before",), "task.refuse")
         try:  # a long one would push the plan and the dataset out of the audit trail's line
             ids.name(lease.task.job, "job")
+            if lease.task.model is not None:
+                ids.digest(lease.task.model)
         except ConfigError as e:
             raise NotAllowed((str(e),), "task.refuse") from None
         decision = self._standing.judge(lease, note)

@@ -22,10 +22,11 @@ from consilia.errors import (
     WireError,
     WorkerError,
 )
-from consilia.node import clip, compressing, encrypting
+from consilia.node import clip, coarse, compressing, encrypting
 from consilia.node.config import NodeConfig
 from consilia.node.masking import Masking, encrypts
 from consilia.node.spending import dp_of
+from consilia.privacy import gradients
 from consilia.wire import frames
 from consilia.wire.v1 import Dp, Lease
 from consilia.wire.worker import Done
@@ -67,14 +68,19 @@ class Updates:
         bound = _tightest(self._config.clip_norm, lease.task.privacy.clip)
         packs = lease.task.privacy.compression if lease.task.kind == "train" else None
         private = dp is not None and dp.level == "client"  # its own clip comes first
-        early = bound if packs is None or private else 0.0  # else with what is fed back
+        feeds = packs is not None or coarse.applies(lease.task.privacy)
+        early = bound if not feeds or private else 0.0  # else with what is fed back
+        if gradients.applies(dp):
+            early = _no_bound(bound)
+            if not lease.task.cohort or encrypts(lease.task):  # policy has said so before
+                raise Refused("a sum of gradients leaves in a masked sum only, with its noise")
         header = self._receive(done, tensors, base, path, early)
         if dp is not None and dp.level == "client" and not dp.distributed:
             header = self._noise(dp, base, path)
         if packs is not None:
             header, known = self._pack(lease, base, path, 0.0 if private else bound)
         if lease.task.cohort:
-            header = self._mask(lease, done, base, path)
+            header, known = self._mask(lease, done, base, path, 0.0 if private else bound)
         return header, known
 
     def _receive(
@@ -131,11 +137,16 @@ class Updates:
         finally:
             discard(draft)
 
-    def _mask(self, lease: Lease, done: Done, base: Path | None, path: Path) -> frames.Header:
-        """Put the masked update in place of the plain one, which never leaves."""
+    def _mask(
+        self, lease: Lease, done: Done, base: Path | None, path: Path, bound: float
+    ) -> tuple[frames.Header, Carried]:
+        """Put the masked update in place of the plain one, which never leaves.
+
+        `bound` is what an update is clipped to whose remainder is fed back.
+        """
         if base is None:
             raise Refused("a masked update needs a model that it changes")
-        draft = path.with_suffix(".masked")
+        draft, known = path.with_suffix(".masked"), Carried()
         try:
             if encrypts(lease.task):
                 size, limit = encrypting.size(base), self._config.limits.update_bytes
@@ -149,12 +160,17 @@ class Updates:
                 header = encrypting.encrypt(
                     lease.task, turn, path, base, draft, weight, done.metrics
                 )
+            elif coarse.applies(lease.task.privacy):
+                feedback, told = self._feedback, (done.records, done.metrics)
+                header, known = self._masking.mask_coarse(
+                    lease, path, base, draft, *told, feedback, bound
+                )
             else:
                 header = self._masking.mask(
                     lease, path, base, draft, done.records, done.metrics
                 )
             draft.replace(path)
-            return header
+            return header, known
         except UpdateRejected as e:
             raise WorkerError(str(e), "plan-contract") from None
         except OSError as e:
@@ -229,6 +245,20 @@ def discard(frame: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.truncate(frame, 0)
         frame.unlink()
+
+
+def _no_bound(bound: float) -> float:
+    """Return no bound; Refused where the site or the job sets one on a model's change.
+
+    Scaling a sum of gradients would take it off the whole numbers that its noise fits.
+    """
+    if bound:
+        raise Refused(
+            f"updates are clipped to a norm of {bound:g} here, and a sum of gradients with a "
+            "share of the noise cannot be: dp.clip bounds each person's part of it instead. "
+            "Ask for distributed: false, or set clip_norm to 0 at this site"
+        )
+    return 0.0
 
 
 def _tightest(*bounds: float) -> float:

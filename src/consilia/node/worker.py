@@ -18,12 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from consilia.core.weights import DTYPES, Array, Weights, schema_of
 from consilia.data.table import Table
 from consilia.errors import ConsiliaError, DataError, PlanError, WireError, WorkerError
 from consilia.plans.contract import Context, Outcome, contiguous, run_task
+from consilia.plans.evaluate import evaluate
 from consilia.plans.load import fresh_plan, load_plan
 from consilia.plans.requirements import missing_requirements
 from consilia.wire import frames
@@ -76,6 +78,7 @@ class Tasks:
         self._table = Table(load.dataset, load.threads) if load.dataset else None
         if self._table is not None and self._plan.selection is not None:
             self._table.features(self._plan.selection)
+        self._holdout = _holdout(load)
         self._buffers: Weights = {}
 
     @property
@@ -101,6 +104,8 @@ class Tasks:
         weights = None if task.model is None else self._read(Path(task.model))
         if task.kind == "audit":
             return self._audit(task, weights, context)
+        if task.kind == "evaluate":
+            return self._evaluate(task, weights, context)
         if (task.kind == "init") is not (weights is None):
             raise WireError(f"task of kind {task.kind!r} with model {task.model!r}")
         # the buffers are handed over: what comes back (often the same arrays) replaces them
@@ -132,6 +137,21 @@ class Tasks:
         gc.collect()
         return Outcome({n: contiguous(a) for n, a in found.items()}, self._table.records, {})
 
+    def _evaluate(self, task: Run, weights: Weights | None, context: Context) -> Outcome:
+        """Let the plan predict for the hold-out; the agent measures."""
+        if task.evaluation is None or weights is None:
+            raise WireError("a task of kind 'evaluate' needs a model, and to say what is asked")
+        if self._holdout is None:
+            raise DataError("the dataset has no hold-out")
+        # a plan of its own: what it keeps between rounds is of the training records
+        with fresh_plan(self._load.plan) as plan:
+            asked, given = task.evaluation, task.arguments
+            table, held = self._table, self._holdout
+            found = evaluate(plan, asked, weights, held, table, given, context)
+        del plan
+        gc.collect()
+        return Outcome(found, held.records, {})
+
     def forget(self) -> None:
         """Drop the model's memory."""
         self._buffers = {}
@@ -152,6 +172,17 @@ class Tasks:
                 frames.read_tensor(fd, header, entry, out)
                 weights[entry.name] = out
             return weights
+
+
+def _holdout(load: Load) -> Table | None:
+    """Open the dataset's hold-out, None when it declares none."""
+    if load.dataset is None or not load.dataset.holdout:
+        return None
+    source = load.dataset
+    held = msgspec.structs.replace(
+        source, without=source.holdout, records=source.holdout_records
+    )
+    return Table(held, load.threads)
 
 
 def broke(error: BaseException) -> Broke:

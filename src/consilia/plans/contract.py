@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from consilia.wire.v1 import (
     Arguments,
     Dp,
     Metrics,
+    Predicts,
     Scalar,
 )
 from consilia.wire.worker import Audit
@@ -100,8 +101,12 @@ class TrainingPlan:
     selection: Selection | None = None  # the columns it asks for; None: it takes the table
     private: bool = False  # trains by itself with privacy at record and patient level
     audit: "Auditing | None" = None  # runs tasks of an audit of privacy (plans.attack)
+    predict: "Predicting | None" = None  # of each record, to evaluate a model (plans.evaluate)
 
 
+# model, hold-out, arguments, context -> what is predicted (wire.v1.Predicts), predictions and
+# targets, records x columns each
+Predicting = Callable[[Weights, Table, Arguments, Context], tuple[str, Any, Any]]
 # plan, task, model, whole table, arguments, round -> its context; gives the task's arrays
 Auditing = Callable[
     [TrainingPlan, Audit, Weights | None, Table, Arguments, Callable[[int], Context]], Weights
@@ -257,6 +262,18 @@ def contiguous(array: Array) -> Array:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     return array if array.flags.c_contiguous else np.array(array, order="C", copy=True)
+
+
+def check_predicts(predicts: str, predict: object) -> None:
+    """Raise PlanError unless a plan says both how and what it predicts, or neither."""
+    if predict is None:
+        if predicts:
+            raise PlanError(f"predicts={predicts!r} without predict=; needed both, or neither")
+    elif predicts not in get_args(Predicts):
+        raise PlanError(
+            f"predicts={predicts!r}; needed what predict= gives of each record: "
+            f"{', '.join(get_args(Predicts))}"
+        )
 
 
 def _fit(name: str, value: Scalar, default: Scalar) -> Scalar:

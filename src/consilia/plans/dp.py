@@ -39,6 +39,7 @@ from torch.func import functional_call, grad, vmap
 from consilia.data.table import Table
 from consilia.errors import PlanError
 from consilia.plans.contract import Context
+from consilia.privacy import gradients
 from consilia.privacy.accountant import check, public_count
 from consilia.privacy.noise import Grid, Stream, discrete_gaussian, local_grid
 from consilia.privacy.sampling import poisson, subset
@@ -173,6 +174,51 @@ def train(  # noqa: PLR0913, PLR0917  what a round consists of
         total *= scale
         _step(module, trained, total, optimizer, context)
         context.progress((step + 1) / dp.steps)
+
+
+def gradient_sum(  # noqa: PLR0913, PLR0917  what a round consists of
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    whose: Units,
+    parts: DpParts,
+    dp: Dp,
+    context: Context,
+) -> dict[str, NDArray[np.float32] | NDArray[np.float64]]:
+    """Return minus the sum of one draw's clipped gradients, in whole steps, by parameter.
+
+    It is secret as it is: the agent adds this site's share of the noise before it leaves
+    (privacy.gradients). Every float tensor of the model has to be trained, since noise is
+    added to each. Coordinates are cut to what a float32 holds exactly.
+    """
+    check(dp)
+    check_layers(module)
+    trained = dict(module.named_parameters())
+    frozen = [n for n, p in trained.items() if not p.requires_grad]
+    state = module.state_dict()
+    frozen += [n for n, t in state.items() if t.is_floating_point() and n not in trained]
+    if frozen or not trained:
+        raise PlanError(
+            f"tensor {(frozen or ['(none)'])[0]!r} of the model is not trained, or shared: "
+            "with dp.distributed every float tensor of the model gets a share of the noise. "
+            "Train all of it, or ask for distributed: false"
+        )
+    size = sum(p.numel() for p in trained.values())
+    steps, stream = gradients.grid(dp, size), Stream(context.random)
+    if whose.count * gradients.UNITS >= _EXACT:
+        raise PlanError(f"{whose.count} units are too many for sums that are exact")
+    total = torch.zeros(size, dtype=torch.float64, device=x.device)
+    drawn = poisson(stream, whose.count, dp.sampling)
+    for batch in _batches(drawn, whose, parts, size, stream):
+        add_clipped(total, unit_gradients(module, trained, x, y, batch, parts), steps)
+    total.neg_().clamp_(-gradients.EXACT, gradients.EXACT)
+    context.progress(1.0)
+    found, start = {}, 0
+    for name, parameter in trained.items():
+        part = total[start : start + parameter.numel()].reshape(parameter.shape)
+        found[name] = part.to(parameter.dtype).cpu().numpy()
+        start += parameter.numel()
+    return found
 
 
 def unit_gradients(  # noqa: PLR0913, PLR0917  see `train`

@@ -22,20 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilia.core.weights import Array, Weights
+from consilia.data.contract import Selection
 from consilia.data.table import Samples, Table
 from consilia.errors import PlanError
 from consilia.plans.contract import (
     PROXIMAL_MU,
     Context,
     Outcome,
+    Predicting,
     TrainingPlan,
     check_declared,
+    check_predicts,
     copy_weights,
     select,
 )
 from consilia.wire.v1 import Arguments, Scalar
 
 Init = Callable[[Arguments, int], Weights]
+Predict = Callable[[Weights, "NumpyData", Arguments], Array]
 Train = Callable[[Weights, Any, Arguments, Context], Mapping[str, object] | None]
 
 
@@ -82,12 +86,18 @@ def numpy_plan(  # noqa: PLR0913  a declaration, written with keywords
     classes: Sequence[str] = (),
     fill: float | None = None,
     arguments: Mapping[str, Scalar] | None = None,
+    predict: Predict | None = None,
+    predicts: str = "",
 ) -> TrainingPlan:
     """Make a training plan of two functions over dicts of arrays (see the module's example).
 
     `init(args, seed)` returns the first weights; `train(weights, data, args, context)` changes
     them in the dict it is given and returns metrics, or None.
+
+    `predict(weights, data, args)` gives one prediction for each record of `data` (it takes a
+    `target`); `predicts` says what it is, as of torch_plan.
     """
+    check_predicts(predicts, predict)
     selection = None
     if features is not None or target is not None:
         selection = select(features or "*", target, target_type, classes, fill)
@@ -110,7 +120,25 @@ def numpy_plan(  # noqa: PLR0913  a declaration, written with keywords
         metrics = train(weights, data, args, context)
         return Outcome(weights, table.records, dict(metrics or {}))  # type: ignore[arg-type]
 
-    return TrainingPlan("numpy", start, run, check_declared(arguments or {}), selection)
+    declared = check_declared(arguments or {})
+    judge = None if predict is None else _predicting(selection, predict, predicts)
+    return TrainingPlan("numpy", start, run, declared, selection, predict=judge)
+
+
+def _predicting(selection: Selection | None, predict: Predict, predicts: str) -> Predicting:
+    """Return what predicts for every record of a table."""
+    if selection is None or not selection.targets:
+        raise PlanError("predict= needs target=: a prediction is compared with it")
+
+    def run(
+        weights: Weights, table: Table, args: Arguments, context: Context
+    ) -> tuple[str, Array, Array]:
+        data = NumpyData(table.samples(selection, np.random.default_rng(context.seed)))
+        if data.y is None:
+            raise PlanError("the plan has no target")
+        return predicts, predict(copy_weights(weights), data, args), data.y
+
+    return run
 
 
 def _pull(mu: float, origin: Weights) -> Callable[[Weights], Weights]:

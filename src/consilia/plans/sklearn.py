@@ -89,7 +89,34 @@ def sklearn_plan(  # noqa: PLR0913  a declaration, written with keywords
             metrics = _warm(estimator, data, labels)
         return Outcome(_taken(estimator, weights), table.records, metrics)
 
-    return TrainingPlan("sklearn", init, run, check_declared(arguments or {}), selection)
+    def judge(
+        weights: Weights, table: Table, args: Arguments, context: Context
+    ) -> tuple[str, Any, Any]:
+        estimator = _made(model, args, labels, context.seed)
+        data = table.samples(selection, np.random.default_rng(context.seed))
+        _put(estimator, weights, labels, width)
+        return _judged(estimator, data.x.astype(np.float64), _target(data), labels)
+
+    declared = check_declared(arguments or {})
+    return TrainingPlan("sklearn", init, run, declared, selection, predict=judge)
+
+
+def _judged(
+    estimator: Any, x: NDArray[np.float64], y: Any, labels: NDArray[np.int64]
+) -> tuple[str, Any, Any]:
+    """Return what the estimator predicts (wire.v1.Predicts), predictions and targets."""
+    if not is_classifier(estimator):
+        return "number", estimator.predict(x), y
+    two = len(labels) == 2
+    if hasattr(estimator, "predict_proba"):
+        chances = estimator.predict_proba(x)
+        if two:
+            return "probability", chances[:, 1], y == labels[1]
+        return "classes", chances, np.searchsorted(labels, y)
+    if two:
+        return "margin", estimator.decision_function(x), y == labels[1]
+    name = type(estimator).__name__
+    raise PlanError(f"{name} gives no probabilities of {len(labels)} classes to compare")
 
 
 def _made(model: Estimator, args: Arguments, labels: NDArray[np.int64], seed: int) -> Any:

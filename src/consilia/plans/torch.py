@@ -42,12 +42,15 @@ from consilia.plans.contract import (
     PROXIMAL_MU,
     Context,
     Outcome,
+    Predicting,
     TrainingPlan,
     check_declared,
+    check_predicts,
     contiguous,
     select,
 )
 from consilia.plans.dp import DpParts
+from consilia.privacy import gradients
 from consilia.privacy.accountant import public_count
 from consilia.wire.v1 import Arguments, Dp, Scalar
 
@@ -58,6 +61,7 @@ _GATHER_BYTES = 4 << 20  # of a shuffled pass, gathered at once and cut into bat
 Model = Callable[[Arguments], nn.Module]
 Train = Callable[[nn.Module, "TorchData", Arguments, Context], Mapping[str, object] | None]
 Evaluate = Callable[[nn.Module, "TorchData", Arguments], Mapping[str, object]]
+Predict = Callable[[nn.Module, "TorchData", Arguments], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Optimizer = Callable[[Any, Arguments], torch.optim.Optimizer]
 
@@ -116,6 +120,8 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
     loss: Loss | None = None,
     optimizer: Optimizer | None = None,
     dp: DpParts | None = None,
+    predict: Predict | None = None,
+    predicts: str = "",
 ) -> TrainingPlan:
     """Make a training plan of a PyTorch model.
 
@@ -128,6 +134,11 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
     texts of a text target. A missing feature becomes `fill`; without one it is an error.
 
     `dp` is what rounds with privacy at record or patient level run instead of `train`.
+
+    `predict(model, data, args)` gives one prediction for each record of `data`, so that sites
+    can evaluate models on their hold-outs; `predicts` says what it is: probability (of class
+    1), margin (above 0 for class 1), classes (a probability each), number, risk (higher for an
+    earlier event; the target is time and event) or mask (a value for each target column).
     """
     declared = dict(arguments or {})
     if train is not None and (loss is not None or optimizer is not None):
@@ -163,6 +174,10 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
         if context.dp is not None and context.dp.level != "client" and parts is not None:
             module.train()
             whose = held.units(context.dp, table, context.patient)
+            if gradients.applies(context.dp):
+                about = (module, data.x, data.y, whose, parts, context.dp, context)
+                sums = private.gradient_sum(*about)
+                return Outcome({**weights, **sums}, public_count(whose.count), {})
             private.train(module, data.x, data.y, whose, parts, context.dp, args, context)
             # patients count for patients: how many records one has is not for others to see
             return Outcome(held.weights(module, weights), public_count(whose.count), {})
@@ -178,7 +193,34 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
 
     arguments = check_declared(declared)
     audit = None if parts is None else auditing(_probe(held, selection, parts))
-    return TrainingPlan("torch", init, run, arguments, selection, parts is not None, audit)
+    check_predicts(predicts, predict)
+    judge = None if predict is None else _predicting(held, selection, predict, predicts)
+    return TrainingPlan(
+        "torch", init, run, arguments, selection, parts is not None, audit, judge
+    )
+
+
+def _predicting(
+    held: "_Held", selection: Selection, predict: Predict, predicts: str
+) -> Predicting:
+    """Return what predicts for every record of a table."""
+
+    def run(
+        weights: Weights, table: Table, args: Arguments, context: Context
+    ) -> tuple[str, Array, Array]:
+        torch.set_num_threads(context.threads)
+        _seed(context.seed, deterministic=context.deterministic)
+        device = torch.device("cuda" if context.cuda and torch.cuda.is_available() else "cpu")
+        module = held.module(args, device)
+        held.load(module, weights)
+        data = held.data(table, selection, device, context.seed)
+        module.eval()
+        with torch.no_grad():
+            scores = predict(module, data, args)
+        truth = array_of("y", data.y.double())
+        return predicts, array_of("predict", scores.double()), truth
+
+    return run
 
 
 def _probe(held: "_Held", selection: Selection, parts: DpParts) -> ProbeOf:

@@ -77,21 +77,21 @@ def check(dp: Dp) -> Dp:
 
 def _check_shares(dp: Dp) -> None:
     """Refuse shares of noise, and a clip that moves, where they would promise too much."""
-    if dp.distributed and dp.level != "client":
+    if dp.distributed and dp.steps != 1:
         raise ConfigError(
-            f"dp at {dp.level} level with distributed=True: a site's steps build on one "
-            "another, so each needs all of its noise at once, in the worker; needed level "
-            "client, or distributed false"
+            f"dp at {dp.level} level with distributed=True and steps={dp.steps}: a site's "
+            "second step builds on its first, which has only a share of the noise; needed "
+            "steps 1 (a round is one step of all sites), or distributed false"
         )
     if not 0 <= dp.colluding <= MAX_COLLUDING:
         raise ConfigError(f"dp: colluding={dp.colluding}; needed from 0 to {MAX_COLLUDING}")
     if dp.adaptive is None:
         return
     adaptive.check(dp.adaptive)
-    if not dp.distributed:
+    if not dp.distributed or dp.level != "client":
         raise ConfigError(
-            "dp.adaptive without distributed=True: the count of sites within the clip is told "
-            "as a noised masked sum only; needed level client and distributed true"
+            "dp.adaptive without level client and distributed=True: the count of sites within "
+            "the clip is told as a noised masked sum only; needed both"
         )
 
 

@@ -10,9 +10,12 @@ number; the mean is the sum of the changes over it. Nobody learns a site's n.
 |---|---|---|
 | - | `WEIGHT`, uint64, 1 element | w * 1, in steps of 2**-62 |
 | - | `METRICS`, uint64, MAX_METRICS elements | w * value, in steps of 2**-24, by sorted name |
-| float32, float16, bfloat16 | uint32 or uint16, same shape | w * change, as far as `range` |
+| float32, float16, bfloat16 | uint32, 16 or 8, same shape | w * change, as far as `range` |
 | float64 | uint64, same shape | w * change, as far as `range` |
 | integers, bool | uint64, same shape | w * change, in steps of 2**-24 |
+
+Where sites share the noise of one step (privacy.gradients), floats are sums of gradients in
+whole steps, and not weighted: their sum over the units is what w tells.
 """
 
 import msgspec
@@ -20,7 +23,7 @@ import numpy as np
 
 from consilia.core.weights import Schema, TensorSpec
 from consilia.errors import WireError
-from consilia.privacy import ring
+from consilia.privacy import gradients, ring
 from consilia.privacy.streams import Ring
 from consilia.wire.v1 import MAX_METRICS, Privacy
 
@@ -40,8 +43,17 @@ def schema(base: Schema, bits: int) -> Schema:
     return (*EXTRA, *(_masked(spec, bits) for spec in base))
 
 
-def scale(spec: TensorSpec, privacy: Privacy) -> float:
-    """Return how many steps of the ring a change of 1.0 in the model's tensor `spec` takes."""
+def scale(spec: TensorSpec, privacy: Privacy, total: int = 1) -> float:
+    """Return how many steps of the ring a change of 1.0 in the model's tensor `spec` takes.
+
+    `total` counts what weights are shares of: sums of gradients depend on it.
+    """
+    if (
+        spec.dtype in gradients.KINDS
+        and privacy.dp is not None
+        and gradients.applies(privacy.dp)
+    ):
+        return gradients.scale(privacy.dp, total)
     if spec.dtype in _SMALL:
         return ring.scale_of(privacy.bits, privacy.range)
     if spec.dtype == "float64":
@@ -56,6 +68,8 @@ def extra_scale(name: str) -> float:
 
 def empty(dtype: str, size: int) -> Ring:
     """Return `size` numbers of a masked tensor's ring, not set yet."""
+    if dtype == "uint8":
+        return np.empty(size, np.uint8)
     if dtype == "uint16":
         return np.empty(size, np.uint16)
     return np.empty(size, np.uint32) if dtype == "uint32" else np.empty(size, np.uint64)

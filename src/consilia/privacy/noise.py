@@ -212,7 +212,7 @@ def local_grid(dp: Dp, size: int) -> Grid:
     """
     check(dp)
     step = dp.noise_multiplier * dp.clip / GRID_STD
-    return _grid(dp, size, step, GRID_STD)
+    return whole_grid(dp, size, step, GRID_STD)
 
 
 def honest_survivors(threshold: int, colluding: int = 1) -> int:
@@ -223,7 +223,11 @@ def honest_survivors(threshold: int, colluding: int = 1) -> int:
     return threshold - colluding
 
 
-def _grid(dp: Dp, size: int, step: float, std: float) -> Grid:
+def whole_grid(dp: Dp, size: int, step: float, std: float) -> Grid:
+    """Return the grid of `step` for vectors of `size` coordinates, noise of `std` steps.
+
+    Raises ConfigError where rounding would take more than half of the clip.
+    """
     rounding = step * math.sqrt(size) / 2
     bound = dp.clip * (1 - _SLACK) - rounding
     if bound < dp.clip / 2:

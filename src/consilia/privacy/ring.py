@@ -1,4 +1,4 @@
-"""Numbers as integers modulo 2**16, 2**32 or 2**64, so that masks hide them perfectly.
+"""Numbers as integers modulo 2**8, 2**16, 2**32 or 2**64, so that masks hide them perfectly.
 
 A change of a weight is sent as round(weight * change * scale), two's complement, and the
 integers are summed modulo 2**bits. The sum comes out right as long as the true sum fits, and
@@ -7,18 +7,22 @@ of the records, W public, the weights add up to 1 at most, so
 
     |sum of w_i * x_i| <= max |x_i| <= range.
 
-What rounding can add is at most one step a site; `scale_of` leaves room for 1000 sites. A
+What rounding can add is at most one step a site; `scale_of` leaves room for 1000 sites, at 8
+bits for 32. A
 change beyond the range is refused and named, never clipped: a wrapped sum would be noise.
 
 32 bits round to nearest: the error of a sum is at most half a step a site, about
 range * 2**-32 each. 16 bits round stochastically (up or down with the probability that makes
-the mean exact), so that errors of many rounds and sites cancel instead of adding up.
+the mean exact), so that errors of many rounds and sites cancel instead of adding up. 8 bits
+do so too, and what a number has lost is handed back (`coarse`), for the site to add to the
+next round's: over many rounds a site is never more than one of its steps behind.
 
 Statistics are summed with weight 1 in the 64-bit ring, as fixed-point numbers
 (`encode64`, `decode64`).
 
 Sources: Bonawitz et al. 2017, section 3.1 (sums in a ring); Gupta et al. 2015, Deep Learning
-with Limited Numerical Precision, section 3 (stochastic rounding).
+with Limited Numerical Precision, section 3 (stochastic rounding); Seide et al. 2014, 1-Bit
+Stochastic Gradient Descent (error feedback).
 """
 
 from collections.abc import Callable
@@ -33,11 +37,13 @@ from consilia.wire.masks import MAX_SITES
 
 PIECE = 32 << 10  # elements worked on at a time: they stay in the cache
 FRACTION = 20  # bits behind the point of a statistic
+COARSE_SITES = 32  # in a ring of 8 bits: each may round by a step, of 127
 EXACT = 1 << 53  # steps a site may add to a 64-bit sum: float64 holds each, 1000 fit
 
 # Above the range there is room for a float32's rounding of it and a step for every site.
 _TOLERANCE = 1 + 2.0**-22
 _TOPS = {
+    8: (1 << 7) - 1 - COARSE_SITES,
     16: (1 << 15) - MAX_SITES - 24,
     32: (1 << 31) - (1 << 11),
     64: (1 << 63) - (1 << 43),
@@ -57,6 +63,16 @@ def scale_of(bits: int, reach: float) -> float:
     if not 0 < reach < float("inf"):
         raise ConfigError(f"the range of masked changes is {reach!r}, needs a number above 0")
     return _TOPS[bits] / reach
+
+
+def check_sites(bits: int, sites: int) -> None:
+    """Raise ConfigError when the sum of so many sites may not fit a ring of `bits`."""
+    most = COARSE_SITES if bits == 8 else MAX_SITES
+    if sites > most:
+        raise ConfigError(
+            f"{sites} sites would add up numbers of {bits} bits; at most {most} fit: "
+            + ("ask for privacy.bits 16" if bits == 8 else "ask fewer sites for each round")
+        )
 
 
 def quantise(
@@ -96,6 +112,35 @@ def quantise(
             steps += _uniform(part.size, random)
             np.floor(steps, out=steps)
         signed[start : start + part.size] = steps
+
+
+def coarse(
+    values: Floats, scale: float, weight: float, out: Ring, random: Random
+) -> NDArray[np.float64]:
+    """Write values * weight * scale to `out`, of 8 bits; return what each value has lost.
+
+    What is beyond the range is cut there, and lost with the rest: `values` are a change, which
+    the caller has found within the range, and what earlier rounds have lost. Rounding is
+    stochastic. Raises UpdateRejected for what is not finite.
+    """
+    factor, reach = weight * scale, _TOPS[8] / scale
+    if out.dtype != np.uint8 or out.shape != values.shape or not factor > 0:
+        raise ValueError(f"{values.shape} values of weight {weight} for {out.dtype}{out.shape}")
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise UpdateRejected("an update holds NaN or infinity; training diverged")
+    steps = np.clip(wide, -reach, reach) * factor
+    steps += _uniform(steps.size, random)
+    np.floor(steps, out=steps)
+    out.view(np.int8)[...] = steps
+    left: NDArray[np.float64] = wide - steps / factor
+    return left
+
+
+def require_within(values: Floats, scale: float, bits: int) -> None:
+    """Raise UpdateRejected, as `quantise` does, for what is beyond the range or not finite."""
+    if values.size:
+        _require_within(values, _TOPS[bits] / scale * _TOLERANCE)
 
 
 def _quantise16(

@@ -89,6 +89,8 @@ def share(dp: Dp, privacy: Privacy, schema: Schema, sites: int, keyed: int) -> S
     the sum of shares to be as good as one Gaussian; Refused for fewer than three sites.
     """
     check(dp)
+    if privacy.bits == 8:
+        raise ConfigError("a share of the noise is lost in steps of 8 bits: use 32 or 16")
     honest = honest_survivors(graph.threshold(keyed), dp.colluding)
     if honest < 1:
         raise ConfigError(

@@ -3,7 +3,7 @@
 A mask is as long as all tensors of an update together. It is never held: every seed has one
 cipher context that runs on from array to array, and pieces of 256 KiB of keystream go through
 one buffer that stays in the processor's cache. Bytes are read as little-endian integers of
-the array's width and added modulo 2**16, 2**32 or 2**64. How the arrays are cut does not
+the array's width and added modulo 2**8, 2**16, 2**32 or 2**64. How the arrays are cut does not
 matter; their order and dtypes do.
 
 Counter mode over zeros is the cipher's keystream, indistinguishable from uniform as long as a
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 PIECE = 256 << 10  # bytes
 
-Ring = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
+Ring = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
 
 
 class Streams:
@@ -34,7 +34,7 @@ class Streams:
         self._buffer = memoryview(bytearray(PIECE))
         self._words = {
             kind: np.frombuffer(self._buffer, np.dtype(kind).newbyteorder("<"))
-            for kind in ("uint16", "uint32", "uint64")
+            for kind in ("uint8", "uint16", "uint32", "uint64")
         }
 
     def add(self, values: Ring) -> None:
@@ -43,7 +43,7 @@ class Streams:
         if words is None or not values.flags.c_contiguous or not values.flags.writeable:
             raise ValueError(
                 f"a mask was to be added to {values.dtype}{list(values.shape)}, needs a "
-                "writeable C-ordered array of uint16, uint32 or uint64"
+                "writeable C-ordered array of uint8, uint16, uint32 or uint64"
             )
         flat = values.reshape(-1)
         for start in range(0, flat.size, words.size):

@@ -3,11 +3,13 @@
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilia.errors import ConfigError, NotFound
+from consilia.sdk import contributions
+from consilia.sdk.contributions import CrossSite, Gain, Method, benefits
 from consilia.sdk.results import missing
 
 if TYPE_CHECKING:
@@ -82,14 +84,20 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Contributions:
-    """How often each site's update is in a job's rounds.
+    """How often each site's update is in a job's rounds, and what is known beyond that.
 
-    Under secure aggregation nobody but the site knows more of its part than that.
+    `benefit` is measured by each site on its own hold-out, against a model of its own;
+    `contribution` is how much worse the model is without the site. `method` says which of them
+    there is: under secure aggregation nobody but the site itself can tell more.
     """
 
     job: str
     rounds: int  # closed training rounds
     sites: dict[str, int]  # site -> rounds that its update is in; invited ones without any too
+    method: Method = "rounds only"
+    metric: str = ""  # of benefit and contribution
+    benefit: dict[str, Gain] = field(default_factory=dict)
+    contribution: dict[str, float] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -143,10 +151,36 @@ class Analytics:
             )
         )
 
-    def hospital_contributions(self, job: str) -> Contributions:
-        """Return how often each site of the job's study took part."""
+    def hospital_contributions(
+        self, job: str, metric: str = "auc", *, leave_one_out: bool = False
+    ) -> Contributions:
+        """Return how often each site of the job's study took part, and what it gained.
+
+        The benefit is what the sites have measured, in this job (`evaluate: {benefit: true}`)
+        or in an evaluation of its models. `leave_one_out` trains the experiment again without
+        each site, which takes plain aggregation (ConfigError otherwise).
+        """
         view = self._client.job(job)
         closed = [r for r in view.rounds if r.round > 0]
         invited = self._client.study(view.experiment.study).study.sites
         counts = {site: sum(site in r.sites for r in closed) for site in invited}
-        return Contributions(job, len(closed), counts)
+        made = {r.model for r in closed}
+        judging = [
+            other
+            for other in self._client.jobs()
+            if other.id == job or other.experiment.base in made
+        ]
+        told = [e for other in reversed(judging) for e in self._client.evaluations(other.id)]
+        gained = benefits(sorted(told, key=lambda e: e.at), metric)
+        lost = contributions.leave_one_out(self._client, job, metric) if leave_one_out else {}
+        method: Method = "measured at the sites" if gained else "rounds only"
+        if lost:
+            method = "leave-one-out"
+        return Contributions(job, len(closed), counts, method, metric, gained, lost)
+
+    def cross_site(self, job: str, metric: str = "auc") -> CrossSite:
+        """Train the job's experiment at each site alone; judge each model at every site.
+
+        The models of single sites travel, so the job must have plain aggregation.
+        """
+        return contributions.cross_site(self._client, job, metric)

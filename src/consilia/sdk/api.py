@@ -30,9 +30,17 @@ class Api:
     """Requests of one person to one hub."""
 
     def __init__(
-        self, url: str, token: str, ca: str, timeout: float, sleep: Callable[[float], None]
+        self,
+        url: str,
+        token: str | Callable[[], str],
+        ca: str,
+        timeout: float,
+        sleep: Callable[[float], None],
     ) -> None:
-        """`ca` is the hub's CA certificate, as a path or PEM text; `timeout` is in seconds."""
+        """`ca` is the hub's CA certificate, as a path or PEM text; `timeout` is in seconds.
+
+        `token` is an API key ("" for none), or gives the token that is good now.
+        """
         import httpx  # noqa: PLC0415  # `consilia --help` must not pay for it
 
         if not url.startswith("https://"):
@@ -42,7 +50,7 @@ class Api:
         self._sleep = sleep
         self._http = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
+            auth=_bearer(token),
             verify=_context(ca),
             timeout=timeout,
             trust_env=False,
@@ -72,6 +80,10 @@ class Api:
     def post(self, path: str, kind: type[T], body: object = None) -> T:
         """Send `body` and return the record that answers."""
         return decode(self.send("POST", path, body), kind)
+
+    def send_for(self, method: str, path: str, kind: type[T], body: object) -> T:
+        """Send `body` with any method and return the record that answers."""
+        return decode(self.send(method, path, body), kind)
 
     def send(
         self,
@@ -181,6 +193,20 @@ class Api:
         if answer.is_error:
             raise _problem(answer)
         return answer.content
+
+
+def _bearer(
+    token: str | Callable[[], str],
+) -> "Callable[[httpx.Request], httpx.Request]":
+    """Return what puts the token that is good now on a request."""
+
+    def sign(request: "httpx.Request") -> "httpx.Request":
+        secret = token if isinstance(token, str) else token()
+        if secret:
+            request.headers["Authorization"] = f"Bearer {secret}"
+        return request
+
+    return sign
 
 
 def _hopeless(error: BaseException) -> bool:

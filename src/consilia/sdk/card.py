@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from consilia.wire.people import ModelCard, ModelView
+from consilia.wire.people import ModelCard, ModelView, Protection
 
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|"})
 
@@ -11,7 +11,6 @@ _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|"})
 def markdown(card: ModelCard) -> str:
     """Return the card as Markdown; what people have written is escaped, it is no markup."""
     model, study = card.model, card.study
-    privacy = card.experiment.privacy
     parts = [
         f"# Model {_text(model.id)}",
         _text(card.description or study.purpose),
@@ -38,13 +37,15 @@ def markdown(card: ModelCard) -> str:
         ),
         "## Privacy",
         _fields(
-            ("Aggregation", privacy.aggregation if privacy else "plain"),
+            ("Aggregation", _aggregation(card)),
             (
                 "Differential privacy",
-                f"epsilon {card.epsilon:.3g} at delta {card.delta:g}, by this job alone"
-                if card.epsilon is not None and card.delta is not None
+                f"{card.protection[0].level} level, epsilon {card.epsilon:.3g} at delta "
+                f"{card.delta:g}, by this job alone"
+                if card.epsilon is not None and card.delta is not None and card.protection
                 else "none",
             ),
+            *(("Trained from", _ancestor(job)) for job in card.protection[1:]),
         ),
         "## How good it is",
         _rounds(card),
@@ -83,6 +84,21 @@ def comparison(models: Sequence[ModelView]) -> list[dict[str, object]]:
         }
         for m in models
     ]
+
+
+def _aggregation(card: ModelCard) -> str:
+    if not card.protection:
+        return "unknown"
+    own = card.protection[0]
+    found = f"{own.aggregation}, {own.bits} bits" if own.bits else own.aggregation
+    return f"{found}, each site a share of the noise" if own.distributed else found
+
+
+def _ancestor(job: Protection) -> str:
+    spent = "no differential privacy"
+    if job.epsilon is not None:
+        spent = f"{job.level} level, epsilon {job.epsilon:.3g} at delta {job.delta:g}"
+    return f"{job.job} up to round {job.round}: {job.aggregation}, {spent}"
 
 
 def _union(names: Iterable[Iterable[str]]) -> list[str]:

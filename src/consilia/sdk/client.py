@@ -10,6 +10,7 @@ it is a GET and the line or the hub was down for a moment.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from consilia.sdk.analytics import Analytics
     from consilia.sdk.areas import Deployments, Experiments, Models, PrivacyArea
     from consilia.sdk.datasets import Datasets
+    from consilia.sdk.people import People
 
 T = TypeVar("T")
 _CHUNK = 1 << 18  # bytes moved at a time
@@ -59,8 +61,18 @@ class Client:
         saved = load_profile(profile or profile_path(environ))
         self.url = _needed("URL", url, environ, saved.url if saved else None).rstrip("/")
         secret = _needed("TOKEN", token, environ, saved.token if saved else None)
+        bearer: str | Callable[[], str] = secret
+        if saved is not None and saved.refresh and secret == saved.token:
+            from consilia.sdk.session import ProfileSession  # noqa: PLC0415
+
+            where = profile or profile_path(environ)
+            bearer = ProfileSession(saved, where, timeout, time.time).token
         pem = _needed("CA", str(ca) if ca else None, environ, saved.ca if saved else None)
-        self._api = Api(self.url, secret, pem, timeout, sleep)
+        self._api = Api(self.url, bearer, pem, timeout, sleep)
+        if "IPython" in sys.modules:
+            from consilia.sdk.notebook import show_records  # noqa: PLC0415  # only in notebooks
+
+            show_records()
 
     @cached_property
     def experiments(self) -> "Experiments":
@@ -96,6 +108,13 @@ class Client:
         from consilia.sdk.datasets import Datasets  # noqa: PLC0415
 
         return Datasets(self)
+
+    @cached_property
+    def accounts(self) -> "People":
+        """The people of the hub: accounts, invitations, requests for access, keys."""
+        from consilia.sdk.people import People  # noqa: PLC0415
+
+        return People(self._api)
 
     @cached_property
     def analytics(self) -> "Analytics":
@@ -238,6 +257,21 @@ class Client:
     def stop(self, id: str) -> people.JobView:
         """Stop a job; accepted updates of its open round are kept."""
         return self._api.post(f"/jobs/{_part(id)}/stop", people.JobView)
+
+    def pause(self, id: str) -> people.JobView:
+        """Let a job finish what is open and open nothing more."""
+        return self._api.post(f"/jobs/{_part(id)}/pause", people.JobView)
+
+    def roll_back(self, id: str, round: int) -> people.JobView:
+        """Let the next round of an idle job start from the model of an earlier one."""
+        body = people.RollBack(round=round)
+        return self._api.post(f"/jobs/{_part(id)}/rollback", people.JobView, body)
+
+    def evaluations(self, id: str) -> list[people.EvaluationView]:
+        """Return what the sites have found of a job's models, oldest first."""
+        return self._api.all(
+            f"/jobs/{_part(id)}/evaluations", people.Page[people.EvaluationView]
+        )
 
     def resume(self, id: str, rounds: int | None = None) -> people.JobView:
         """Go on with a stopped or failed job, perhaps with more rounds."""

@@ -11,7 +11,7 @@ up again. Sites accept the study and approve the plan in their own time; until `
 have, the job waits and says for whom.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from math import nan
 from pathlib import Path
@@ -24,11 +24,12 @@ from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
 from consilia.sdk.autolog import sinks
 from consilia.sdk.client import Client
 from consilia.sdk.digests import resolve
+from consilia.sdk.notebook import table
 from consilia.sdk.progress import display
 from consilia.sdk.results import Model, Results, scratch, version_of
 from consilia.sdk.source import read_plan
 from consilia.wire import people, strict
-from consilia.wire.people import JobView, RoundView
+from consilia.wire.people import EvaluationView, JobView, RoundView
 from consilia.wire.v1 import Metrics, Plan, Scalar, Study, plan_digest, study_digest
 
 ENDED = ("done", "stopped", "failed")
@@ -54,7 +55,8 @@ class Experiment(Results):
         first 8 or more digits) of one the hub has. `settings` are the other fields of
         `wire.people.Experiment`: strategy (a name or a record), min_updates, min_sites,
         fraction, grace, deadline, seed, deterministic, base, name, privacy ("secure", "plain",
-        "ckks" or a record; without it secure aggregation from three sites up). Raise
+        "ckks" or a record; without it secure aggregation from three sites up), sites, evaluate.
+        Raise
         ConfigError for one that does not exist, naming the nearest.
         """
         self.client = client
@@ -162,26 +164,70 @@ class Experiment(Results):
         self._job = self.client.change_arguments(self.job.id, arguments)
         return self
 
+    def pause(self) -> Self:
+        """Let the open round close and open no other; `resume` goes on, bit by bit the same."""
+        self._job = self.client.pause(self.job.id)
+        return self
+
+    def roll_back(self, round: int) -> Self:
+        """Let the next round start from the model after `round`; then `resume`.
+
+        For a job that is paused, stopped, failed or done. Its rounds are counted on, so a done
+        one needs more of them, and its versions stay. What a strategy remembers begins anew.
+        """
+        self._job = self.client.roll_back(self.job.id, round)
+        return self
+
     def stop(self) -> Self:
         """Stop the job; what its open round has is kept."""
         self._job = self.client.stop(self.job.id)
         return self
 
     def resume(self, rounds: int | None = None) -> Self:
-        """Go on with a stopped or failed job in the same round; `rounds` may add rounds."""
+        """Go on with a paused, stopped or failed job; `rounds` may add rounds."""
         self._job = self.client.resume(self.job.id, rounds)
         return self
 
     def branch(self, round: int | None = None, **changes: Any) -> Self:
         """Return a new experiment that starts from this one's model after `round`.
 
-        It has this one's settings but for `changes`, and is not started. Training on from an
-        earlier round, perhaps with other arguments, is how a job is rolled back.
+        It has this one's settings but for `changes`, and is not started: this job goes on
+        beside it. `roll_back` goes back in the same job.
         """
         config = self.refresh().experiment
         fields = {name: getattr(config, name) for name in config.__struct_fields__}
         base = version_of(self.job.rounds, round, self.job.id)
         return type(self)(self.client, **{**fields, "base": base, **changes})
+
+    def evaluate(
+        self,
+        round: int | None = None,
+        *,
+        at: Sequence[str] = (),
+        subgroups: Mapping[str, Sequence[Scalar]] | None = None,
+        benefit: bool = False,
+    ) -> Self:
+        """Return an experiment that evaluates this one's model after `round`; not started.
+
+        Every site that is ready does so on its own hold-out, or those of `at`, such as the one
+        that keeps a common hold-out. `subgroups` names columns with their levels (texts) or
+        cut points (numbers). With `benefit` each site trains a model alone for as many rounds
+        and tells how much better this one is. See `evaluations` for what comes of it.
+        """
+        config = self.refresh().experiment
+        fields = {name: getattr(config, name) for name in config.__struct_fields__}
+        view = next((r for r in self.job.rounds if r.round == round), None)
+        base = version_of(self.job.rounds, round, self.job.id)
+        made = self.client.model(base)
+        asked = {
+            "at": tuple(at),
+            "subgroups": {name: tuple(v) for name, v in (subgroups or {}).items()},
+            "benefit": benefit,
+            "local_rounds": max(1, view.round if view else made.round) if benefit else 0,
+        }
+        plain = {"early_stop": None, "watch": None, "sites": ()}
+        kept = {**fields, **plain, "arguments": made.arguments, "rounds": 0, "base": base}
+        return type(self)(self.client, **{**kept, "evaluate": asked})
 
     # ---- looking -----------------------------------------------------------------------------
 
@@ -202,6 +248,11 @@ class Experiment(Results):
         """The closed training rounds, oldest first."""
         view = self.job if self.job.state in ENDED else self.refresh()
         return tuple(r for r in view.rounds if r.round > 0)
+
+    @property
+    def evaluations(self) -> tuple[EvaluationView, ...]:
+        """What the sites have found of the models, oldest first."""
+        return tuple(self.client.evaluations(self.job.id))
 
     def get_model(self, round: int | None = None) -> Model:
         """Download the model version after `round` (the newest by default), verified."""
@@ -224,21 +275,14 @@ class Experiment(Results):
             return f"<p>{escape(repr(self))}</p>"
         closed = [r for r in self._job.rounds if r.round > 0][-10:]
         names = sorted({name for r in closed for name in r.metrics})
-        head = "".join(f"<th>{escape(n)}</th>" for n in ("round", "sites", "records", *names))
         rows = (
             (r.round, len(r.sites), r.records, *(f"{r.metrics.get(n, nan):.4g}" for n in names))
             for r in closed
         )
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
         view = self._job
         about = f"{view.id}, study {view.experiment.study}: {view.state}, round {view.round}"
-        return (
-            f"<p>{escape(about)} of {view.experiment.rounds} {escape(view.cause)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        text = f"<p>{escape(about)} of {view.experiment.rounds} {escape(view.cause)}</p>"
+        return text + table(("round", "sites", "records", *names), rows)
 
     # ---- inside ------------------------------------------------------------------------------
 

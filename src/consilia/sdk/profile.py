@@ -10,11 +10,17 @@ from consilia.errors import ConfigError
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Where a person's hub is and who they are there; `ca` is PEM text."""
+    """Where a person's hub is and who they are there; `ca` is PEM text.
+
+    `token` is an API key, or with `refresh` the access token of a session.
+    """
 
     url: str
     token: str
     ca: str
+    refresh: str = ""  # the refresh token, good for one use; "": `token` is an API key
+    expires: float = 0.0  # Unix seconds, of the access token
+    name: str = ""  # of the account
 
 
 def profile_path(environ: Mapping[str, str]) -> Path:

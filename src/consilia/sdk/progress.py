@@ -3,9 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 from consilia.wire.people import JobView, RoundView
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_TOLD = ("waiting", "paused", "done", "stopped", "failed")  # states that are said
 Show = Callable[[JobView], None]
 
 
@@ -14,7 +19,10 @@ def display(wanted: bool, job: JobView) -> Iterator[Show]:
     """Yield a function that shows a job as it is now; one that shows nothing if not wanted."""
     if not wanted:
         yield lambda _job: None
-    elif sys.stderr.isatty() or "ipykernel" in sys.modules:
+    elif "ipykernel" in sys.modules and (make := _maker()) is not None:
+        with _notebook_bar(job, make) as show:
+            yield show
+    elif sys.stderr.isatty():
         with _bars(job) as show:
             yield show
     else:
@@ -36,7 +44,7 @@ class _Lines:
                 _print(f"ALARM in round {view.round}: {alarm}")
         self._rounds = len(closed)
         state = f"{job.state}: {job.cause}" if job.cause else job.state
-        if state != self._said and job.state in ("waiting", "done", "stopped", "failed"):
+        if state != self._said and job.state in _TOLD:
             _print(f"job {job.id} {state}")
             self._said = state
 
@@ -74,6 +82,38 @@ def _bars(job: JobView) -> Iterator[Show]:
                     sites[site] = progress.add_task(f"  {site}", total=100, what="")
                 fraction = 1.0 if state == "reported" else job.progress.get(site, 0.0)
                 progress.update(sites[site], completed=round(100 * fraction), what=state)
+
+        show(job)
+        yield show
+
+
+def _maker() -> Callable[..., "tqdm[NoReturn]"] | None:
+    """Return what makes a bar: a widget where the notebook has them, text elsewhere."""
+    try:
+        import ipywidgets  # noqa: F401, PLC0415
+        from tqdm.notebook import tqdm_notebook  # noqa: PLC0415  # slow to import
+    except ImportError:
+        pass
+    else:
+        return tqdm_notebook
+    try:
+        from tqdm import tqdm  # noqa: PLC0415
+    except ImportError:
+        return None
+    return tqdm
+
+
+@contextmanager
+def _notebook_bar(job: JobView, make: Callable[..., "tqdm[NoReturn]"]) -> Iterator[Show]:
+    """One bar of the rounds."""
+    with make(total=job.experiment.rounds, desc="rounds", unit="round") as bar:
+
+        def show(job: JobView) -> None:
+            last = job.rounds[-1] if job.rounds else None
+            bar.total = job.experiment.rounds
+            bar.n = last.round if last else 0
+            what = summary(last) if last and last.round else (job.cause or job.state)
+            bar.set_postfix_str(what)
 
         show(job)
         yield show

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from consilia.core.weights import Weights
 from consilia.errors import ConfigError, NotFound
 from consilia.sdk.export import Format, format_of, write, write_onnx
+from consilia.sdk.notebook import model_html
 from consilia.wire import frames
 from consilia.wire.people import ModelView, RoundView
 
@@ -36,6 +37,10 @@ class Model:
     def __repr__(self) -> str:
         """Name the version, not its content."""
         return f"<Model {self.view.id}: {self.view.bytes} bytes, {self.view.records} records>"
+
+    def _repr_html_(self) -> str:
+        """Show lineage and metrics in a notebook."""
+        return model_html(self.view)
 
     @cached_property
     def weights(self) -> Weights:

@@ -5,11 +5,12 @@ cannot differ; each operation names the roles that it admits as `x-roles`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from litestar import Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import PathParameter, QueryParameter
 from litestar.typing import FieldDefinition
@@ -23,12 +24,21 @@ _BEARER = MappingProxyType({"type": "http", "scheme": "bearer"})
 _PROBLEM = "application/problem+json"
 
 
+def _own_roles(handler: HTTPRouteHandler) -> Any:
+    """Return the roles that a route names itself."""
+    return handler.opt.get("roles", frozenset())
+
+
 def document(
     routes: Iterable[tuple[str, HTTPRouteHandler]],
     title: str = "Consilia hub",
     security: Mapping[str, Any] = _BEARER,
+    roles: Callable[[HTTPRouteHandler], Any] = _own_roles,
 ) -> dict[str, Any]:
-    """Describe (path, handler) pairs; `security` is how callers say who they are."""
+    """Describe (path, handler) pairs.
+
+    `security` is how callers say who they are, `roles(handler)` whom an operation admits.
+    """
     pairs = sorted(routes, key=lambda pair: pair[0])
     kinds: list[Any] = [ProblemView]
     for _, handler in pairs:
@@ -39,7 +49,8 @@ def document(
     for path, handler in pairs:
         plain = re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
         for method in handler.http_methods:
-            paths.setdefault(plain, {})[method.lower()] = _operation(handler, by_kind)
+            operation = _operation(handler, by_kind, roles(handler))
+            paths.setdefault(plain, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__},
@@ -51,8 +62,9 @@ def document(
     }
 
 
-def _operation(handler: HTTPRouteHandler, schemas: dict[str, Any]) -> dict[str, Any]:
-    roles = handler.opt.get("roles", frozenset())
+def _operation(
+    handler: HTTPRouteHandler, schemas: dict[str, Any], roles: Any
+) -> dict[str, Any]:
     text = (handler.fn.__doc__ or "").strip()
     operation: dict[str, Any] = {
         "operationId": handler.handler_name,
@@ -104,7 +116,10 @@ def _answer(handler: HTTPRouteHandler) -> Any:
     """Return the record a route answers with, None when it answers bytes or nothing."""
     kind = handler.parsed_fn_signature.return_type.annotation
     origin = getattr(kind, "__origin__", kind)
-    known = isinstance(origin, type) and issubclass(origin, msgspec.Struct | dict)
+    if origin is Response:  # a record with cookies or headers of its own
+        kind = kind.__args__[0]
+        origin = getattr(kind, "__origin__", kind)
+    known = isinstance(origin, type) and issubclass(origin, msgspec.Struct | dict | list)
     return kind if known else None
 
 

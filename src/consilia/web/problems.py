@@ -4,6 +4,7 @@ The client raises the same class again, so a person reads the same words whereve
 What is not a ConsiliaError is a defect: the person gets a number, the log the traceback.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -22,7 +23,9 @@ from consilia.errors import (
     NotFound,
     PlanError,
     Refused,
+    SecondFactorNeeded,
     StorageError,
+    TooMany,
     TransferError,
     UpdateRejected,
     WireError,
@@ -44,6 +47,8 @@ STATUS: Mapping[type[ConsiliaError], tuple[int, str]] = {
     ConfigError: (400, "The request is wrong"),
     WireError: (400, "The data are malformed"),
     AuthError: (401, "Not authenticated"),
+    SecondFactorNeeded: (401, "A second factor is needed"),
+    TooMany: (429, "Too many requests"),
     Refused: (403, "Not allowed"),
     NotFound: (404, "Not found"),
     Conflict: (409, "Conflicts with what is there"),
@@ -55,6 +60,9 @@ STATUS: Mapping[type[ConsiliaError], tuple[int, str]] = {
     TransferError: (502, "A transfer failed"),
     StorageError: (503, "Storage refused"),
     ConsiliaError: (500, "Failed"),
+}
+TYPES: Mapping[type[ConsiliaError], str] = {  # what a program must tell from its like
+    SecondFactorNeeded: "urn:consilia:second-factor-needed",
 }
 _FRAMEWORK: Mapping[int, type[ConsiliaError]] = {
     401: AuthError,
@@ -73,7 +81,10 @@ def handlers(log: Log, party: str) -> dict[int | type[Exception], Handler]:
         kind = next(k for k in type(error).__mro__ if k in STATUS)
         status, title = STATUS[kind]
         if kind is not StorageError:
-            return _problem(status, title, str(error), kind)
+            answer = _problem(status, title, str(error), kind)
+            if isinstance(error, TooMany):
+                answer.headers["Retry-After"] = str(max(1, math.ceil(error.after)))
+            return answer
         # Its text names files and databases: that is the operator's business.
         log.error("storage refused", path=request.url.path, cause=str(error))
         told = f"the {party} could not store or read it; the cause is in the {party}'s log"
@@ -119,7 +130,10 @@ def _explain(request: Request[Any, Any, Any], error: HTTPException) -> str:
 def _problem(
     status: int, title: str, detail: str, kind: type[ConsiliaError]
 ) -> Response[bytes]:
-    body = ProblemView(title=title, status=status, detail=detail, error=kind.__name__)
+    name = TYPES.get(kind, "about:blank")
+    body = ProblemView(
+        title=title, status=status, detail=detail, error=kind.__name__, type=name
+    )
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     return Response(
         msgspec.json.encode(body),

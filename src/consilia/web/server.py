@@ -13,15 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
 from consilia.errors import StorageError
+from consilia.web.line import Line, Quick, no_quick
 
 KEEP_ALIVE = 60  # seconds an idle connection is kept
 HANDSHAKE = 10.0  # seconds a TLS handshake may take
 HEAD = 15.0  # seconds from a connection, or a request's first byte, to the end of its head
 TICK = 0.01  # seconds between two looks at what still runs when the hub ends
+MAX_MESSAGE = 4096  # bytes of a WebSocket message to us: nobody has much to say there
 GOODBYE = 1.0  # seconds to wait for the other side's end of TLS
 
 
@@ -34,12 +35,16 @@ class PeopleServer:
         tls: ssl.SSLContext | None,
         connections: int,
         head: float = HEAD,
+        quick: Quick = no_quick,
     ) -> None:
         """`connections` bounds the open ones; more are answered 503. `head` is in seconds.
+
+        `quick` gives answers that are ready (consilia.web.line).
 
         Without `tls` it may listen on a loopback address only; that is the caller's care.
         """
         self._head = head
+        self._quick = quick
         self._app = app
         self._tls = tls
         self._connections = connections
@@ -51,8 +56,9 @@ class PeopleServer:
         """Listen on `host` and `port` (0: any free one) and return the port."""
         config = uvicorn.Config(
             self._app,
-            http="h11",
-            ws="none",
+            http=Line,
+            ws="wsproto",
+            ws_max_size=MAX_MESSAGE,
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -63,7 +69,7 @@ class PeopleServer:
         )
         config.load()
         self._sockets = await _listen(host, port)
-        self._server = _Uvicorn(config, self._tls, self._head)
+        self._server = _Uvicorn(config, self._tls, self._head, self._quick)
         self._server.lifespan = config.lifespan_class(config)
         await self._server.startup(self._sockets)
         self._ticking = asyncio.create_task(self._server.main_loop())
@@ -83,17 +89,21 @@ class PeopleServer:
 class _Uvicorn(uvicorn.Server):
     """uvicorn's server, but strangers may not dawdle over TLS (it would give them a minute)."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, head: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tls: ssl.SSLContext | None, head: float, quick: Quick
+    ) -> None:
         super().__init__(config)
         self._tls = tls
         self._head = head
+        self._quick = quick
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept on `sockets`."""
         await self.lifespan.startup()
 
         def protocol() -> asyncio.Protocol:
-            return _Prompt(self._head, self.config, self.server_state, self.lifespan.state)
+            state = self.server_state
+            return Line(self._head, self._quick, self.config, state, self.lifespan.state)
 
         loop = asyncio.get_running_loop()
         self.servers = [
@@ -120,7 +130,7 @@ class _Uvicorn(uvicorn.Server):
         for sock in sockets:
             sock.close()
         state, loop = self.server_state, asyncio.get_running_loop()
-        lines = [line for line in state.connections if isinstance(line, H11Protocol)]
+        lines = [c for c in state.connections if isinstance(c, Line | WSProtocol)]
         for line in lines:
             line.shutdown()
         until = loop.time() + patience
@@ -135,51 +145,9 @@ class _Uvicorn(uvicorn.Server):
         await self.lifespan.shutdown()
 
 
-def _sending(line: H11Protocol) -> bool:
+def _sending(line: Line | WSProtocol) -> bool:
     """Whether bytes of an answer still wait to go out."""
     return line.transport.get_write_buffer_size() > 0
-
-
-class _Prompt(H11Protocol):
-    """uvicorn's protocol, which would wait for a request's head for ever.
-
-    Whoever asks for nothing would so keep one of the `connections`, without any token.
-    """
-
-    def __init__(
-        self,
-        head: float,
-        config: uvicorn.Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-    ) -> None:
-        super().__init__(config, server_state, app_state)
-        self._patience = head
-        self._late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """Take in bytes; from the first of a head on, wait for its end."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        if self._late is not None:
-            self._late.cancel()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        asking = self.cycle is None or self.cycle.response_complete
-        if asking and self._late is None:
-            self._late = self.loop.call_later(self._patience, self.transport.abort)
-        elif not asking and self._late is not None:
-            self._late.cancel()
-            self._late = None
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:

@@ -8,7 +8,16 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from consilia.wire.v1 import Arguments, Metrics, OfferedDataset, Plan, Privacy, Study
+from consilia.wire.v1 import (
+    Arguments,
+    Evaluated,
+    Metrics,
+    OfferedDataset,
+    Plan,
+    Privacy,
+    Scalar,
+    Study,
+)
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,12 +75,22 @@ class EarlyStop(Request, frozen=True):
     least: float = 0.0  # a value is better only by more than this
 
 
+class Evaluate(Request, frozen=True):
+    """Evaluate a job's models at the sites, each on its own hold-out."""
+
+    every: int = 0  # rounds between two evaluations; 0: only the last model
+    at: tuple[str, ...] = ()  # sites whose hold-outs count; empty: every ready one
+    subgroups: dict[str, tuple[Scalar, ...]] = {}  # column -> levels (texts) or cut points
+    benefit: bool = False  # of the last model: each site compares it with one of its own
+    local_rounds: int = 0  # that the site's own model is trained; 0: as many as the job had
+
+
 class Experiment(Request, frozen=True):
     """A reproducible configuration; running it makes a job. The CONFIG.yaml of the CLI."""
 
     study: str  # name
     plan: str  # digest (a unique prefix of 12 or more hex digits is resolved by the client)
-    rounds: int
+    rounds: int  # 0: train nothing, evaluate `base`
     arguments: Arguments = {}
     strategy: Strategy = Strategy()
     min_updates: int = 2  # a round closes with at least this many
@@ -89,6 +108,8 @@ class Experiment(Request, frozen=True):
     privacy: Privacy | None = None  # None: secure aggregation from three sites up, else plain
     keep: int | None = None  # newest versions whose frames stay; None: as the hub's rule says
     compress: str = "none"  # of updates that are not masked: int8, top-5%, int8+top-5%, ...
+    sites: tuple[str, ...] = ()  # that may train; empty: every site of the study
+    evaluate: Evaluate | None = None  # None: no model is evaluated
 
 
 class NewToken(Request, frozen=True):
@@ -120,9 +141,15 @@ class ChangeArguments(Request, frozen=True):
 
 
 class ResumeJob(Request, frozen=True):
-    """Go on with a stopped or failed job; `rounds` may raise its number of rounds."""
+    """Go on with a paused, stopped or failed job; `rounds` may raise its number of rounds."""
 
     rounds: int | None = None
+
+
+class RollBack(Request, frozen=True):
+    """Let the next round of an idle job start from the model of an earlier one."""
+
+    round: int
 
 
 class SetStage(Request, frozen=True):
@@ -209,6 +236,28 @@ class JobView(View, frozen=True):
     rounds: tuple[RoundView, ...] = ()
 
 
+class PooledView(View, frozen=True):
+    """One metric over the sites' hold-outs, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    records: int
+    sites: int
+    method: Literal["all records", "mean of sites"]  # what the value is equal to
+
+
+class EvaluationView(View, frozen=True):
+    """What the sites have found of one model, each on its own hold-out."""
+
+    round: int
+    at: float
+    model: str  # version id, or the digest of the frame that was the job's base
+    pooled: dict[str, PooledView]
+    sites: dict[str, Evaluated]
+    without: dict[str, str] = {}  # sites that were asked and have told nothing: why
+
+
 class ModelView(View, frozen=True):
     """A model version with its lineage."""
 
@@ -240,6 +289,19 @@ class StageView(View, frozen=True):
     reason: str
 
 
+class Protection(View, frozen=True):
+    """How a job's updates were protected, and what its rounds have cost a site."""
+
+    job: str
+    round: int  # up to which it is part of the model
+    aggregation: str  # plain, secure, ckks
+    bits: int | None  # of a masked number; None where there is no ring
+    level: str  # of differential privacy: record, patient, client; "": none
+    distributed: bool  # the noise is shared by the sites, inside the masked sum
+    epsilon: float | None  # of each site, by this job's rounds alone; None: not private
+    delta: float | None
+
+
 class ModelCard(View, frozen=True):
     """What whoever uses a model version should know of it (Mitchell et al. 2019)."""
 
@@ -253,6 +315,7 @@ class ModelCard(View, frozen=True):
     experiment: Experiment
     rounds: tuple[RoundView, ...]  # of its job, up to this version
     lineage: tuple[str, ...]  # from this version back to what everything began with
+    protection: tuple[Protection, ...]  # of the jobs in it, this version's first
     epsilon: float | None  # of each site by this job alone, at `delta`; None: not private
     delta: float | None
     caveats: tuple[str, ...]
@@ -298,6 +361,7 @@ class WhoamiView(View, frozen=True):
     role: str
     hub: str
     version: str  # of the hub's software
+    roles: tuple[str, ...] = ()  # all of them; `role` is the one that says most
 
 
 class EventView(View, frozen=True):
@@ -352,3 +416,4 @@ class ProblemView(View, frozen=True):
     status: int
     detail: str
     error: str  # class name in consilia.errors
+    type: str = "about:blank"  # or a URI that ends in what a program must tell apart

@@ -62,6 +62,11 @@ class Study(Record, frozen=True):
     ethics: str = ""
     until: str = ""  # last day, ISO date; "" for none
     min_records: int = 0  # the study may only raise a site's own minimum
+    retention_days: int = 0  # a site keeps what the study left no longer after its end; 0: free
+    residency: str = ""  # region that data and what is made of them here must stay in
+
+
+_LATER = ("retention_days", "residency")  # of Study: not in the digest where they say nothing
 
 
 def plan_digest(plan: Plan) -> str:
@@ -71,13 +76,81 @@ def plan_digest(plan: Plan) -> str:
 
 
 def study_digest(study: Study) -> str:
-    """Digest of every field of a submitted study."""
-    fields = [(f, getattr(study, f)) for f in sorted(study.__struct_fields__)]
+    """Digest of every field of a submitted study.
+
+    Fields that came later count where they differ from their default: studies from before keep
+    their digest, and a node that does not know such a field finds another digest than the hub
+    and runs nothing of a study that says more than the node can read.
+    """
+    names = (f for f in study.__struct_fields__ if f not in _LATER or getattr(study, f))
+    fields = [(f, getattr(study, f)) for f in sorted(names)]
     return _sha256(b"consilia study\0", (1, fields))
 
 
 def _sha256(domain: bytes, body: object) -> str:
     return "sha256:" + hashlib.sha256(domain + msgspec.msgpack.encode(body)).hexdigest()
+
+
+# ---- how a model is evaluated --------------------------------------------------------------
+
+Predicts = Literal["probability", "margin", "classes", "number", "risk", "mask"]
+
+
+class Subgroups(Record, frozen=True):
+    """Records told apart by one column: by the levels named, or between cut points.
+
+    The names are chosen before any record is looked at; what else a column holds is not told.
+    """
+
+    column: str
+    levels: tuple[str, ...] = ()  # values as text
+    cuts: tuple[float, ...] = ()  # rising; a value on a cut point counts above it
+
+
+class Evaluation(Record, frozen=True):
+    """What an evaluation asks of a site, of its own hold-out."""
+
+    subgroups: tuple[Subgroups, ...] = ()
+    local: int = 0  # rounds the site trains alone, to compare its model with; 0: it does not
+
+
+class Measure(Record, frozen=True):
+    """One metric: its value and its standard error, on so many records."""
+
+    value: float
+    error: float
+    records: int
+
+
+class CalibrationBin(Record, frozen=True):
+    """Records whose predicted probability lies from `low` up to `high`."""
+
+    low: float
+    high: float
+    predicted: float  # mean probability
+    observed: float  # share of cases
+    records: int
+
+
+class Subgroup(Record, frozen=True):
+    """What was measured on the records of one level, or between two cut points."""
+
+    column: str
+    level: str
+    records: int
+    measures: dict[str, Measure]
+
+
+class Evaluated(Record, frozen=True):
+    """What a site tells of a model on its hold-out, under its own disclosure rules."""
+
+    predicts: Predicts
+    records: int
+    measures: dict[str, Measure]
+    calibration: tuple[CalibrationBin, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()
+    local: dict[str, Measure] = {}  # of the model that the site has trained alone
+    gain: dict[str, Measure] = {}  # how much better the model is than the site's own
 
 
 # ---- how an update is protected ------------------------------------------------------------
@@ -117,11 +190,13 @@ class Privacy(Record, frozen=True):
     """How the updates of a job are protected; a site's policy may ask for more."""
 
     aggregation: Literal["plain", "secure", "ckks"] = "plain"
-    bits: Literal[16, 32] = 32  # of a masked coordinate
+    bits: Literal[8, 16, 32] = 32  # of a masked coordinate; 8 keeps what it leaves out
     range: float = 8.0  # largest change of a weight in a round that masking can carry
     clip: float = 0.0  # L2 norm of an update, 0: unbounded
     dp: Dp | None = None
     compression: Compression | None = None  # of an update as it leaves; None: whole
+    final: bool = False  # the last round that is planned: what 8 bits leave out is not kept
+    evaluation: Evaluation | None = None  # of kind evaluate: numbers leave, and no update
 
 
 # ---- hub -> node ---------------------------------------------------------------------------
@@ -130,7 +205,7 @@ class Privacy(Record, frozen=True):
 class Task(Record, frozen=True):
     """What one node is asked to run. The node's policy decides on these facts alone."""
 
-    kind: Literal["init", "train"]  # later: evaluate, sums, one step of a masked round, ...
+    kind: Literal["init", "train", "evaluate"]
     job: str
     round: int  # 0 is the init round
     study: str  # digest
@@ -145,6 +220,11 @@ class Task(Record, frozen=True):
     cohort: tuple[str, ...] = ()  # sites of a masked round, sorted; empty when not masked
     researcher: str = ""  # who started the job, as the hub says
     total: int = 0  # records the cohort advertises: a masked update weighs its share of them
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What an evaluation asks; it travels in `privacy`, for this record is full."""
+        return self.privacy.evaluation
 
 
 class Word(Record, frozen=True):
@@ -190,6 +270,19 @@ class PlanEntry(Record, frozen=True):
     name: str
     study: str  # name
     author: str = ""
+
+
+class SiteOffer(Record, frozen=True):
+    """A dataset that a site offers to a study it has accepted."""
+
+    site: str
+    dataset: "OfferedDataset"
+
+
+class SiteOffers(Record, frozen=True):
+    """What the sites of a study offer it, for a site that the study invites."""
+
+    offers: tuple[SiteOffer, ...] = ()
 
 
 class Verdict(Record, frozen=True):
@@ -309,6 +402,7 @@ class Result(Record, frozen=True, tag="result"):
     records: int  # the update was computed on; 0 for init; Task.total for a masked one
     metrics: Metrics = {}  # of a masked one the names only, each 0: the values are masked
     seconds: float = 0.0  # bucketed
+    evaluated: Evaluated | None = None  # of an evaluation, which has no `model`
 
 
 # Closed lists: a free text would be a channel out of the site.

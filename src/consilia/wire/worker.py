@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from consilia.errors import WireError
-from consilia.wire.v1 import Arguments, Dp, FailureCause, Metrics, Plan, Record
+from consilia.wire.v1 import Arguments, Dp, Evaluation, FailureCause, Metrics, Plan, Record
 
 MAX_WORKER_MESSAGE = 8 << 20
 
@@ -29,6 +29,8 @@ class TableSource(Record, frozen=True):
     units: dict[str, str] = {}  # column -> its declared unit
     loading: bytes = b""  # the data loading plan (data.loading.blocks), b"" for none
     without: bytes = b""  # records to leave out before it (data.loading.table.pack_rows)
+    holdout: bytes = b""  # those to leave out for the hold-out; b"": there is none
+    holdout_records: int = 0  # in the hold-out
 
 
 class Load(Record, frozen=True, tag="load"):
@@ -68,6 +70,7 @@ class Run(Record, frozen=True, tag="run"):
     deterministic: bool
     dp: Dp | None = None  # the privacy that the worker's own loop gives the round
     audit: Audit | None = None  # of a task of kind "audit"
+    evaluation: Evaluation | None = None  # of a task of kind "evaluate"
 
 
 ToWorker = Load | Run

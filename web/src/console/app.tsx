@@ -23,6 +23,8 @@ const LoadingPlans = lazy(() => import("./pages/loading-plans"));
 const LoadingPlan = lazy(() => import("./pages/loading-plan"));
 const Studies = lazy(() => import("./pages/studies"));
 const Study = lazy(() => import("./pages/study"));
+const Harmony = lazy(() => import("./pages/harmony"));
+const OptOut = lazy(() => import("./pages/opt-out"));
 const Plans = lazy(() => import("./pages/plans"));
 const Plan = lazy(() => import("./pages/plan"));
 const Runs = lazy(() => import("./pages/runs"));
@@ -50,6 +52,10 @@ function Pages() {
         <Route path="/studies/:digest">
           {({ digest }) => <Study digest={decodeURIComponent(digest)} />}
         </Route>
+        <Route path="/studies/:digest/harmony">
+          {({ digest }) => <Harmony digest={decodeURIComponent(digest)} />}
+        </Route>
+        <Route path="/opt-out" component={OptOut} />
         <Route path="/plans" component={Plans} />
         <Route path="/plans/:digest">{({ digest }) => <Plan digest={decodeURIComponent(digest)} />}</Route>
         <Route path="/runs" component={Runs} />

@@ -6,27 +6,13 @@ import { useCallback, useEffect, useState } from "react";
 import type { Server } from "../shared/api/request";
 import { ServerContext } from "../shared/api/server";
 import { TextProvider } from "../shared/text/language";
+import { firstLanguage, localeOf, rememberLanguage } from "../shared/text/languages";
 import type { Messages } from "../shared/text/translate";
 import { theme } from "../shared/theme";
 import type { ConsoleClient } from "./api/client";
 import { ClientContext } from "./api/use";
 import { App } from "./app";
 import english from "./text/en.json";
-
-export const LANGUAGES = ["en", "de"] as const;
-const REMEMBERED = "consilia-language";
-
-/** The language chosen here before, else the browser's, else English. */
-function firstLanguage(): string {
-  const wanted = localStorage.getItem(REMEMBERED) ?? navigator.language.slice(0, 2);
-  return LANGUAGES.find((known) => known === wanted) ?? "en";
-}
-
-
-/** The browser's own variety of the language (en-GB), for dates and numbers. */
-function localeOf(language: string): string {
-  return navigator.languages.find((one) => one.startsWith(`${language}-`)) ?? language;
-}
 
 export function Root(props: { server: Server; client: ConsoleClient; queries: QueryClient }) {
   const [language, setLanguage] = useState(firstLanguage);
@@ -37,7 +23,7 @@ export function Root(props: { server: Server; client: ConsoleClient; queries: Qu
     if (language === "de") void import("./text/de.json").then((file) => setGerman(file.default));
   }, [language]);
   const choose = useCallback((chosen: string) => {
-    localStorage.setItem(REMEMBERED, chosen);
+    rememberLanguage(chosen);
     setLanguage(chosen);
   }, []);
 

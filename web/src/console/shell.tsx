@@ -1,11 +1,10 @@
 import {
-  ActionIcon, AppShell, Badge, Box, Burger, Group, Menu, NavLink, ScrollArea, Stack, Text, UnstyledButton,
-  useComputedColorScheme, useMantineColorScheme,
+  ActionIcon, AppShell, Badge, Box, Burger, Group, NavLink, ScrollArea, Stack, Text, UnstyledButton,
 } from "@mantine/core";
 import { useDisclosure } from "@mantine/hooks";
 import {
   IconActivity, IconAdjustments, IconBook2, IconDatabase, IconFileCheck, IconHeartbeat, IconHome2,
-  IconLanguage, IconLogout, IconMoon, IconRoute, IconShieldLock, IconSun, IconUsers, IconUsersGroup, IconSettings,
+  IconLogout, IconRoute, IconShieldLock, IconUserOff, IconUsers, IconUsersGroup, IconSettings,
 } from "@tabler/icons-react";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useEffect, type ReactNode } from "react";
@@ -13,9 +12,9 @@ import { Link, useLocation } from "wouter";
 
 import icon from "../shared/icon.svg";
 import { useText } from "../shared/text/language";
+import { LanguageMenu, SchemeSwitch } from "../shared/ui/switches";
 import type { HomeView, RunsView, Waiting } from "./api/schema";
 import { useClient, useMay, useSession } from "./api/use";
-import { LANGUAGES } from "./root";
 
 interface Place {
   readonly to: string;
@@ -28,6 +27,7 @@ const WORK: readonly Place[] = [
   { to: "/", key: "home", icon: IconHome2 },
   { to: "/datasets", key: "datasets", icon: IconDatabase, waits: ["dataset"] },
   { to: "/loading-plans", key: "loading", icon: IconRoute },
+  { to: "/opt-out", key: "optout", icon: IconUserOff },
   { to: "/studies", key: "studies", icon: IconUsersGroup, waits: ["study"] },
   { to: "/plans", key: "plans", icon: IconFileCheck, waits: ["plan"] },
   { to: "/runs", key: "runs", icon: IconActivity },
@@ -85,41 +85,6 @@ function Places(props: { places: readonly Place[]; title: string; waiting: reado
         );
       })}
     </Stack>
-  );
-}
-
-export function SchemeSwitch() {
-  const { say } = useText();
-  const { setColorScheme } = useMantineColorScheme();
-  const dark = useComputedColorScheme("light") === "dark";
-  return (
-    <ActionIcon
-      variant="subtle" color="gray" size="lg"
-      aria-label={say(dark ? "settings.light" : "settings.dark")}
-      onClick={() => setColorScheme(dark ? "light" : "dark")}
-    >
-      {dark ? <IconSun size={19} stroke={1.6} /> : <IconMoon size={19} stroke={1.6} />}
-    </ActionIcon>
-  );
-}
-
-export function LanguageMenu() {
-  const { say, language, choose } = useText();
-  return (
-    <Menu position="top-end">
-      <Menu.Target>
-        <ActionIcon variant="subtle" color="gray" size="lg" aria-label={say("settings.language")}>
-          <IconLanguage size={19} stroke={1.6} />
-        </ActionIcon>
-      </Menu.Target>
-      <Menu.Dropdown>
-        {LANGUAGES.map((known) => (
-          <Menu.Item key={known} lang={known} onClick={() => choose(known)} fw={language.startsWith(known) ? 620 : 400}>
-            {say(`language.${known}`)}
-          </Menu.Item>
-        ))}
-      </Menu.Dropdown>
-    </Menu>
   );
 }
 

@@ -15,7 +15,7 @@ data.loading.stages; each has an entry in docs/reference/loading-plans.md.
 import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -183,6 +183,29 @@ def to_yaml(plan: LoadingPlan) -> str:
         {**plain, "blocks": blocks}, sort_keys=False, allow_unicode=True, width=96
     )
     return text
+
+
+def block_yaml(block: AnyBlock) -> str:
+    """Return one block as people read it in a plan."""
+    import yaml  # noqa: PLC0415
+
+    text: str = yaml.safe_dump(
+        msgspec.to_builtins(block), sort_keys=False, allow_unicode=True, width=96
+    )
+    return text.rstrip()
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of each kind of block, by its word, for forms and editors."""
+    (_, *_), parts = msgspec.json.schema_components(
+        (LoadingPlan,), ref_template="#/$defs/{name}"
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Blocks of a data loading plan",
+        "properties": {word: parts[kind.__name__] for word, kind in KINDS.items()},
+        "$defs": {"Modality": parts["Modality"]},
+    }
 
 
 def to_bytes(plan: LoadingPlan) -> bytes:

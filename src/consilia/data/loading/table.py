@@ -30,9 +30,12 @@ MAX_ROWS = 1 << 28  # of a table whose records can be left out one by one
 _NO_PLAN = Compiled((), {}, {}, {})
 
 
-def pack_rows(rows: NDArray[np.bool_]) -> bytes:
-    """Return which records to leave out, one bit each, as a task carries it; b"" for none."""
-    return zlib.compress(np.packbits(rows).tobytes(), 6) if rows.any() else b""
+def pack_rows(rows: NDArray[np.bool_], empty: bool = False) -> bytes:
+    """Return which records to leave out, one bit each, as a task carries it.
+
+    b"" when there are none, unless `empty` wants that said like any other.
+    """
+    return zlib.compress(np.packbits(rows).tobytes(), 6) if empty or rows.any() else b""
 
 
 def unpack_rows(data: bytes, records: int) -> NDArray[np.bool_]:

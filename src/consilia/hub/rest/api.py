@@ -5,6 +5,7 @@ strictly (body), its errors become problems (problems), every answer carries the
 headers, and is counted.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,18 +15,24 @@ from litestar.di import Provide
 from litestar.types import Message, Scope
 
 from consilia.hub.rest import (
+    auth,
     governance,
     jobs,
     live,
     models,
     offers,
+    overview,
+    pages,
     people,
     privacy,
     registry,
+    steering,
     system,
     trail,
+    users,
 )
-from consilia.hub.rest.guard import Caller, caller, make_guard
+from consilia.hub.rest.guard import Caller, admitted, caller, make_guard
+from consilia.hub.rest.limits import Limiter
 from consilia.hub.rest.services import Services
 from consilia.web.body import JsonRequest, StrictBody
 from consilia.web.openapi import document
@@ -41,6 +48,34 @@ HEADERS: Mapping[str, str] = {
     "X-Frame-Options": "DENY",
 }
 ROUTES: tuple[Any, ...] = (
+    auth.providers,
+    auth.login,
+    auth.refresh,
+    auth.logout,
+    auth.password,
+    auth.me,
+    auth.second_factor,
+    auth.confirm_second_factor,
+    auth.remove_second_factor,
+    auth.oidc_start,
+    auth.oidc_callback,
+    users.list_users,
+    users.make_user,
+    users.get_user,
+    users.change_user,
+    users.remove_user,
+    users.end_sessions,
+    users.list_invitations,
+    users.invite,
+    users.withdraw,
+    users.accept,
+    users.list_requests,
+    users.ask,
+    users.grant,
+    users.refuse,
+    users.list_keys,
+    users.make_key,
+    users.revoke_key,
     people.whoami,
     people.list_tokens,
     people.make_token,
@@ -65,10 +100,21 @@ ROUTES: tuple[Any, ...] = (
     jobs.get_job,
     jobs.stop_job,
     jobs.resume_job,
+    steering.pause_job,
+    steering.roll_back,
     jobs.change_arguments,
+    steering.list_evaluations,
     jobs.job_events,
     live.job_stream,
     jobs.job_audit,
+    overview.job_metrics,
+    overview.clone,
+    overview.queue,
+    overview.status,
+    overview.budgets,
+    overview.health,
+    overview.start,
+    overview.join,
     models.list_models,
     models.get_model,
     models.get_frame,
@@ -82,6 +128,25 @@ ROUTES: tuple[Any, ...] = (
 )
 PLAIN_ROUTES: tuple[Any, ...] = (system.healthz, system.readyz, system.metrics)
 PREFIX = "/api/v1"
+_TYPED, _NAMED = re.compile(r"\{(\w+):\w+\}"), r"{\1}"  # of a path's parameters
+
+
+def operations() -> list[tuple[str, Any]]:
+    """Return every route with its "METHOD /path", as hub/people/rights names it."""
+    every = [(PREFIX, route) for route in ROUTES] + [("", route) for route in PLAIN_ROUTES]
+    return [
+        (f"{min(route.http_methods)} {prefix}{_TYPED.sub(_NAMED, path)}", route)
+        for prefix, route in every
+        for path in route.paths
+    ]
+
+
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI document of this API."""
+    routes = [(PREFIX + path, route) for route in ROUTES for path in route.paths]
+    routes += [(path, route) for route in PLAIN_ROUTES for path in route.paths]
+    roles = {route.fn: admitted(route, operation) for operation, route in operations()}
+    return document(routes, roles=lambda route: roles[route.fn])
 
 
 def make_app(hub: Services) -> Litestar:
@@ -97,23 +162,25 @@ def make_app(hub: Services) -> Litestar:
     def who(scope: Scope) -> Caller:
         return caller(scope)
 
-    def described() -> dict[str, Any]:
-        routes = [(PREFIX + path, route) for route in ROUTES for path in route.paths]
-        return document(
-            routes + [(path, route) for route in PLAIN_ROUTES for path in route.paths]
-        )
-
     return Litestar(
         route_handlers=[
-            Router(PREFIX, route_handlers=ROUTES),
+            Router(PREFIX, route_handlers=[*ROUTES, live.job_socket]),
             *PLAIN_ROUTES,
+            pages.make(),
         ],
         dependencies={
-            "described": Provide(described, sync_to_thread=False),
+            "described": Provide(describe, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
             "who": Provide(who, sync_to_thread=False),
         },
-        guards=[make_guard(hub.access.token_role)],
+        guards=[
+            make_guard(
+                hub.people.knowledge.caller,
+                hub.people.must_enrol,
+                Limiter(hub.config.people, hub.now),
+                {route.fn: operation for operation, route in operations()},
+            )
+        ],
         exception_handlers=handlers(hub.log, "hub"),
         before_send=[before_send],
         dto=StrictBody,

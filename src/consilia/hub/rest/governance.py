@@ -19,10 +19,16 @@ from consilia.core.events import Phase
 from consilia.errors import ConfigError, Conflict, NotFound, PlanError, Refused
 from consilia.hub import audit, records
 from consilia.hub.records import StudyRecord
-from consilia.hub.rest.guard import Caller, Who, allow
+from consilia.hub.rest.guard import Caller, Who
 from consilia.hub.rest.plancheck import check_plan
 from consilia.hub.rest.services import Hub, Services
-from consilia.hub.rest.views import plan_view, said_by_all, study_view, visible_studies
+from consilia.hub.rest.views import (
+    may_see_study,
+    plan_view,
+    said_by_all,
+    seen_sites_studies,
+    study_view,
+)
 from consilia.wire.people import Page, PlanView, StudyView, SubmitPlan
 from consilia.wire.v1 import Study, plan_digest
 
@@ -30,14 +36,13 @@ MAX_TEXT = 4000  # characters of purpose and the like
 MAX_SITES = 1000
 MAX_TAGS = 64
 MAX_RECORDS = 10**12
-READERS = allow("operator", "researcher", "reviewer", "auditor")
-WRITERS = allow("operator", "researcher")
+MAX_RETENTION = 36_500  # days
 
 
 def own_study(db: Connection, who: Caller, name: str) -> StudyRecord:
     """Return a study the caller may move. One they may not even see does not exist for them."""
     found = seen_study(db, who, name)
-    if not who.owns(found.author):
+    if not who.owns(found.author, name):
         raise Refused(
             f"study {name!r} is {found.author}'s: only they or an operator may do that"
         )
@@ -47,12 +52,23 @@ def own_study(db: Connection, who: Caller, name: str) -> StudyRecord:
 def seen_study(db: Connection, who: Caller, name: str) -> StudyRecord:
     """Return a study the caller may see, else raise NotFound."""
     found = records.get_study(db, name)
-    if not who.sees(found.author):
+    if not may_see_study(who, found):
         raise NotFound(f"there is no study {name!r}")
     return found
 
 
-@get("/studies", opt=READERS)
+def work_study(db: Connection, who: Caller, name: str) -> StudyRecord:
+    """Return a study the caller may offer plans and run experiments in."""
+    found = seen_study(db, who, name)
+    if not who.works_in(name, found.author):
+        raise Refused(
+            f"study {name!r} is {found.author}'s: they, an operator, or who has the role "
+            "researcher in it may do that"
+        )
+    return found
+
+
+@get("/studies")
 async def list_studies(
     hub: Hub, who: Who, limit: FromQuery[int] = 100, cursor: FromQuery[str | None] = None
 ) -> Page[StudyView]:
@@ -60,14 +76,15 @@ async def list_studies(
 
     def read(db: Connection) -> Page[StudyView]:
         # chosen by the database: a page of others' studies would name the last in its cursor
-        page = records.list_studies(db, limit=limit, cursor=cursor, author=who.only)
+        seen = seen_sites_studies(db, who)
+        page = records.list_studies(db, limit=limit, cursor=cursor, author=seen)
         said = said_by_all(db)
         return Page(items=tuple(study_view(s, said) for s in page.items), next=page.next)
 
     return await hub.store.read(read)
 
 
-@post("/studies", opt=WRITERS)
+@post("/studies")
 async def create_study(hub: Hub, who: Who, data: JSONBody[Study]) -> StudyView:
     """Make a draft."""
     study, at = checked_study(data, hub.now()), hub.now()
@@ -80,7 +97,7 @@ async def create_study(hub: Hub, who: Who, data: JSONBody[Study]) -> StudyView:
     return study_view(await hub.store.write(write), {})
 
 
-@get("/studies/{name:str}", opt=READERS)
+@get("/studies/{name:str}")
 async def get_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     """Show one study."""
     return await hub.store.read(
@@ -88,7 +105,7 @@ async def get_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     )
 
 
-@put("/studies/{name:str}", opt=WRITERS)
+@put("/studies/{name:str}")
 async def change_study(
     hub: Hub, who: Who, name: FromPath[str], data: JSONBody[Study]
 ) -> StudyView:
@@ -109,7 +126,7 @@ async def change_study(
     return study_view(await hub.store.write(write), {})
 
 
-@post("/studies/{name:str}/submit", opt=WRITERS, status_code=200)
+@post("/studies/{name:str}/submit", status_code=200)
 async def submit_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     """Lock a draft and offer it to its sites."""
     at = hub.now()
@@ -125,7 +142,7 @@ async def submit_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     return view
 
 
-@post("/studies/{name:str}/close", opt=WRITERS, status_code=200)
+@post("/studies/{name:str}/close", status_code=200)
 async def close_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     """End a study: its jobs stop, and none starts any more."""
     at = hub.now()
@@ -161,7 +178,7 @@ def checked_study(study: Study, now: float) -> Study:
     ids.name(study.name, "study")
     if not study.purpose.strip():
         raise ConfigError(f"study {study.name!r} has no purpose: say what it is for")
-    for field in ("purpose", "controller", "legal_basis", "ethics"):
+    for field in ("purpose", "controller", "legal_basis", "ethics", "residency"):
         if len(getattr(study, field)) > MAX_TEXT:
             raise ConfigError(f"{field} has more than {MAX_TEXT} characters")
     for what, names, most in (
@@ -174,6 +191,10 @@ def checked_study(study: Study, now: float) -> Study:
             ids.name(name, what)
     if not 0 <= study.min_records <= MAX_RECORDS:
         raise ConfigError(f"min_records is {study.min_records}, must be 0 to {MAX_RECORDS}")
+    if not 0 <= study.retention_days <= MAX_RETENTION:
+        raise ConfigError(
+            f"retention_days is {study.retention_days}, must be 0 (not said) to {MAX_RETENTION}"
+        )
     if study.until:
         _check_until(study.until, now)
     return msgspec.structs.replace(
@@ -195,7 +216,7 @@ def _check_until(until: str, now: float) -> None:
 # ---- plans ----------------------------------------------------------------------------------
 
 
-@get("/plans", opt=READERS)
+@get("/plans")
 async def list_plans(
     hub: Hub,
     who: Who,
@@ -208,7 +229,8 @@ async def list_plans(
     def read(db: Connection) -> Page[PlanView]:
         if study is not None:
             seen_study(db, who, study)
-        page = records.list_plans(db, study=study, limit=limit, cursor=cursor, author=who.only)
+        seen = seen_sites_studies(db, who)
+        page = records.list_plans(db, study=study, limit=limit, cursor=cursor, author=seen)
         said = said_by_all(db)
         views = (plan_view(p, said, source=False) for p in page.items)
         return Page(items=tuple(views), next=page.next)
@@ -216,7 +238,7 @@ async def list_plans(
     return await hub.store.read(read)
 
 
-@post("/plans", opt=WRITERS)
+@post("/plans")
 async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanView:
     """Offer a plan to the sites of a study. Its code is read, never run, at the hub."""
     async with hub.parsing:
@@ -224,7 +246,7 @@ async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanVie
     at = hub.now()
 
     def write(db: Connection) -> PlanView:
-        own_study(db, who, data.study)
+        work_study(db, who, data.study)
         made = records.add_plan(db, data.plan, data.study, who.name, at)
         audit.append(db, at, who.actor, "plan.offer", made.digest, detail=data.study)
         return plan_view(made, said_by_all(db), source=True)
@@ -234,15 +256,15 @@ async def submit_plan(hub: Hub, who: Who, data: JSONBody[SubmitPlan]) -> PlanVie
     return view
 
 
-@get("/plans/{digest:str}", opt=READERS)
+@get("/plans/{digest:str}")
 async def get_plan(hub: Hub, who: Who, digest: FromPath[str]) -> PlanView:
     """Show one plan with its source."""
     ids.digest(digest)
 
     def read(db: Connection) -> PlanView:
         found = records.get_plan(db, digest)
-        seen = visible_studies(db, who)
-        if not any(map(seen, records.plan_studies(db, digest))):
+        studies = (records.get_study(db, s) for s in records.plan_studies(db, digest))
+        if not any(may_see_study(who, study) for study in studies):
             raise NotFound(f"there is no plan {digest}")
         if plan_digest(found.plan) != digest:
             raise PlanError(f"plan {digest} does not match its digest: the database is damaged")

@@ -1,12 +1,13 @@
-"""Who may do what: every route names the roles it admits; one that names none admits nobody.
+"""Who may do what: every request is held against the one table, hub/people/rights.
 
-A request carries `Authorization: Bearer <API token>`. The token is looked up on every request,
-so a revoked one fails on the next.
+A request carries `Authorization: Bearer <access token or API key>`. It is looked up on every
+request, so what was revoked, ended or taken away fails on the next. Then the operation's line
+in the table decides, and how much this person, or this address, has asked of late.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_network
+from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
@@ -15,78 +16,95 @@ from litestar.params import SkipValidation
 from litestar.types import Scope
 
 from consilia.errors import AuthError, ConfigError, Refused
-from consilia.web.openapi import OPEN
+from consilia.hub.people import rights
+from consilia.hub.people.rights import ABOUT_ONESELF, ENROLLING, IN_STUDY, OPEN, Open
+from consilia.hub.people.roles import ROLES, Caller, Role, Roles
+from consilia.hub.rest.limits import Limiter
 
-Role = Literal["operator", "researcher", "reviewer", "downstream", "auditor"]
-ROLES: tuple[Role, ...] = get_args(Role)
+__all__ = ("ROLES", "Caller", "Role")  # what routes ask for beside the guard's own
 
 Connection = ASGIConnection[Any, Any, Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. `name` stands as author of what they make, and in the audit trail."""
-
-    name: str
-    role: Role
-
-    @property
-    def actor(self) -> str:
-        """How the audit trail names them."""
-        return f"user:{self.name}"
-
-    def owns(self, author: str) -> bool:
-        """Return whether the caller may change what `author` made."""
-        return self.role == "operator" or (self.role == "researcher" and self.name == author)
-
-    @property
-    def only(self) -> str | None:
-        """Whose studies their lists are limited to; None: all are theirs to see."""
-        return self.name if self.role == "researcher" else None
-
-    def sees(self, author: str) -> bool:
-        """Return whether the caller may read the studies and jobs that `author` made."""
-        return self.role != "downstream" and (self.only is None or self.name == author)
-
-
 Who = NamedDependency[SkipValidation[Caller]]  # how a route asks for the caller
-
-
-def allow(*roles: Role) -> dict[str, Any]:
-    """Return the `opt` of a route that admits exactly these roles."""
-    return {"roles": frozenset(roles)}
+Operations = Mapping[Any, str]  # a route's function -> "METHOD /path"
 
 
 def open_to_all() -> dict[str, Any]:
-    """Return the `opt` of a route that asks for no token."""
+    """Return the `opt` of a route outside the API's table that asks nobody who they are."""
     return {"roles": OPEN}
 
 
-def make_guard(role_of: Callable[[str], tuple[str, str]]) -> Callable[..., None]:
-    """Return the guard of all routes; `role_of(secret)` is (name, role) or AuthError."""
+def make_guard(
+    caller_of: Callable[[str], Caller],
+    must_enrol: Callable[[Caller], bool],
+    limiter: Limiter,
+    operations: Operations,
+) -> Callable[[Connection, BaseRouteHandler], Awaitable[None]]:
+    """Return the guard of all routes; `caller_of(secret)` is who sends it, or AuthError."""
 
-    def guard(connection: Connection, handler: BaseRouteHandler) -> None:
-        roles = handler.opt.get("roles", frozenset())
+    async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+        operation = operations.get(handler.fn, "")
+        roles = admitted(handler, operation)
+        address = address_of(connection)
         if roles == OPEN:
+            limiter.open(operation, address)
             return
         if "\0" in connection.url.path or "%00" in connection.url.query:
             raise ConfigError("the address holds a NUL character, which no name has")
-        name, role = role_of(secret_of(connection.headers.get("authorization", "")))
-        if role not in roles:
-            needed = " or ".join(sorted(roles)) or "nobody's"
-            raise Refused(f"{name} is {role}; this needs the role {needed}")
-        connection.scope["user"] = Caller(name, cast(Role, role))
+        try:
+            who = caller_of(secret_of(connection.headers.get("authorization", "")))
+        except AuthError:
+            limiter.stranger(address)
+            raise
+        limiter.person(who.name)
+        admit(who, operation, roles)
+        if operation not in ENROLLING and must_enrol(who):
+            raise Refused(
+                "this hub requires a second factor of you: set it up first "
+                "(POST /auth/second-factor)"
+            )
+        connection.scope["user"] = who
 
     return guard
 
 
+def admitted(handler: BaseRouteHandler, operation: str) -> Roles | Open:
+    """Return whom a route admits: the table's line; outside the API what the route says."""
+    if operation:
+        return rights.of(operation)
+    found: Roles | Open = handler.opt.get("roles", frozenset())
+    return found
+
+
+def admit(who: Caller, operation: str, roles: Roles | Open) -> None:
+    """Raise Refused unless a role of the caller's counts here and is one of `roles`."""
+    if operation in ABOUT_ONESELF:
+        return
+    within = operation in IN_STUDY
+    held = who.every if within else who.roles
+    if held & frozenset(roles) and (within or not who.within):
+        return
+    if held & frozenset(roles):
+        raise Refused(f"the key {who.key!r} is for study {who.within!r} alone")
+    needed = " or ".join(sorted(roles)) or "nobody's"
+    found = ", ".join(sorted(who.every)) or "without a role"
+    raise Refused(f"{who.name} is {found}; this needs the role {needed}")
+
+
+def address_of(connection: Connection) -> str:
+    """Return the address a request comes from; of IPv6 its /64, which one line has whole."""
+    host = connection.client.host if connection.client else "unknown"
+    if ":" not in host:
+        return host
+    return str(ip_network((host.partition("%")[0], 64), strict=False))
+
+
 def secret_of(header: str) -> str:
-    """Return the API token of an Authorization header, or raise AuthError."""
+    """Return the token of an Authorization header, or raise AuthError."""
     scheme, _, secret = header.partition(" ")
     if scheme.lower() != "bearer" or not secret:
         raise AuthError(
-            "no API token: send the header Authorization: Bearer <token>; an operator "
-            "makes tokens with consilia hub token"
+            "no token: send the header Authorization: Bearer <token>; sign in for one, or "
+            "make an API key (consilia key create)"
         )
     return secret.strip()
 

@@ -11,16 +11,18 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
 from consilia.core import ids
+from consilia.core.events import Phase
 from consilia.errors import NotFound, Refused
-from consilia.hub import audit, bases, records, tables
+from consilia.hub import audit, bases, modelversions, records, tables
 from consilia.hub.experiments import MAX_ROUNDS
 from consilia.hub.job import TICKS
 from consilia.hub.paging import MAX_LINE, MAX_PAGE, within
 from consilia.hub.readiness import Needs, lack
 from consilia.hub.records import PlanRecord, StudyRecord
-from consilia.hub.rest.governance import READERS, WRITERS, own_study, seen_study
+from consilia.hub.rest.governance import seen_study, work_study
 from consilia.hub.rest.guard import Caller, Who
 from consilia.hub.rest.services import Hub, Services
+from consilia.hub.rest.snapshot import KEPT
 from consilia.hub.rest.views import audit_view, visible_studies
 from consilia.wire.people import (
     AuditView,
@@ -44,8 +46,8 @@ async def own_job(hub: Services, who: Caller, id: str) -> None:
 
     def read(db: Connection) -> None:
         job = records.get_job(db, id)
-        seen_study(db, who, job.experiment.study)
-        if not who.owns(job.author):
+        study = seen_study(db, who, job.experiment.study)
+        if not who.steers(job.experiment.study, study.author, job.author):
             raise Refused(f"job {id} is {job.author}'s: only they or an operator may do that")
 
     await hub.store.read(read)
@@ -63,26 +65,26 @@ async def seen_job(hub: Services, who: Caller, id: str) -> None:
 
 
 def may_start_from(db: Connection, who: Caller, base: str) -> None:
-    """Raise NotFound unless `base` is a model the caller may see, or a frame they uploaded.
+    """Raise NotFound unless `base` is a model the caller may use, or a frame they uploaded.
 
     Conflict when its frame was deleted.
     A digest names a frame; it does not entitle anybody to it.
     """
     bases.check_base(db, base)
-    if who.role == "operator" or bases.has_uploaded(db, who.name, base):
+    if "operator" in who.roles or bases.has_uploaded(db, who.name, base):
         return
-    v, seen = tables.versions.c, visible_studies(db, who)
+    v, seen = tables.versions.c, visible_studies(db, who.as_user())
     rows = db.execute(sa.select(v.study).where((v.id == base) | (v.digest == base)))
     if not any(seen(study) for study in rows.scalars()):
         raise NotFound(f"there is no model version or uploaded frame {base[:80]!r} of yours")
 
 
-@post("/experiments/validate", opt=WRITERS, status_code=200)
+@post("/experiments/validate", status_code=200)
 async def validate(hub: Hub, who: Who, data: JSONBody[Experiment]) -> ValidationView:
     """Tell what would keep an experiment from starting, and what it would wait for."""
 
     def read(db: Connection) -> StudyRecord:
-        found = own_study(db, who, data.study)
+        found = work_study(db, who, data.study)
         if data.base is not None:
             may_start_from(db, who, data.base)
         return found
@@ -99,13 +101,13 @@ async def validate(hub: Hub, who: Who, data: JSONBody[Experiment]) -> Validation
     return ValidationView(problems=tuple(map(str, problems)), warnings=tuple(warnings))
 
 
-@post("/jobs", opt=WRITERS)
+@post("/jobs")
 async def start_job(hub: Hub, who: Who, data: JSONBody[Experiment]) -> JobView:
     """Run an experiment."""
     ids.digest(data.plan)
 
     def read(db: Connection) -> tuple[StudyRecord, PlanRecord]:
-        study = own_study(db, who, data.study)
+        study = work_study(db, who, data.study)
         if data.base is not None:
             may_start_from(db, who, data.base)
         if data.study not in records.plan_studies(db, data.plan):
@@ -117,30 +119,33 @@ async def start_job(hub: Hub, who: Who, data: JSONBody[Experiment]) -> JobView:
     return await hub.engine.view(id)
 
 
-@get("/jobs", opt=READERS)
-async def list_jobs(
+@get("/jobs", opt=KEPT)
+async def list_jobs(  # noqa: PLR0913, PLR0917 - a query's parameters
     hub: Hub,
     who: Who,
     study: FromQuery[str | None] = None,
+    status: FromQuery[Phase | None] = None,
     limit: FromQuery[int] = 50,
     cursor: FromQuery[str | None] = None,
 ) -> Page[JobView]:
-    """List jobs, newest first, without their rounds."""
-
+    """List jobs, newest first, without their rounds: all, of a study, or with a status."""
+    phases = None if status is None else (status,)
     if study is not None:
         await hub.store.read(lambda db: seen_study(db, who, study))
-    page = await hub.engine.list(limit=limit, cursor=cursor, study=study, author=who.only)
+    page = await hub.engine.list(
+        limit=limit, cursor=cursor, study=study, author=who.only, phases=phases
+    )
     return Page(items=page.items, next=page.next)
 
 
-@get("/jobs/{id:str}", opt=READERS)
+@get("/jobs/{id:str}", opt=KEPT)
 async def get_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
     """Show one job with its closed rounds."""
     await seen_job(hub, who, id)
     return await hub.engine.view(id)
 
 
-@post("/jobs/{id:str}/stop", opt=WRITERS, status_code=200)
+@post("/jobs/{id:str}/stop", status_code=200)
 async def stop_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
     """Stop a job; accepted updates of its open round are kept."""
     await own_job(hub, who, id)
@@ -148,7 +153,7 @@ async def stop_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
     return await hub.engine.view(id)
 
 
-@post("/jobs/{id:str}/resume", opt=WRITERS, status_code=200)
+@post("/jobs/{id:str}/resume", status_code=200)
 async def resume_job(
     hub: Hub, who: Who, id: FromPath[str], data: JSONBody[ResumeJob]
 ) -> JobView:
@@ -160,7 +165,7 @@ async def resume_job(
     return await hub.engine.view(id)
 
 
-@post("/jobs/{id:str}/arguments", opt=WRITERS, status_code=200)
+@post("/jobs/{id:str}/arguments", status_code=200)
 async def change_arguments(
     hub: Hub, who: Who, id: FromPath[str], data: JSONBody[ChangeArguments]
 ) -> JobView:
@@ -170,7 +175,7 @@ async def change_arguments(
     return await hub.engine.view(id)
 
 
-@get("/jobs/{id:str}/events", opt=READERS)
+@get("/jobs/{id:str}/events")
 async def job_events(
     hub: Hub,
     who: Who,
@@ -192,7 +197,7 @@ async def job_events(
     return Page(items=tuple(items), next=str(feed.next))
 
 
-@get("/jobs/{id:str}/audit", opt=READERS)
+@get("/jobs/{id:str}/audit")
 async def job_audit(
     hub: Hub,
     who: Who,
@@ -209,7 +214,7 @@ async def job_audit(
     within(after, "after", 0, MAX_LINE)
 
     def read(db: Connection) -> tuple[AuditView, ...]:
-        subjects = [id, *(version.id for version in records.job_versions(db, id))]
+        subjects = [id, *(version.id for version in modelversions.of_job(db, id))]
         found = audit.about(db, subjects, after, limit)
         return tuple(_unnamed(view, who) for view in map(audit_view, found))
 
@@ -219,7 +224,7 @@ async def job_audit(
 
 def _unnamed(line: AuditView, who: Caller) -> AuditView:
     """Return a line as the caller may read it: an alarm names a site to the trusted only."""
-    if line.action != ALARM or who.role in TRUSTED:
+    if line.action != ALARM or who.roles.intersection(TRUSTED):
         return line
     said = "what was said of the round's model stands in the job; sites and figures: operators"
     return msgspec.structs.replace(line, detail=said)

@@ -5,30 +5,31 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-from litestar import Request, get, put
+from litestar import Request, Response, get, put
 from litestar.exceptions import HTTPException
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from sqlalchemy import Connection
 
 from consilia.errors import ConfigError, NotFound, Refused, TransferError, WireError
-from consilia.hub import audit, bases, records, stages, withdrawals
+from consilia.hub import audit, bases, modelversions, stages, withdrawals
 from consilia.hub.blobs import Blob
-from consilia.hub.records import Version
-from consilia.hub.rest.guard import ROLES, Caller, Who, allow
+from consilia.hub.modelversions import Version
+from consilia.hub.rest.guard import Caller, Who
 from consilia.hub.rest.services import Hub, Services
-from consilia.hub.rest.views import visible_studies
+from consilia.hub.rest.snapshot import KEPT
+from consilia.hub.rest.views import released_to, sees_model
 from consilia.hub.uploads import Upload
 from consilia.hub.views import model_view
 from consilia.wire.frames import CHUNK, Header
 from consilia.wire.people import FrameView, ModelView, Page, Stage
 
-USERS = allow(*ROLES)
 SPOOL = "frame-"  # of base frames on their way in; see `app`, which clears what a crash left
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
 STALL = 60.0  # seconds without a byte after which an upload is given up
+SMALL = 64 << 10  # bytes of a frame that are answered in one piece
 _BATCH = 1 << 20  # bytes handed to a thread at once
 
 
@@ -37,15 +38,49 @@ def seen_version(db: Connection, who: Caller, id: str) -> tuple[Version, str]:
 
     Who is a downstream user sees what was released, of any study, and nothing else.
     """
-    found = records.get_version(db, id)
+    found = modelversions.get(db, id)
     stage = stages.current(db, (id,)).get(id, "")
-    released = who.role == "downstream" and stage == "released"
-    if not released and not visible_studies(db, who)(found.study):
+    if not sees_model(db, who, found.study, stage):
         raise NotFound(f"there is no model version {id!r}")
     return found, stage
 
 
-@get("/models", opt=USERS)
+class _Frame(NamedTuple):
+    """What is asked of a model version before its frame is given."""
+
+    study: str
+    digest: str
+    bytes: int
+    deleted: float | None
+    stage: str | None
+
+
+# Written out, as it is asked for every piece of a model that somebody reads.
+_FRAME = """
+SELECT v.study, v.digest, v.bytes, v.deleted, s.stage FROM versions v
+LEFT JOIN stages s ON s.model = v.id AND s.current WHERE v.id = ?
+"""
+_FRAMES = {"sqlite": _FRAME, "postgresql": _FRAME.replace("?", "%s")}
+
+
+def _seen_frame(db: Connection, who: Caller, id: str) -> _Frame:
+    """Return where a model's frame is, for who may use it; else NotFound.
+
+    That is who may see it (`seen_version`) by another role than auditor.
+    """
+    row = db.exec_driver_sql(_FRAMES[db.dialect.name], (id,)).first()
+    found = None if row is None else _Frame(*row)
+    if found is None or not sees_model(db, who.as_user(), found.study, found.stage):
+        raise NotFound(f"there is no model version {id!r}")
+    if found.deleted is not None:
+        raise NotFound(
+            f"the frame of model version {id} was deleted by the hub's retention rule; what "
+            "it was made of is still on record"
+        )
+    return found
+
+
+@get("/models", opt=KEPT)
 async def list_models(  # noqa: PLR0913, PLR0917 - a query's parameters
     hub: Hub,
     who: Who,
@@ -55,15 +90,17 @@ async def list_models(  # noqa: PLR0913, PLR0917 - a query's parameters
     cursor: FromQuery[str | None] = None,
 ) -> Page[ModelView]:
     """List model versions, newest first: all, or those at a stage."""
-    if who.role == "downstream":
-        if stage not in (None, "released"):
-            return Page(items=())
-        stage = "released"
 
     def read(db: Connection) -> Page[ModelView]:
         among = None if stage is None else stages.at_stage(stage)
-        page = records.list_versions(
-            db, job=job, limit=limit, cursor=cursor, author=who.only, among=among
+        page = modelversions.page(
+            db,
+            job=job,
+            limit=limit,
+            cursor=cursor,
+            author=who.only,
+            among=among,
+            also=released_to(who),
         )
         at = stages.current(db, [v.id for v in page.items])
         left = withdrawals.marks(db, page.items)
@@ -73,7 +110,7 @@ async def list_models(  # noqa: PLR0913, PLR0917 - a query's parameters
     return await hub.store.read(read)
 
 
-@get("/models/{id:str}", opt=USERS)
+@get("/models/{id:str}", opt=KEPT)
 async def get_model(hub: Hub, who: Who, id: FromPath[str]) -> ModelView:
     """Show one model version with its lineage."""
 
@@ -84,31 +121,38 @@ async def get_model(hub: Hub, who: Who, id: FromPath[str]) -> ModelView:
     return await hub.store.read(read)
 
 
-@get("/models/{id:str}/frame", opt=allow("operator", "researcher", "reviewer", "downstream"))
+@get("/models/{id:str}/frame")
 async def get_frame(
     hub: Hub, who: Who, id: FromPath[str], request: Request[Any, Any, Any]
-) -> Stream:
+) -> Stream | Response[bytes]:
     """Return the tensor frame of a model version, or the asked range of its bytes."""
-    version, _ = await hub.store.read(lambda db: seen_version(db, who, id))
-    if version.deleted is not None:
-        raise NotFound(
-            f"the frame of model version {id} was deleted by the hub's retention rule; what "
-            "it was made of is still on record"
-        )
-    asked = request.headers.get("range", "")
-    start, stop = _span(asked, version.bytes)
-    part, at = f"bytes {start}-{stop - 1}/{version.bytes}", hub.now()
-    await hub.store.write(
-        lambda db: audit.append(db, at, who.actor, "model.read", id, detail=part)
-    )
-    blob = await asyncio.to_thread(hub.blobs.open, version.digest)
+    asked, at = request.headers.get("range", ""), hub.now()
+
+    def admit(db: Connection) -> tuple[_Frame, int, int]:
+        """Read the row and write the line in one transaction: no read goes unrecorded."""
+        frame = _seen_frame(db, who, id)
+        start, stop = _span(asked, frame.bytes)
+        part = f"bytes {start}-{stop - 1}/{frame.bytes}"
+        audit.append(db, at, who.actor, "model.read", id, detail=part)
+        return frame, start, stop
+
+    frame, start, stop = await hub.store.write(admit)
     headers = {
         "Content-Length": str(stop - start),
         "Accept-Ranges": "bytes",
-        "ETag": f'"{version.digest}"',
+        "ETag": f'"{frame.digest}"',
     }
     if asked:
-        headers["Content-Range"] = part
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{frame.bytes}"
+    if stop - start <= SMALL:
+        body = await asyncio.to_thread(_piece, hub, frame.digest, start, stop)
+        return Response(
+            body,
+            status_code=206 if asked else 200,
+            media_type="application/octet-stream",
+            headers=headers,
+        )
+    blob = await asyncio.to_thread(hub.blobs.open, frame.digest)
     return Stream(
         _pieces(blob, start, stop),
         status_code=206 if asked else 200,
@@ -133,6 +177,11 @@ def _span(asked: str, size: int) -> tuple[int, int]:
     return start, stop
 
 
+def _piece(hub: Services, digest: str, start: int, stop: int) -> bytes:
+    with hub.blobs.open(digest) as blob:
+        return os.pread(blob.fd, stop - start, start)
+
+
 async def _pieces(blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:
     try:
         while start < stop:
@@ -145,7 +194,7 @@ async def _pieces(blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:
         blob.close()
 
 
-@put("/frames", opt=allow("operator", "researcher"), request_max_body_size=None)
+@put("/frames", request_max_body_size=None)
 async def put_frame(hub: Hub, who: Who, request: Request[Any, Any, Any]) -> FrameView:
     """Store a base model's tensor frame, checked while it arrives."""
     limit = hub.config.limits.init_frame_bytes
@@ -218,7 +267,10 @@ async def _receive(request: Request[Any, Any, Any], upload: Upload) -> Header:
             batch.clear()
     if batch:
         await asyncio.to_thread(upload.write, memoryview(bytes(batch)))
-    return await asyncio.to_thread(upload.finish)
+    try:
+        return await asyncio.to_thread(upload.finish)
+    except TransferError as e:  # the body has ended, so nothing failed on the way
+        raise WireError(f"the frame is not whole: {e}") from None
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes:

@@ -5,19 +5,19 @@ from litestar.params import JSONBody
 from sqlalchemy import Connection
 
 from consilia.hub.records import StudyRecord
-from consilia.hub.rest.governance import WRITERS, own_study
+from consilia.hub.rest.governance import work_study
 from consilia.hub.rest.guard import Who
 from consilia.hub.rest.services import Hub
 from consilia.privacy.estimate import estimate as estimated
 from consilia.wire.people import Experiment, PrivacyEstimateView
 
 
-@post("/experiments/privacy", opt=WRITERS, status_code=200)
+@post("/experiments/privacy", status_code=200)
 async def estimate(hub: Hub, who: Who, data: JSONBody[Experiment]) -> PrivacyEstimateView:
     """Tell the epsilon that an experiment would add at each site of its study."""
 
     def read(db: Connection) -> StudyRecord:
-        return own_study(db, who, data.study)
+        return work_study(db, who, data.study)
 
     study = await hub.store.read(read)
     return estimated(data, study.study.sites)

@@ -6,16 +6,15 @@ from sqlalchemy import Connection
 
 from consilia.errors import Refused
 from consilia.hub import audit, modelcard, records, stages, withdrawals
-from consilia.hub.rest.guard import Caller, Who, allow
-from consilia.hub.rest.models import USERS, seen_version
+from consilia.hub.people.roles import Roles
+from consilia.hub.rest.guard import Caller, Who
+from consilia.hub.rest.models import seen_version
 from consilia.hub.rest.services import Hub
 from consilia.hub.views import model_view
 from consilia.wire.people import ModelCard, ModelView, SetStage
 
-DECIDERS = allow("operator", "researcher", "reviewer")
 
-
-@post("/models/{id:str}/stage", opt=DECIDERS, status_code=200)
+@post("/models/{id:str}/stage", status_code=200)
 async def set_stage(
     hub: Hub, who: Who, id: FromPath[str], data: JSONBody[SetStage]
 ) -> ModelView:
@@ -25,7 +24,10 @@ async def set_stage(
     def write(db: Connection) -> ModelView:
         version, _ = seen_version(db, who, id)
         made_by = records.get_job(db, version.job).author
-        _may_decide(who, made_by, id, data.stage)
+        author = records.get_study(db, version.study).author
+        steers = who.steers(version.study, author, made_by)
+        roles = who.decides_in(version.study)
+        _may_decide(who, roles, made_by, id, data.stage, steers=steers)
         past = stages.history(db, id)
         stages.check(version, made_by, past, data.stage, who.name, data.reason)
         reason = data.reason.strip()
@@ -38,7 +40,7 @@ async def set_stage(
     return await hub.store.write(write)
 
 
-@get("/models/{id:str}/card", opt=USERS)
+@get("/models/{id:str}/card")
 async def get_card(hub: Hub, who: Who, id: FromPath[str]) -> ModelCard:
     """Show all that is on record of a model version, and what its users should beware of."""
 
@@ -49,11 +51,20 @@ async def get_card(hub: Hub, who: Who, id: FromPath[str]) -> ModelCard:
     return await hub.store.read(read)
 
 
-def _may_decide(who: Caller, made_by: str, id: str, stage: str) -> None:
-    """Raise Refused for a researcher's release, and for another's model."""
-    if who.role == "researcher" and stage == "released":
+def _may_decide(  # noqa: PLR0913 - what a decision is held against
+    who: Caller, roles: Roles, made_by: str, id: str, stage: str, *, steers: bool
+) -> None:
+    """Raise Refused for a researcher's release, and for another's model.
+
+    `roles` are those that count in the model's study, `steers` is what Caller.steers says.
+    """
+    if roles & {"operator", "reviewer"}:
+        return
+    if "researcher" not in roles:
+        raise Refused(f"{who.name} may read model version {id}, and not decide on it")
+    if stage == "released":
         raise Refused(f"{who.name} is researcher; a reviewer or an operator releases a model")
-    if who.role == "researcher" and not who.owns(made_by):
+    if not steers:
         raise Refused(
             f"model version {id} is {made_by}'s: only they, a reviewer or an "
             "operator may decide on it"

@@ -12,6 +12,7 @@ from consilia.hub.access import Access
 from consilia.hub.blobs import Blobs
 from consilia.hub.config import HubConfig
 from consilia.hub.engine import Engine
+from consilia.hub.people.service import People
 from consilia.hub.probes import Probe
 from consilia.hub.rest.streams import Streams
 from consilia.hub.store import Store
@@ -25,6 +26,7 @@ class Services:
     config: HubConfig
     store: Store
     access: Access
+    people: People
     blobs: Blobs
     engine: Engine
     metrics: Metrics

@@ -1,11 +1,16 @@
 """How many streams of events are open, and the work that those at one cursor share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, TypeVar
 
+from consilia.errors import TooMany
+
+MOST = 5000  # streams at once
+EACH = 200  # of them one person's
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -15,6 +20,7 @@ class News:
     """What happened after a cursor, as the bytes of the stream, and the cursor after it."""
 
     text: bytes
+    events: tuple[str, ...]  # the same as JSON objects, one each
     next: int
     over: bool  # the job has ended and nothing follows
 
@@ -48,21 +54,39 @@ def _seen(task: "asyncio.Task[V]") -> None:
 
 
 class Streams:
-    """The open streams of one hub; entered once for each."""
+    """The open streams of one hub. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST, each: int = EACH) -> None:
+        """`most` may be open at once, `each` of them by one person."""
         self.shared: Shared[tuple[str, int], News] = Shared()
-        self.open = 0
+        self._most, self._each = most, each
+        self._open: Counter[str] = Counter()
 
-    def __enter__(self) -> None:
-        """Count one more."""
-        self.open += 1
+    @property
+    def open(self) -> int:
+        """How many are open."""
+        return self._open.total()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Count one less."""
-        self.open -= 1
+    def check(self, name: str) -> None:
+        """Raise TooMany when this person may open no more for now."""
+        if self.open >= self._most:
+            raise TooMany(
+                f"{self._most} streams are open at this hub; ask again, or poll the events", 5.0
+            )
+        if self._open[name] >= self._each:
+            raise TooMany(
+                f"{name} has {self._each} streams open, as many as one person may; close one, "
+                "or poll the events",
+                5.0,
+            )
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Count one more of this person's while the block lasts."""
+        self._open[name] += 1
+        try:
+            yield
+        finally:
+            self._open[name] -= 1
+            if not self._open[name]:
+                del self._open[name]

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from consilia.hub import records, tables
+from consilia.hub import records, stages, tables
 from consilia.hub.audit import Entry
+from consilia.hub.people.roles import Seeing
 from consilia.hub.records import PlanRecord, StudyRecord
 from consilia.hub.rest.guard import Caller
 from consilia.hub.siteviews import Said, advertised
@@ -23,14 +24,49 @@ def said_by_all(db: Connection) -> Said:
 
 
 def visible_studies(db: Connection, who: Caller) -> Callable[[str], bool]:
-    """Return the test whether `who` may see what belongs to a study: all, their own, none."""
-    if who.role == "downstream":
-        return lambda _: False  # they see released models, whatever study these are of
-    if who.role != "researcher":
+    """Return the test whether `who` may see the jobs and models of a study."""
+    seeing = who.only
+    if seeing is None:
         return lambda _: True
-    t = tables.studies.c
-    own = frozenset(db.execute(sa.select(t.name).where(t.author == who.name)).scalars())
-    return own.__contains__
+    return frozenset(db.execute(records.seen_studies(seeing)).scalars()).__contains__
+
+
+def sees_model(db: Connection, who: Caller, study: str, stage: str | None) -> bool:
+    """Tell whether `who` may see a model version of a study at a stage.
+
+    A downstream user sees what was released, of any study or of theirs, and nothing else.
+    """
+    if stage == "released" and who.reaches(study) and "downstream" in who.decides_in(study):
+        return True
+    return visible_studies(db, who)(study)
+
+
+def released_to(who: Caller) -> sa.ColumnElement[bool] | None:
+    """Return which model versions `who` sees because they were released; None for none."""
+    v, released = tables.versions.c, tables.versions.c.id.in_(stages.at_stage("released"))
+    if "downstream" in who.roles:
+        return released & (v.study == who.within) if who.within else released
+    theirs = [s for s, held in who.studies.items() if "downstream" in held and who.reaches(s)]
+    return released & v.study.in_(theirs) if theirs else None
+
+
+def may_see_study(who: Caller, found: StudyRecord) -> bool:
+    """Tell whether `who` may read a study and the plans on offer in it."""
+    return who.sees(found.author, found.study.name, found.study.sites)
+
+
+def may_see_all(who: Caller, found: StudyRecord) -> bool:
+    """Tell whether `who` sees all sites of a study, not a data manager's own alone."""
+    return who.sees(found.author, found.study.name)
+
+
+def seen_sites_studies(db: Connection, who: Caller) -> Seeing | None:
+    """Return what lists of studies and plans are limited to: a data manager's site's, too."""
+    seeing = who.only
+    if seeing is None or "data-manager" not in who.roles or not who.site:
+        return seeing
+    theirs = (r.study.name for r in records.every_study_of(db, who.site))
+    return Seeing(seeing.author, seeing.studies | frozenset(theirs), seeing.within)
 
 
 def study_view(record: StudyRecord, said: Said) -> StudyView:

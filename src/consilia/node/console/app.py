@@ -15,19 +15,24 @@ from litestar.types import ASGIApp, Message, Scope
 
 from consilia.node.console import (
     datasets,
+    doors,
     events,
     hardcases,
+    harmonise,
     health,
     home,
     ledger,
     loadings,
+    optout,
     people,
     plans,
     policy,
     runs,
+    sources,
     static,
     studies,
     trail,
+    twins,
 )
 from consilia.node.console.gate import HEADERS, Gate
 from consilia.node.console.guard import Caller, caller, make_guard, open_to_all
@@ -38,6 +43,7 @@ from consilia.web.problems import handlers
 
 MAX_BODY = 4 << 20  # bytes of a JSON body
 PREFIX = "/api"
+ASSETS = "/assets/"
 _COOKIE = {"type": "apiKey", "in": "cookie", "name": "consilia-session"}
 
 Described = NamedDependency[SkipValidation[dict[str, Any]]]
@@ -56,6 +62,8 @@ async def pages(request: Request[Any, Any, Any], here: Here, files: Files) -> Re
     path = request.url.path
     if path == PREFIX or path.startswith(f"{PREFIX}/"):
         raise NotFoundException
+    if path.startswith(ASSETS) and path not in files:  # a page in its place would be no script
+        raise NotFoundException
     found = await asyncio.to_thread(static.page, files, path)
     headers = {"Cache-Control": found.cache}
     return Response(found.body, media_type=found.kind, headers=headers)
@@ -63,10 +71,15 @@ async def pages(request: Request[Any, Any, Any], here: Here, files: Files) -> Re
 
 ROUTES: tuple[Any, ...] = (
     *people.ROUTES,
+    *doors.ROUTES,
     *home.ROUTES,
     *events.ROUTES,
     *datasets.ROUTES,
     *hardcases.ROUTES,
+    *sources.ROUTES,
+    *twins.ROUTES,
+    *optout.ROUTES,
+    *harmonise.ROUTES,
     *loadings.ROUTES,
     *studies.ROUTES,
     *plans.ROUTES,
@@ -101,7 +114,11 @@ def make_app(here: Services, clock: Any) -> ASGIApp:
         return caller(scope)
 
     app = Litestar(
-        route_handlers=[Router(PREFIX, route_handlers=ROUTES), pages],
+        route_handlers=[
+            Router(PREFIX, route_handlers=ROUTES),
+            Router("/oidc", route_handlers=doors.PAGES),
+            pages,
+        ],
         dependencies={
             "described": Provide(described, sync_to_thread=False),
             "files": Provide(lambda: files, sync_to_thread=False),

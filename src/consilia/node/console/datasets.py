@@ -5,11 +5,11 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from consilia.data import registry, schema
 from consilia.data.profile import ColumnProfile
-from consilia.data.registry import MISSING, inspect_table
+from consilia.data.registry import MISSING
 from consilia.data.schema import Column, Schema
 from consilia.errors import ConsiliaError, NotFound
 from consilia.node import datasets, loading, measuring
-from consilia.node.console import folders
+from consilia.node.console import folders, sources
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.datasets import Registered
@@ -31,7 +31,6 @@ from consilia.wire.console.datasets import (
 )
 
 MANAGER = allow("data_manager")
-_DRAFT = "draft"  # a name for a table that has none yet
 
 
 @get("/datasets", opt=anyone(), sync_to_thread=True)
@@ -43,7 +42,9 @@ def list_datasets(here: Here) -> DatasetsView:
 @get("/datasets/{name:str}", opt=anyone(), sync_to_thread=True)
 def get_dataset(here: Here, name: FromPath[str]) -> DatasetView:
     """Return one dataset."""
-    return view(datasets.get(here.store, name))
+    found = datasets.get(here.store, name)
+    problem = loading.Loading(here.store).prepared(found.dataset, loading.ANY).problem
+    return view(found, (problem,) if problem else ())
 
 
 @get("/folders", opt=MANAGER, sync_to_thread=True)
@@ -55,14 +56,7 @@ def list_folder(here: Here, path: FromQuery[str] = "") -> FolderView:
 @post("/datasets/inspect", opt=MANAGER, status_code=200, sync_to_thread=True)
 def inspect(here: Here, data: JSONBody[InspectPath]) -> InspectedView:
     """Look at a table and propose its schema; nothing is stored."""
-    path = folders.within(data.path, here.config().console.data_roots, here.directory)
-    found = inspect_table(
-        path,
-        _DRAFT,
-        (_DRAFT,),
-        now=here.now(),
-        missing=MISSING if data.missing is None else data.missing,
-    )
+    found = sources.inspected(here, data)
     return InspectedView(
         found.path,
         found.format,
@@ -76,11 +70,11 @@ def inspect(here: Here, data: JSONBody[InspectPath]) -> InspectedView:
 @post("/datasets", opt=MANAGER, sync_to_thread=True)
 def add(here: Here, who: Who, data: JSONBody[NewDataset]) -> DatasetView:
     """Register a table."""
-    path = folders.within(data.path, here.config().console.data_roots, here.directory)
     wanted = Wanted(
         data.name,
         data.tags,
-        str(path),
+        str(sources.file_of(here, data.path)) if data.path else "",
+        sources.origin_of(here, data.query) if data.query is not None else None,
         description=data.description,
         missing=MISSING if data.missing is None else data.missing,
         types={c.name: c.type for c in data.columns if c.type is not None},
@@ -158,8 +152,11 @@ def remove(here: Here, who: Who, name: FromPath[str]) -> None:
     here.tell_agent()
 
 
-def view(found: Registered) -> DatasetView:
-    """Return a dataset as people see it, with what was noticed about its file."""
+def view(found: Registered, unfit: tuple[str, ...] = ()) -> DatasetView:
+    """Return a dataset as people see it, with what was noticed about its file.
+
+    `unfit` is what keeps its loading plan, or the opt-out list, from being applied.
+    """
     d = found.dataset
     return DatasetView(
         d.name,
@@ -178,6 +175,10 @@ def view(found: Registered) -> DatasetView:
         found.changed or registry.change(d),
         found.version,
         d.mock,
+        unfit,
+        f"{d.origin.kind}: {d.origin.database}" if d.origin else "",
+        d.origin.query if d.origin else "",
+        max(1, len(d.parts)),
     )
 
 
@@ -190,10 +191,14 @@ def _declared(
 
 
 def _settled(here: Services, found: Registered) -> DatasetView:
-    """Let data loading plans be measured on what was changed, and the agent act on it."""
-    loading.refresh(here.store)
+    """Let data loading plans be measured on what was changed, and the agent act on it.
+
+    What does not fit any more is told at once: no task runs on the dataset until it does.
+    """
+    own = f"{found.dataset.name}: "
+    problems = (p for p in loading.refresh(here.store) if p.startswith(own))
     here.tell_agent()
-    return view(found)
+    return view(found, tuple(p.removeprefix(own) for p in problems))
 
 
 def columns(found: Schema) -> tuple[ColumnView, ...]:

@@ -9,6 +9,8 @@ from consilia.errors import ConfigError, DataError, NotFound, Refused
 from consilia.wire.console.datasets import FileView, FolderView
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
+DATABASES = (".duckdb", ".ddb")
+_SHOWN = (*SUFFIXES, *DATABASES)
 MOST = 1000  # entries shown of one folder
 
 
@@ -40,7 +42,7 @@ def within(path: str, roots: Iterable[str], node: Path) -> Path:
 
 
 def listing(path: str, roots: tuple[str, ...], node: Path) -> FolderView:
-    """Return the tables and folders in a folder; the roots themselves for ""."""
+    """Return the tables, databases and folders in a folder; the roots themselves for ""."""
     if not path:
         return FolderView(
             "", "", tuple(sorted(str(Path(root).resolve()) for root in roots)), ()
@@ -60,9 +62,15 @@ def listing(path: str, roots: tuple[str, ...], node: Path) -> FolderView:
             continue  # a link to nowhere
         if stat.S_ISDIR(status.st_mode):
             folders.append(str(real / entry.name))
-        elif stat.S_ISREG(status.st_mode) and entry.name.lower().endswith(SUFFIXES):
+        elif stat.S_ISREG(status.st_mode) and entry.name.lower().endswith(_SHOWN):
             files.append(
-                FileView(entry.name, str(real / entry.name), status.st_size, status.st_mtime)
+                FileView(
+                    entry.name,
+                    str(real / entry.name),
+                    status.st_size,
+                    status.st_mtime,
+                    entry.name.lower().endswith(DATABASES),
+                )
             )
     top = any(real == Path(root).resolve() for root in roots)
     return FolderView(
@@ -71,4 +79,5 @@ def listing(path: str, roots: tuple[str, ...], node: Path) -> FolderView:
         tuple(folders[:MOST]),
         tuple(files[:MOST]),
         truncated=max(len(folders), len(files)) > MOST,
+        tables=sum(not file.database for file in files),
     )

@@ -35,6 +35,7 @@ HEADERS: Mapping[str, str] = {
 RATE, BURST = 50.0, 300.0  # requests a second of one address, and at once
 TRIES, TRY_BURST = 0.5, 10.0  # the same for attempts to get in
 OPENINGS = ("/api/session", "/api/invitation")  # where strangers may try secrets
+CALLBACK = "/oidc/callback"  # where the hospital's sign-in page sends browsers back to
 _ADDRESSES = 1000  # remembered
 
 
@@ -54,7 +55,8 @@ def refusal(  # noqa: PLR0913, PLR0917 - what a browser says, in the order of lo
     if origin and origin.lower() not in origins:
         return 403, f"a page of {origin[:80]!r} asks; only the console's own pages may"
     foreign = site not in ("", "same-origin", "none")
-    if foreign and (method != "GET" or path.startswith("/api")):
+    inner = path.startswith(("/api", "/oidc")) and path != CALLBACK
+    if foreign and (method != "GET" or inner):
         return 403, "a page of another site asks; only the console's own pages may"
     return None
 
@@ -85,7 +87,8 @@ class Gate:
         )
         client = scope.get("client")
         address = client[0] if client else ""
-        trying = scope["method"] == "POST" and scope["path"].startswith(OPENINGS)
+        post = scope["method"] == "POST" and scope["path"].startswith(OPENINGS)
+        trying = post or scope["path"] == CALLBACK
         if found is None and not (
             self._take(address, False) and (not trying or self._take(address, True))
         ):

@@ -18,9 +18,11 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import SkipValidation
 from litestar.types import Scope
 
+from consilia.accounts import links
 from consilia.accounts import store as accounts
-from consilia.accounts.store import Session
+from consilia.accounts.store import Account, Session
 from consilia.errors import AuthError, Refused
+from consilia.node.console.recheck import recheck
 from consilia.node.console.services import Services
 from consilia.web.openapi import OPEN
 from consilia.wire.console import ROLES, Role
@@ -112,9 +114,13 @@ def caller(scope: Scope) -> Caller:
 
 
 def signed_in(here: Services, token: str, active: bool) -> Session:
-    """Return the session of a cookie, noting its use when a person is `active`. Blocks."""
+    """Return the session of a cookie, noting its use when a person is `active`. Blocks.
+
+    Whom the hospital's directory answers for is asked about there when that is due.
+    """
     now = here.now()
     found = accounts.session(here.store, token, now, here.life)
+    recheck(here, found)
     if active and now - found.seen > accounts.SEEN_EVERY:
         with here.store.write() as tx:
             accounts.touch(tx, found, now)
@@ -123,7 +129,24 @@ def signed_in(here: Services, token: str, active: bool) -> Session:
 
 def must_enrol(here: Services, session: Session) -> bool:
     """Tell whether the person has yet to set up a second factor."""
-    return here.settings.second_factor and not session.account.secret
+    return not session.account.secret and needs_code(here, session.account)
+
+
+def needs_code(here: Services, account: Account) -> bool:
+    """Tell whether a second factor of here is required of an account.
+
+    The provider of OpenID Connect has factors of its own, so there it is a setting of its own.
+    """
+    if account.password == links.NO_PASSWORD and by_provider(here, account):
+        provider = here.outside.settings.oidc
+        return provider is not None and provider.local_second_factor
+    return here.settings.second_factor
+
+
+def by_provider(here: Services, account: Account) -> bool:
+    """Tell whether an account's person signs in at the OpenID Connect provider."""
+    link = links.find(here.store, account.name)
+    return link is not None and link.kind == "oidc"
 
 
 def admit(here: Services, found: Session, roles: frozenset[str], enrolling: bool) -> None:

@@ -7,7 +7,7 @@ from msgspec import convert
 
 from consilia.data import registry
 from consilia.data.registry import Dataset
-from consilia.node import approvals, budget, datasets, identity, studies
+from consilia.node import approvals, budget, caps, datasets, identity, loading, studies
 from consilia.node.console.guard import anyone
 from consilia.node.console.ledger import standings
 from consilia.node.console.services import Here, Services
@@ -79,11 +79,26 @@ def _waiting(here: Services, agent: AgentStatus) -> Iterator[Waiting]:
         if problem := item.changed or _change(here, item.dataset):
             name = item.dataset.name
             yield Waiting("dataset", name, name, problem, now, f"/datasets/{name}")
+    yield from _unfit(here)
+    for asked in caps.proposals(here.store):
+        detail = f"{asked.actor} asks for a higher cap: {asked.reason}"
+        title = f"{asked.kind} {asked.name}"
+        yield Waiting("budget", f"cap {title}", title, detail, asked.at, "/ledger")
     for account in standings(here):
         if account.used is not None and account.used >= NEAR:
             detail = f"{account.used:.0%} of its cap of epsilon {account.cap:g} is spent"
             title = f"{account.kind} {account.name}"
             yield Waiting("budget", account.name, title, detail, now, "/ledger")
+
+
+def _unfit(here: Services) -> Iterator[Waiting]:
+    """Yield the datasets on which no task runs until their plan is applied anew."""
+    prepared = loading.Loading(here.store).prepared
+    for item in datasets.list_datasets(here.store):
+        name = item.dataset.name
+        if problem := prepared(item.dataset, loading.ANY).problem:
+            link = f"/datasets/{name}"
+            yield Waiting("dataset", f"{name} as loaded", name, problem, here.now(), link)
 
 
 def _change(here: Services, dataset: Dataset) -> str:

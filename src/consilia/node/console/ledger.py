@@ -7,19 +7,21 @@ from litestar.params import FromQuery, JSONBody
 from litestar.response import Stream
 
 from consilia.core.chain import Break
-from consilia.node import budget, ledger, ledgerlog
+from consilia.node import approvals, budget, caps, datasets, ledger, ledgerlog, studies
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.paging import bounds
 from consilia.node.console.services import Here, Services
 from consilia.privacy.ledger import Cap
 from consilia.wire.console.site import (
     AccountStanding,
+    CapProposal,
     DropCap,
     LedgerEntriesView,
     LedgerEntry,
     LedgerView,
     SetCap,
     VerifiedView,
+    WithdrawProposal,
 )
 
 CAPS = allow("data_manager")
@@ -63,10 +65,9 @@ def verify(here: Here) -> VerifiedView:
 
 @put("/ledger/caps", opt=CAPS, sync_to_thread=True)
 def set_cap(here: Here, who: Who, data: JSONBody[SetCap]) -> LedgerView:
-    """Cap an account for good."""
-    cap = Cap(data.epsilon, data.delta)
-    budget.set_cap(
-        here.store, data.kind, data.name, cap,
+    """Cap an account for good; a higher cap may have to wait for a second person."""
+    caps.decide(
+        here.store, data.kind, data.name, Cap(data.epsilon, data.delta), here.config().privacy,
         actor=who.name, reason=data.reason, now=here.now(),
     )  # fmt: skip
     return _view(here)
@@ -75,9 +76,17 @@ def set_cap(here: Here, who: Who, data: JSONBody[SetCap]) -> LedgerView:
 @post("/ledger/caps/drop", opt=CAPS, status_code=200, sync_to_thread=True)
 def drop_cap(here: Here, who: Who, data: JSONBody[DropCap]) -> LedgerView:
     """Take a cap back; the default of node.yaml holds again."""
-    budget.drop_cap(
-        here.store, data.kind, data.name, actor=who.name, reason=data.reason, now=here.now()
-    )
+    caps.decide(
+        here.store, data.kind, data.name, None, here.config().privacy,
+        actor=who.name, reason=data.reason, now=here.now(),
+    )  # fmt: skip
+    return _view(here)
+
+
+@post("/ledger/caps/withdraw", opt=CAPS, status_code=200, sync_to_thread=True)
+def withdraw(here: Here, who: Who, data: JSONBody[WithdrawProposal]) -> LedgerView:
+    """Forget a higher cap that waits for a second person."""
+    caps.withdraw(here.store, data.kind, data.name, actor=who.name, now=here.now())
     return _view(here)
 
 
@@ -106,7 +115,39 @@ def _view(here: Services) -> LedgerView:
         if held
         else ""
     )
-    return LedgerView(standings(here), head.length, head.digest, why)
+    waiting = tuple(
+        CapProposal(
+            p.kind,
+            p.name,
+            p.cap.epsilon if p.cap else None,
+            p.cap.delta if p.cap else None,
+            p.actor,
+            p.at,
+            p.reason,
+        )
+        for p in caps.proposals(here.store)
+    )
+    return LedgerView(
+        standings(here),
+        head.length,
+        head.digest,
+        why,
+        waiting,
+        here.config().reviewers_needed > 1,
+        _names(here),
+    )
 
 
-ROUTES = (get_ledger, list_entries, export, verify, set_cap, drop_cap)
+def _names(here: Services) -> dict[str, tuple[str, ...]]:
+    """Return what a cap can be set for, by kind, as far as this site knows names."""
+    found = studies.list_studies(here.store, approvals.day(here.now()))
+    authors = here.store.rows("SELECT DISTINCT author FROM plans WHERE author <> ''")
+    spent = ledger.standings(here.store, here.config().privacy)
+    names = {kind: {s.name for s in spent if s.kind == kind} for kind in ledger.SCOPES}
+    names["dataset"] |= {r.dataset.name for r in datasets.list_datasets(here.store)}
+    names["study"] |= {record.study.name for record in found}
+    names["researcher"] |= {str(author) for (author,) in authors}
+    return {kind: tuple(sorted(known)) for kind, known in names.items()}
+
+
+ROUTES = (get_ledger, list_entries, export, verify, set_cap, drop_cap, withdraw)

@@ -1,5 +1,7 @@
 """Routes of data loading plans: how a site's tables become what a study asks for."""
 
+from typing import Any
+
 from litestar import get, post, put
 from litestar.params import FromPath, JSONBody
 
@@ -7,7 +9,8 @@ from consilia.data.loading import blocks
 from consilia.data.loading import preview as seen
 from consilia.data.loading.preview import MAX_ROWS
 from consilia.errors import ConfigError, NotFound
-from consilia.node import loading
+from consilia.node import datasets, loading
+from consilia.node.console import checking
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.yamltext import checked
@@ -15,7 +18,9 @@ from consilia.node.loading import Stored
 from consilia.wire.console.datasets import (
     AttachLoading,
     AttachmentView,
+    CheckLoading,
     ColumnSummary,
+    LoadingCheckView,
     LoadingPlansView,
     LoadingPlanView,
     LoadingPreviewView,
@@ -31,13 +36,26 @@ MANAGER = allow("data_manager")
 def list_plans(here: Here) -> LoadingPlansView:
     """List the data loading plans, each in its newest version."""
     found = loading.list_plans(here.store)
-    return LoadingPlansView(tuple(_view(here, stored) for stored in found))
+    return LoadingPlansView(tuple(shown(here, stored) for stored in found))
 
 
 @get("/loading-plans/{name:str}", opt=anyone(), sync_to_thread=True)
 def get_plan(here: Here, name: FromPath[str]) -> LoadingPlanView:
     """Return a data loading plan in its newest version."""
-    return _view(here, loading.get(here.store, name))
+    return shown(here, loading.get(here.store, name))
+
+
+@get("/loading-plans/schema", opt=anyone(), sync_to_thread=True)
+def schema(here: Here) -> dict[str, Any]:
+    """Return the JSON schema of each kind of block."""
+    return blocks.schema()
+
+
+@post("/loading-plans/check", opt=MANAGER, status_code=200, sync_to_thread=True)
+def check(here: Here, data: JSONBody[CheckLoading]) -> LoadingCheckView:
+    """Say which columns each block of a draft finds, and where it is wrong; reads no record."""
+    dataset = datasets.get(here.store, data.dataset).dataset if data.dataset else None
+    return checking.check(checked(data.yaml), dataset)
 
 
 @put("/loading-plans/{name:str}", opt=MANAGER, sync_to_thread=True)
@@ -53,7 +71,7 @@ def save(
         save_as = loading.edit
     except NotFound:
         save_as = loading.create
-    return _view(here, save_as(here.store, plan, actor=who.name, now=here.now()))
+    return shown(here, save_as(here.store, plan, actor=who.name, now=here.now()))
 
 
 @post("/loading-plans/preview", opt=MANAGER, status_code=200, sync_to_thread=True)
@@ -82,7 +100,7 @@ def attach(
         here.store, name, data.dataset, actor=who.name, now=here.now(), study=data.study
     )
     here.tell_agent()
-    return _view(here, loading.get(here.store, name))
+    return shown(here, loading.get(here.store, name))
 
 
 @post("/loading-plans/{name:str}/detach", opt=MANAGER, status_code=200, sync_to_thread=True)
@@ -91,11 +109,11 @@ def detach(
 ) -> LoadingPlanView:
     """Load a dataset as it is again."""
     where = AttachmentView(data.dataset, data.study)
-    if where not in (before := _view(here, loading.get(here.store, name))).attached:
+    if where not in (before := shown(here, loading.get(here.store, name))).attached:
         raise NotFound(f"dataset: {name!r} is not attached to {data.dataset[:80]!r} there")
     loading.detach(here.store, data.dataset, actor=who.name, now=here.now(), study=data.study)
     here.tell_agent()
-    return _view(here, loading.get(here.store, before.name))
+    return shown(here, loading.get(here.store, before.name))
 
 
 def _rows(view: seen.View) -> PreviewView:
@@ -107,7 +125,8 @@ def _summary(view: seen.View) -> tuple[ColumnSummary, ...]:
     return tuple(ColumnSummary(**{n: getattr(c, n) for n in names}) for c in view.columns)
 
 
-def _view(here: Services, stored: Stored) -> LoadingPlanView:
+def shown(here: Services, stored: Stored) -> LoadingPlanView:
+    """Return a stored plan as people see it."""
     return LoadingPlanView(
         stored.plan.name,
         stored.version,
@@ -123,4 +142,4 @@ def _view(here: Services, stored: Stored) -> LoadingPlanView:
     )
 
 
-ROUTES = (list_plans, get_plan, save, preview, attach, detach)
+ROUTES = (list_plans, schema, check, get_plan, save, preview, attach, detach)

@@ -1,4 +1,4 @@
-"""Routes of sessions and accounts."""
+"""Routes of sessions and accounts; those of getting in are in `doors`."""
 
 from typing import Any
 
@@ -29,7 +29,6 @@ from consilia.wire.console.accounts import (
     Invite,
     SecondFactorView,
     SessionView,
-    SignIn,
 )
 
 ADMINISTRATOR = allow("administrator")
@@ -39,12 +38,6 @@ ADMINISTRATOR = allow("administrator")
 def get_session(here: Here, request: Request[Any, Any, Any]) -> SessionView:
     """Tell who is signed in, if anybody."""
     return signing.session_view(here, request.cookies.get(cookie_name(here), ""))
-
-
-@post("/session", opt=open_to_all(), status_code=200, sync_to_thread=True)
-def sign_in(here: Here, data: JSONBody[SignIn]) -> Response[SessionView]:
-    """Sign in; where `needs_code` comes back, send the same again with the code."""
-    return _with_cookie(here, *signing.sign_in(here, data))
 
 
 @delete("/session", opt=anyone(enrolling=True), sync_to_thread=True, status_code=204)
@@ -147,7 +140,6 @@ def _with_cookie(here: Services, view: SessionView, token: str) -> Response[Sess
 
 ROUTES = (
     get_session,
-    sign_in,
     sign_out,
     check_invitation,
     accept_invitation,

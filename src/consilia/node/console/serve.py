@@ -15,7 +15,7 @@ import structlog
 
 from consilia.errors import ConfigError
 from consilia.node import config, logs
-from consilia.node.console import signing
+from consilia.node.console import outside, signing
 from consilia.node.console.app import make_app
 from consilia.node.console.services import Place, Services
 from consilia.node.console.settings import Console, address, origins
@@ -45,14 +45,18 @@ def serve(
         settings = _elsewhere(settings, listen, str(directory / config.FILE))
     logs.start(directory / "log", settings.log_level, settings.log_bytes, name="console.log")
     try:
-        with _opened(directory, settings.site, settings.console) as here:
+        console = settings.console
+        reached = outside.lines(console.sign_in, directory, time.time)
+        with _opened(directory, settings.site, console, reached) as here:
             asyncio.run(_serve(here, ready))
     finally:
         logs.stop()
 
 
 @contextlib.contextmanager
-def _opened(directory: Path, site: str, console: Console) -> Iterator[Services]:
+def _opened(
+    directory: Path, site: str, console: Console, reached: outside.Outside
+) -> Iterator[Services]:
     with contextlib.closing(Store.open(directory)) as store:
         yield Services(
             directory=directory,
@@ -64,6 +68,7 @@ def _opened(directory: Path, site: str, console: Console) -> Iterator[Services]:
             log=structlog.get_logger("consilia.node.console"),
             place=placed(console, address(console)[1]),
             static=STATIC,
+            outside=reached,
         )
 
 
@@ -147,7 +152,8 @@ def invite(directory: Path, roles: tuple[str, ...], hours: float, actor: str) ->
         if role not in ROLES:
             raise ConfigError(f"role {role[:40]!r}{strict.nearest(role, ROLES)}")
     settings = config.load(directory)
-    with _opened(directory, settings.site, settings.console) as here:
+    # without the directory: this is how one gets in where that is out of order
+    with _opened(directory, settings.site, settings.console, outside.Outside()) as here:
         with contextlib.suppress(OSError):  # a console that runs knows best where it is
             here.place.origin = (directory / ORIGIN).read_text().strip()
         return signing.invite(

@@ -14,6 +14,7 @@ from consilia.accounts.passwords import HASHER
 from consilia.accounts.store import Lifetime
 from consilia.node import config
 from consilia.node.config import NodeConfig
+from consilia.node.console.outside import Outside
 from consilia.node.console.settings import Console
 from consilia.node.control import poke
 from consilia.node.store import Store
@@ -52,6 +53,7 @@ class Services:
     log: Log
     place: Place
     static: Path
+    outside: Outside = field(default_factory=Outside)
     hasher: PasswordHasher = HASHER  # tests take one that costs little
     looked: dict[str, tuple[float, str]] = field(default_factory=dict)  # see home
     stopping: threading.Event = field(default_factory=threading.Event)

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import msgspec
 
+from consilia.accounts import directory
+from consilia.accounts.directory import SignInBy
 from consilia.errors import ConfigError
+from consilia.wire.console import ROLES
 
 LISTEN = "127.0.0.1:8445"
+
+
+class Database(msgspec.Struct, frozen=True):
+    """A database that data managers may ask; `duckdb` or `postgresql`, one of the two."""
+
+    duckdb: str = ""  # path of a DuckDB file
+    postgresql: str = ""  # libpq's parameters without a password
+    password_file: str = ""  # of PostgreSQL; mode 600, the password in its first line
 
 
 class Console(msgspec.Struct, frozen=True):
@@ -20,6 +31,8 @@ class Console(msgspec.Struct, frozen=True):
     key: str = ""  # PEM file of mode 600
     names: tuple[str, ...] = ()  # host names under which browsers reach it, besides its address
     data_roots: tuple[str, ...] = ()  # folders that a data manager may look into
+    databases: dict[str, Database] = {}  # that a data manager may ask, by a name for people
+    sign_in: SignInBy = SignInBy()  # by the hospital's own directory
     second_factor: bool = False  # must every account have one
     idle_minutes: float = 30.0  # without a request a session ends
     session_hours: float = 12.0  # a session ends then at the latest
@@ -82,12 +95,24 @@ def problems(settings: Console) -> Iterator[str]:
     for root in settings.data_roots:
         if not Path(root).is_absolute():
             yield f"console.data_roots: found {root!r}, needed an absolute path"
+    yield from _database_problems(settings)
     for name in settings.names:
         if not name or any(c in name for c in "/:@ *"):
             yield f"console.names: found {name!r}, needed a host name without scheme and port"
+    yield from (f"console.sign_in.{p}" for p in directory.problems(settings.sign_in, ROLES))
     for key, value, most in (
         ("idle_minutes", settings.idle_minutes, 24 * 60.0),
         ("session_hours", settings.session_hours, 7 * 24.0),
     ):
         if not 0 < value <= most:
             yield f"console.{key}: found {value:g}, needed more than 0 and at most {most:g}"
+
+
+def _database_problems(settings: Console) -> Iterator[str]:
+    for name, database in settings.databases.items():
+        if not name or name.startswith("/") or not name.isprintable():
+            yield f"console.databases: found the name {name!r}, needed a word for people"
+        if bool(database.duckdb) == bool(database.postgresql):
+            yield f"console.databases.{name}: needed one of duckdb and postgresql"
+        if database.duckdb and database.password_file:
+            yield f"console.databases.{name}.password_file: a DuckDB file has no password"

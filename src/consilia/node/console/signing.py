@@ -4,12 +4,13 @@ Everything blocks. What changes an account is one transaction with its audit lin
 """
 
 from consilia import __version__
-from consilia.accounts import passwords, totp
+from consilia.accounts import links, passwords, totp
 from consilia.accounts import store as accounts
 from consilia.accounts.lockout import Attempts
 from consilia.accounts.store import Account, Session
 from consilia.errors import AuthError, ConfigError, Conflict, Refused
-from consilia.node.console.guard import must_enrol
+from consilia.node.console.guard import by_provider, must_enrol, needs_code
+from consilia.node.console.recheck import recheck
 from consilia.node.console.services import Services
 from consilia.node.store import Transaction
 from consilia.wire.console import ROLES, Role
@@ -21,6 +22,7 @@ from consilia.wire.console.accounts import (
     ConfirmCode,
     InvitationLink,
     InvitationView,
+    Provider,
     SecondFactorView,
     SessionView,
     SignIn,
@@ -29,7 +31,7 @@ from consilia.wire.console.accounts import (
 # actors of the audit trail that are no persons
 RESERVED = ("agent", "hub", "consilia", "console", "consortium", "file", "shipped")
 MOST_HOURS = 30 * 24.0  # of an invitation
-_WRONG = "name, password or code is wrong"
+WRONG = "name, password or code is wrong"
 
 
 def sign_in(here: Services, said: SignIn) -> tuple[SessionView, str]:
@@ -48,28 +50,33 @@ def sign_in(here: Services, said: SignIn) -> tuple[SessionView, str]:
         with here.store.write() as tx:
             accounts.forgive(tx, said.name, now, whole=False)
         return SessionView(here.site, __version__, needs_code=True), ""
-    token = _enter(here, found, said.code, attempt, now)
+    token = begin(here, found, said.code, attempt, "signed in")
     if not token:
-        raise AuthError(_WRONG)
+        raise AuthError(WRONG)
     if passwords.outdated(found.password, here.hasher):
         _rehash(here, found.name, said.password)
     return session_view(here, token), token
 
 
-def _enter(here: Services, found: Account, code: str, attempt: Attempts, now: float) -> str:
-    """Begin a session when the code is right and nothing was changed meanwhile; else ""."""
+def begin(here: Services, found: Account, code: str | None, attempt: Attempts, how: str) -> str:
+    """Begin a session when the code is right and nothing was changed meanwhile; else "".
+
+    `code` None: none is asked of this person. `how` goes into the audit trail.
+    """
+    now = here.now()
     with here.store.write() as tx:
         known = accounts.get(tx, found.name)  # as it is now, with the step used last
-        step = totp.accepted(known.secret, code, now, known.step) if known.secret else 0
+        asked = known.secret if code is not None else ""
+        step = totp.accepted(asked, code or "", now, known.step) if asked else 0
         if step is None or known.epoch != found.epoch or known.disabled:
             _note_rest(tx, known, attempt, now)
             return ""
-        if known.secret:
+        if asked:
             accounts.change(tx, known.name, step=step)
         accounts.forgive(tx, known.name, now, whole=True)
         accounts.sweep(tx, now, here.life)
         token = accounts.open_session(tx, known, now, here.random_bytes(accounts.TOKEN_BYTES))
-        tx.audit(now, known.name, "account.sign-in", known.name, "signed in")
+        tx.audit(now, known.name, "account.sign-in", known.name, how)
     return token
 
 
@@ -77,12 +84,14 @@ def sign_out(here: Services, session: Session) -> None:
     """End a session."""
     with here.store.write() as tx:
         accounts.close_session(tx, session)
+    here.outside.keep(session.digest, "")
 
 
 def session_view(here: Services, token: str) -> SessionView:
     """Return who is signed in under a cookie; nobody when it is no session's."""
     try:
         found = accounts.session(here.store, token, here.now(), here.life)
+        recheck(here, found)
     except AuthError:
         return SessionView(here.site, __version__)
     return SessionView(
@@ -96,6 +105,7 @@ def session_view(here: Services, token: str) -> SessionView:
         csrf=accounts.csrf_token(token),
         idle_seconds=here.life.idle,
         ends=found.started + here.life.whole,
+        provider=provider_of(here.store, found.account),
     )
 
 
@@ -141,6 +151,7 @@ def accept(here: Services, said: AcceptInvitation) -> tuple[SessionView, str]:
     kept = _hashed(here, said.password)
     now = here.now()
     with here.store.write() as tx:
+        _check_inviter(tx, accounts.invited(tx, said.token, now).actor)
         made = accounts.accept(tx, said.token, said.name, kept, now)
         token = accounts.open_session(tx, made, now, here.random_bytes(accounts.TOKEN_BYTES))
         detail = f"{', '.join(made.roles)}; invited by {made.actor}"
@@ -148,11 +159,25 @@ def accept(here: Services, said: AcceptInvitation) -> tuple[SessionView, str]:
     return session_view(here, token), token
 
 
+def _check_inviter(tx: Transaction, name: str) -> None:
+    """Raise AuthError when who made an invitation administers no more; its link lives weeks.
+
+    Those made at the machine itself (consilia node console-invite) are no account's.
+    """
+    maker = accounts.find(tx, name)
+    if maker is not None and (maker.disabled or "administrator" not in maker.roles):
+        raise AuthError(
+            f"this invitation is void: {name}, who made it, may not any more; ask for a new one"
+        )
+
+
 def change_password(
     here: Services, session: Session, said: ChangePassword
 ) -> tuple[SessionView, str]:
     """Change one's own password and begin a new session; all others end."""
     account = session.account
+    if account.password == links.NO_PASSWORD:
+        raise Conflict("the hospital's directory keeps this password; change it there")
     _confirm(here, account, said.password)
     passwords.check(said.new_password, (account.name, here.site))
     kept = _hashed(here, said.new_password)
@@ -164,6 +189,8 @@ def propose_second_factor(here: Services, session: Session) -> SecondFactorView:
     account = session.account
     if account.secret:
         raise Conflict("this account has a second factor; remove it first to set up another")
+    if by_provider(here, account) and not needs_code(here, account):
+        raise Conflict("the hospital's sign-in page asks for second factors; set it up there")
     secret = totp.new_secret(here.random_bytes(totp.SECRET_BYTES))
     with here.store.write() as tx:
         accounts.change(tx, account.name, proposed=secret)
@@ -191,7 +218,10 @@ def confirm_second_factor(
 def remove_second_factor(
     here: Services, session: Session, said: ConfirmCode
 ) -> tuple[SessionView, str]:
-    """Take one's own second factor away, with password and code."""
+    """Take one's own second factor away, with password and code.
+
+    Of whom the directory answers for, the code alone: their password is not known here.
+    """
     account = session.account
     if not account.secret:
         raise Conflict("this account has no second factor")
@@ -208,7 +238,11 @@ def change_account(here: Services, name: str, said: ChangeAccount, actor: str) -
         )
     changes = []
     with here.store.write() as tx:
-        accounts.get(tx, name)
+        if said.roles is not None and accounts.get(tx, name).password == links.NO_PASSWORD:
+            raise Refused(
+                "roles: those of this account are its groups' in the hospital's directory; "
+                "change them there, or the map in node.yaml: console.sign_in"
+            )
         if said.roles is not None:
             accounts.set_roles(tx, name, said.roles)
             changes.append(f"roles {', '.join(said.roles)}")
@@ -231,6 +265,7 @@ def remove_account(here: Services, name: str, actor: str) -> None:
     """Remove an account; Refused where nobody could administer afterwards."""
     with here.store.write() as tx:
         accounts.remove(tx, name)
+        links.forget(tx, name)
         _keep_an_administrator(accounts.every(tx))
         tx.audit(here.now(), actor, "account.remove", name, "removed")
 
@@ -246,7 +281,16 @@ def account_view(here: Services, account: Account) -> AccountView:
         accounts.attempts(here.store, account.name).until,
         bool(account.secret),
         account.last,
+        provider_of(here.store, account),
     )
+
+
+def provider_of(db: accounts.Reads, account: Account) -> Provider:
+    """Return who answers for an account's person."""
+    if account.password != links.NO_PASSWORD:
+        return "password"
+    link = links.find(db, account.name)
+    return "ldap" if link is not None and link.kind == "ldap" else "oidc"
 
 
 def invitation_view(found: accounts.Invitation) -> InvitationView:
@@ -260,7 +304,8 @@ def _roles(found: tuple[str, ...]) -> tuple[Role, ...]:
 
 def _matches(here: Services, found: Account | None, password: str) -> bool:
     with here.hashing:
-        if found is None:  # a name without an account takes as long as one with
+        if found is None or found.password == links.NO_PASSWORD:
+            # a name without an account takes as long as one with
             passwords.hashed(password[: passwords.MOST], here.hasher)
             return False
         return passwords.matches(found.password, password, here.hasher)
@@ -282,7 +327,7 @@ def _wrong(here: Services, found: Account | None, attempt: Attempts) -> AuthErro
     if found is not None and attempt.until:
         with here.store.write() as tx:
             _note_rest(tx, found, attempt, here.now())
-    return AuthError(_WRONG)
+    return AuthError(WRONG)
 
 
 def _note_rest(tx: Transaction, found: Account, attempt: Attempts, now: float) -> None:
@@ -298,7 +343,7 @@ def _confirm(here: Services, account: Account, password: str, code: str | None =
     now = here.now()
     with here.store.write() as tx:
         accounts.count_attempt(tx, account.name, now)
-    if not _matches(here, account, password):
+    if account.password != links.NO_PASSWORD and not _matches(here, account, password):
         raise Refused("password: not the one of this account")
     if code is not None and totp.accepted(account.secret, code, now, account.step) is None:
         raise ConfigError(
@@ -322,7 +367,12 @@ def _renewed(
 
 
 def _keep_an_administrator(left: list[Account]) -> None:
-    if not any("administrator" in a.roles and not a.disabled for a in left):
+    # of those made here: the directory may be out of order, or out of somebody's hands
+    if not any(
+        "administrator" in a.roles and not a.disabled and a.password != links.NO_PASSWORD
+        for a in left
+    ):
         raise Refused(
-            "nobody would be administrator any more; give another account that role first"
+            "nobody would be administrator any more; give another account that was made here "
+            "that role first"
         )

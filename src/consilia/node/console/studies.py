@@ -10,6 +10,7 @@ from consilia.node import approvals, datasets, identity, peers, studies
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.peers import Peer
+from consilia.node.policy import residency_problem
 from consilia.node.studies import StudyRecord
 from consilia.wire.console.studies import (
     AcceptStudy,
@@ -111,7 +112,7 @@ def view(here: Services, record: StudyRecord) -> StudyView:
         for r in studies.list_studies(here.store, day)
         if r.study.name == study.name and r.state == "accepted" and r.digest != record.digest
     )
-    own = own_peer(here)
+    own, regions = own_peer(here), tuple(here.config().regions)
     return StudyView(
         digest=record.digest,
         name=study.name,
@@ -140,6 +141,10 @@ def view(here: Services, record: StudyRecord) -> StudyView:
             StudyChange(c.field, c.old, c.new)
             for c in studies.difference(here.store, record.digest, day)
         ),
+        controller=study.controller,
+        retention_days=study.retention_days,
+        residency=study.residency,
+        region_problem=residency_problem(study.residency, regions) or "",
     )
 
 

@@ -17,8 +17,6 @@ from consilia.node.console.services import Here
 from consilia.node.store import Store
 from consilia.wire.console.site import AuditLine, AuditView, VerifiedView
 
-_COLUMNS = "seq, at, actor, action, subject, outcome, detail, digest"
-
 
 @get("/audit", opt=anyone(), sync_to_thread=True)
 def list_lines(  # noqa: PLR0913, PLR0917 - a filter's fields
@@ -75,9 +73,7 @@ def newest(
     """Return up to limit + 1 audit rows that fit, newest first."""
     if not 1 <= limit <= MOST:
         raise ConfigError(f"limit: found {limit}, needed 1 to {MOST}")
-    condition = " AND ".join(where) or "true"
-    sql = f"SELECT {_COLUMNS} FROM audit WHERE {condition} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - conditions are constants
-    return store.rows(sql, (*values, limit + 1))
+    return audit.find(store, " AND ".join(where) or "true", tuple(values), limit + 1)
 
 
 def _filter(

@@ -1,6 +1,10 @@
 """Who may use the console: accounts, invitations, sessions, second factors."""
 
+from typing import Literal
+
 from consilia.wire.console import Request, Role, View
+
+Provider = Literal["password", "oidc", "ldap"]
 
 
 class SignIn(Request, frozen=True):
@@ -9,6 +13,13 @@ class SignIn(Request, frozen=True):
     name: str
     password: str
     code: str = ""  # six digits
+    provider: Literal["password", "ldap"] = "password"  # whose password: of here, of the site
+
+
+class SecondCode(Request, frozen=True):
+    """The second factor's code of a person whom the provider has just signed in."""
+
+    code: str  # six digits
 
 
 class InvitationToken(Request, frozen=True):
@@ -69,6 +80,22 @@ class SessionView(View, frozen=True):
     csrf: str = ""
     idle_seconds: float = 0.0  # without a request the session ends after this long
     ends: float = 0.0  # it ends then at the latest
+    provider: Provider = "password"  # who answers for the person
+
+
+class ProviderView(View, frozen=True):
+    """One way to sign in. `start` is where a browser goes for it, "" for a form."""
+
+    kind: Provider
+    label: str  # "" for the accounts made here
+    start: str
+
+
+class ProvidersView(View, frozen=True):
+    """All ways to sign in, and whom to ask who is turned away ("": nobody in particular)."""
+
+    providers: tuple[ProviderView, ...]
+    contact: str
 
 
 class InvitationView(View, frozen=True):
@@ -107,6 +134,7 @@ class AccountView(View, frozen=True):
     locked_until: float  # 0: not locked
     second_factor: bool
     last_sign_in: float  # 0: never
+    provider: Provider  # who answers for the person
 
 
 class AccountsView(View, frozen=True):

@@ -25,21 +25,45 @@ class FolderView(View, frozen=True):
     folders: tuple[str, ...]
     files: tuple["FileView", ...]
     truncated: bool = False
+    tables: int = 0  # files that are tables: together they can be one dataset
 
 
 class FileView(View, frozen=True):
-    """A file that can be registered."""
+    """A file that can be registered, or a database that can be asked."""
 
     name: str
     path: str
     bytes: int
     modified: float
+    database: bool = False
+
+
+class DatabaseView(View, frozen=True):
+    """A database that the administrator has named in node.yaml; no secret is shown."""
+
+    name: str
+    kind: str  # duckdb, postgresql
+    address: str
+
+
+class DatabasesView(View, frozen=True):
+    """The databases a data manager may ask."""
+
+    databases: tuple[DatabaseView, ...]
+
+
+class Query(Request, frozen=True):
+    """A table as the answer of one SELECT."""
+
+    database: str  # a name of console.databases, or the path of a DuckDB file in a data root
+    select: str
 
 
 class InspectPath(Request, frozen=True):
-    """Look at a table before it is registered; nothing is stored."""
+    """Look at a file, a folder or a query's answer before it is registered."""
 
-    path: str
+    path: str = ""
+    query: Query | None = None
     missing: tuple[str, ...] | None = None  # texts that mean no value; None: the usual ones
 
 
@@ -67,11 +91,12 @@ class ColumnChange(Request, frozen=True):
 
 
 class NewDataset(Request, frozen=True):
-    """Register a table."""
+    """Register a file, a folder of files, or the answer of a query: one of the two."""
 
-    path: str
     name: str
     tags: tuple[str, ...]
+    path: str = ""
+    query: Query | None = None
     description: str = ""
     missing: tuple[str, ...] | None = None
     patient: str = ""  # column of patient ids
@@ -107,6 +132,10 @@ class DatasetView(View, frozen=True):
     problem: str = ""  # why tasks are refused: the file was changed, or is gone
     version: int = 0  # of its schema
     mock: bool = False  # whether the consortium may have a mock twin of it
+    unfit: tuple[str, ...] = ()  # why its loading plan or the opt-out list does not apply yet
+    source: str = ""  # of a query: which database was asked
+    query: str = ""
+    files: int = 1  # of a folder: how many
 
 
 class DatasetsView(View, frozen=True):
@@ -152,6 +181,30 @@ class PreviewView(View, frozen=True):
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str | None, ...], ...]
+
+
+class MockColumnView(View, frozen=True):
+    """What a mock twin tells of one column: rounded counts, or nothing of its values."""
+
+    name: str
+    type: str
+    unit: str
+    role: str
+    levels: dict[str, int]
+    start: float
+    width: float  # 0: no bins
+    counts: tuple[int, ...]
+    absent: int
+
+
+class MockView(View, frozen=True):
+    """A dataset's mock twin: what would leave, and records invented from it."""
+
+    offered: bool
+    k: int  # no level and no end bin of fewer patients is told
+    problem: str  # why it cannot be sent, "" when it can
+    columns: tuple[MockColumnView, ...]
+    invented: PreviewView
 
 
 # ---- data loading plans ----------------------------------------------------------------------
@@ -201,6 +254,30 @@ class AttachLoading(Request, frozen=True):
 
     dataset: str
     study: str = ""
+
+
+class CheckLoading(Request, frozen=True):
+    """Check a draft of a data loading plan against a dataset's columns; reads no record."""
+
+    yaml: str
+    dataset: str = ""  # "": only what can be said without one
+
+
+class StepColumn(View, frozen=True):
+    """A column as a block finds it."""
+
+    name: str
+    type: str
+    unit: str
+
+
+class LoadingCheckView(View, frozen=True):
+    """Which columns each block finds, and the first mistake with its place."""
+
+    columns: tuple[tuple[StepColumn, ...], ...]  # before block 1, 2, ... and at the end
+    problem: str = ""
+    block: int = 0  # from 1; 0: the plan as a whole
+    field: str = ""  # of the block; "": the block as a whole
 
 
 class ColumnSummary(View, frozen=True):

@@ -114,6 +114,18 @@ class LedgerEntry(View, frozen=True):
     detail: str
 
 
+class CapProposal(View, frozen=True):
+    """A higher cap that waits for a second person; `epsilon` None: the default again."""
+
+    kind: str
+    name: str
+    epsilon: float | None
+    delta: float | None
+    by: str
+    at: float
+    reason: str
+
+
 class LedgerView(View, frozen=True):
     """How the accounts stand. `held` says why every charge is refused, "" for not."""
 
@@ -121,6 +133,16 @@ class LedgerView(View, frozen=True):
     entries: int
     head: str
     held: str
+    proposals: tuple[CapProposal, ...] = ()
+    two_people: bool = False  # whether a higher cap needs a second person
+    names: dict[str, tuple[str, ...]] = {}  # by kind: what can be capped
+
+
+class WithdrawProposal(Request, frozen=True):
+    """Forget a higher cap that waits; the cap in force stays."""
+
+    kind: Literal["universe", "dataset", "study", "researcher"]
+    name: str
 
 
 class LedgerEntriesView(View, frozen=True):

@@ -42,6 +42,10 @@ class StudyView(View, frozen=True):
     plans: tuple[str, ...]  # digests of plans offered for it
     accepted_before: str = ""  # digest of the version of the same name accepted here
     changes: tuple["StudyChange", ...] = ()  # against the version accepted here last
+    controller: str = ""
+    retention_days: int = 0  # that what it leaves may be kept after its end; 0: not said
+    residency: str = ""  # region that its sites must be in; "" for any
+    region_problem: str = ""  # why this site cannot accept it for that
 
 
 class StudyChange(View, frozen=True):

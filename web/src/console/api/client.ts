@@ -14,6 +14,8 @@ export function consoleClient(server: Server) {
 
   return {
     session: () => get<wire.SessionView>("/api/session"),
+    providers: () => get<wire.ProvidersView>("/api/session/providers"),
+    secondCode: (body: wire.SecondCode) => post<wire.SessionView>("/api/session/code", body),
     signIn: (body: wire.SignIn) => post<wire.SessionView>("/api/session", body),
     signOut: () => remove("/api/session"),
     checkInvitation: (body: wire.InvitationToken) => post<wire.InvitationView>("/api/invitation/check", body),
@@ -51,6 +53,20 @@ export function consoleClient(server: Server) {
 
     profile: (name: string) => get<wire.ProfileView>(address("/api/datasets/{name}/profile", { name })),
 
+    databases: () => get<wire.DatabasesView>("/api/databases"),
+    mockTwin: (name: string) => get<wire.MockView>(address("/api/datasets/{name}/mock", { name })),
+
+    optOuts: () => get<wire.OptOutView>("/api/opt-outs"),
+    addOptOuts: (body: wire.AddOptOuts) => post<wire.OptOutChanged>("/api/opt-outs", body),
+    removeOptOut: (body: wire.RemoveOptOut) => post<wire.OptOutChanged>("/api/opt-outs/remove", body),
+
+    harmony: (digest: string, query: Query) =>
+      get<wire.HarmonyView>(address("/api/studies/{digest}/harmony", { digest }, query)),
+    acceptProposal: (digest: string, body: wire.AcceptProposal) =>
+      post<wire.LoadingPlanView>(address("/api/studies/{digest}/harmony/accept", { digest }), body),
+
+    loadingSchema: () => get<unknown>("/api/loading-plans/schema"),
+    checkLoading: (body: wire.CheckLoading) => post<wire.LoadingCheckView>("/api/loading-plans/check", body),
     loadingPlans: () => get<wire.LoadingPlansView>("/api/loading-plans"),
     loadingPlan: (name: string) => get<wire.LoadingPlanView>(address("/api/loading-plans/{name}", { name })),
     saveLoadingPlan: (name: string, body: wire.SaveLoadingPlan) =>
@@ -88,6 +104,7 @@ export function consoleClient(server: Server) {
     runs: () => get<wire.RunsView>("/api/runs"),
     stopRun: (job: string, body: wire.Decide) =>
       post<wire.StoppedView>(address("/api/runs/{job}/stop", { job }), body),
+    resumeRun: (job: string, body: wire.Decide) => post<null>(address("/api/runs/{job}/resume", { job }), body),
     releases: (query: Query) => get<wire.ReleasesView>(address("/api/releases", {}, query)),
 
     policy: () => get<wire.PolicyView>("/api/policy"),
@@ -99,6 +116,7 @@ export function consoleClient(server: Server) {
     ledgerEntries: (query: Query) => get<wire.LedgerEntriesView>(address("/api/ledger/entries", {}, query)),
     verifyLedger: () => post<wire.VerifiedView>("/api/ledger/verify"),
     setCap: (body: wire.SetCap) => put<wire.LedgerView>("/api/ledger/caps", body),
+    withdrawCap: (body: wire.WithdrawProposal) => post<wire.LedgerView>("/api/ledger/caps/withdraw", body),
     dropCap: (body: wire.DropCap) => post<wire.LedgerView>("/api/ledger/caps/drop", body),
 
     audit: (query: Query) => get<wire.AuditView>(address("/api/audit", {}, query)),

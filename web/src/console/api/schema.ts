@@ -17,6 +17,14 @@ export interface components {
             readonly token: string;
         };
         /**
+         * AcceptProposal
+         * @description Accept a proposed loading plan, as shown: its next version, attached for the study.
+         */
+        readonly AcceptProposal: {
+            readonly dataset: string;
+            readonly yaml: string;
+        };
+        /**
          * AcceptStudy
          * @description Accept a study, pinning the keys whose words the person was shown.
          *
@@ -58,6 +66,8 @@ export interface components {
             readonly last_sign_in: number;
             readonly locked_until: number;
             readonly name: string;
+            /** @enum {unknown} */
+            readonly provider: "ldap" | "oidc" | "password";
             readonly roles: readonly ("administrator" | "data_manager" | "dpo" | "reviewer")[];
             readonly second_factor: boolean;
         };
@@ -68,6 +78,13 @@ export interface components {
         readonly AccountsView: {
             readonly accounts: readonly components["schemas"]["AccountView"][];
             readonly invitations: readonly components["schemas"]["InvitationView"][];
+        };
+        /**
+         * AddOptOuts
+         * @description Put patients on the list: one id a line, # begins a comment.
+         */
+        readonly AddOptOuts: {
+            readonly ids: string;
         };
         /**
          * ApprovePlan
@@ -137,6 +154,19 @@ export interface components {
             readonly total: number;
         };
         /**
+         * CapProposal
+         * @description A higher cap that waits for a second person; `epsilon` None: the default again.
+         */
+        readonly CapProposal: {
+            readonly at: number;
+            readonly by: string;
+            readonly delta: number | null;
+            readonly epsilon: number | null;
+            readonly kind: string;
+            readonly name: string;
+            readonly reason: string;
+        };
+        /**
          * ChangeAccount
          * @description What is given changes; the rest stays. Its sessions end.
          */
@@ -173,6 +203,31 @@ export interface components {
         readonly ChangePassword: {
             readonly new_password: string;
             readonly password: string;
+        };
+        /**
+         * CheckLoading
+         * @description Check a draft of a data loading plan against a dataset's columns; reads no record.
+         */
+        readonly CheckLoading: {
+            /** @default  */
+            readonly dataset?: string;
+            readonly yaml: string;
+        };
+        /**
+         * CohortView
+         * @description What the list does to one dataset.
+         *
+         *         `waits` says why the next task without differential privacy waits, "" when it need not.
+         */
+        readonly CohortView: {
+            readonly changed: number | null;
+            readonly dataset: string;
+            readonly left: number;
+            readonly patient: string;
+            readonly patients: number;
+            readonly problem: string;
+            readonly records: number;
+            readonly waits: string;
         };
         /**
          * ColumnChange
@@ -226,6 +281,14 @@ export interface components {
             readonly unit: string;
         };
         /**
+         * ComparedColumn
+         * @description One column of the reference, and what each site has for it.
+         */
+        readonly ComparedColumn: {
+            readonly name: string;
+            readonly sites: readonly components["schemas"]["SiteColumn"][];
+        };
+        /**
          * ConfirmCode
          * @description A code that proves the second factor works; or, with the password, that it may go.
          */
@@ -233,6 +296,22 @@ export interface components {
             readonly code: string;
             /** @default  */
             readonly password?: string;
+        };
+        /**
+         * DatabaseView
+         * @description A database that the administrator has named in node.yaml; no secret is shown.
+         */
+        readonly DatabaseView: {
+            readonly address: string;
+            readonly kind: string;
+            readonly name: string;
+        };
+        /**
+         * DatabasesView
+         * @description The databases a data manager may ask.
+         */
+        readonly DatabasesView: {
+            readonly databases: readonly components["schemas"]["DatabaseView"][];
         };
         /**
          * DatasetView
@@ -246,6 +325,8 @@ export interface components {
             readonly description: string;
             readonly digest: string;
             readonly enabled: boolean;
+            /** @default 1 */
+            readonly files: number;
             readonly format: string;
             /** @default false */
             readonly mock: boolean;
@@ -254,8 +335,14 @@ export interface components {
             readonly patient: string;
             /** @default  */
             readonly problem: string;
+            /** @default  */
+            readonly query: string;
             readonly records: number;
+            /** @default  */
+            readonly source: string;
             readonly tags: readonly string[];
+            /** @default [] */
+            readonly unfit: readonly string[];
             /** @default 0 */
             readonly version: number;
         };
@@ -305,6 +392,16 @@ export interface components {
         readonly DiffView: {
             readonly against: string;
             readonly files: readonly components["schemas"]["FileDiff"][];
+        };
+        /**
+         * DifferenceView
+         * @description One way in which this site's dataset differs, and the block that would mend it.
+         */
+        readonly DifferenceView: {
+            readonly about: string;
+            readonly block: string;
+            readonly column: string;
+            readonly said: string;
         };
         /**
          * DropCap
@@ -357,10 +454,12 @@ export interface components {
         };
         /**
          * FileView
-         * @description A file that can be registered.
+         * @description A file that can be registered, or a database that can be asked.
          */
         readonly FileView: {
             readonly bytes: number;
+            /** @default false */
+            readonly database: boolean;
             readonly modified: number;
             readonly name: string;
             readonly path: string;
@@ -397,6 +496,8 @@ export interface components {
             readonly folders: readonly string[];
             readonly parent: string;
             readonly path: string;
+            /** @default 0 */
+            readonly tables: number;
             /** @default false */
             readonly truncated: boolean;
         };
@@ -429,6 +530,24 @@ export interface components {
             readonly name: string;
             readonly share: number;
             readonly value: number;
+        };
+        /**
+         * HarmonyView
+         * @description A comparison for one study, seen from this site.
+         */
+        readonly HarmonyView: {
+            readonly blocks: number;
+            readonly columns: readonly components["schemas"]["ComparedColumn"][];
+            readonly dataset: string;
+            readonly datasets: readonly string[];
+            readonly differences: readonly components["schemas"]["DifferenceView"][];
+            readonly plan: string;
+            readonly proposal: string;
+            readonly reference: string;
+            readonly silent: readonly string[];
+            readonly sites: readonly string[];
+            readonly study: string;
+            readonly version: number;
         };
         /**
          * HealthFinding
@@ -468,12 +587,15 @@ export interface components {
         };
         /**
          * InspectPath
-         * @description Look at a table before it is registered; nothing is stored.
+         * @description Look at a file, a folder or a query's answer before it is registered.
          */
         readonly InspectPath: {
             /** @default null */
             readonly missing?: readonly string[] | null;
-            readonly path: string;
+            /** @default  */
+            readonly path?: string;
+            /** @default null */
+            readonly query?: components["schemas"]["Query"] | null;
         };
         /**
          * InspectedView
@@ -560,6 +682,27 @@ export interface components {
             readonly entries: number;
             readonly head: string;
             readonly held: string;
+            /** @default {} */
+            readonly names: {
+                readonly [key: string]: readonly string[];
+            };
+            /** @default [] */
+            readonly proposals: readonly components["schemas"]["CapProposal"][];
+            /** @default false */
+            readonly two_people: boolean;
+        };
+        /**
+         * LoadingCheckView
+         * @description Which columns each block finds, and the first mistake with its place.
+         */
+        readonly LoadingCheckView: {
+            /** @default 0 */
+            readonly block: number;
+            readonly columns: readonly (readonly components["schemas"]["StepColumn"][])[];
+            /** @default  */
+            readonly field: string;
+            /** @default  */
+            readonly problem: string;
         };
         /**
          * LoadingPlanView
@@ -595,8 +738,36 @@ export interface components {
             readonly summary_before: readonly components["schemas"]["ColumnSummary"][];
         };
         /**
+         * MockColumnView
+         * @description What a mock twin tells of one column: rounded counts, or nothing of its values.
+         */
+        readonly MockColumnView: {
+            readonly absent: number;
+            readonly counts: readonly number[];
+            readonly levels: {
+                readonly [key: string]: number;
+            };
+            readonly name: string;
+            readonly role: string;
+            readonly start: number;
+            readonly type: string;
+            readonly unit: string;
+            readonly width: number;
+        };
+        /**
+         * MockView
+         * @description A dataset's mock twin: what would leave, and records invented from it.
+         */
+        readonly MockView: {
+            readonly columns: readonly components["schemas"]["MockColumnView"][];
+            readonly invented: components["schemas"]["PreviewView"];
+            readonly k: number;
+            readonly offered: boolean;
+            readonly problem: string;
+        };
+        /**
          * NewDataset
-         * @description Register a table.
+         * @description Register a file, a folder of files, or the answer of a query: one of the two.
          */
         readonly NewDataset: {
             /** @default [] */
@@ -606,10 +777,44 @@ export interface components {
             /** @default null */
             readonly missing?: readonly string[] | null;
             readonly name: string;
-            readonly path: string;
+            /** @default  */
+            readonly path?: string;
             /** @default  */
             readonly patient?: string;
+            /** @default null */
+            readonly query?: components["schemas"]["Query"] | null;
             readonly tags: readonly string[];
+        };
+        /**
+         * OptOutChange
+         * @description One change of the list, as the audit trail tells it.
+         */
+        readonly OptOutChange: {
+            readonly actor: string;
+            readonly added: boolean;
+            readonly at: number;
+            readonly detail: string;
+        };
+        /**
+         * OptOutChanged
+         * @description What a change did. `unknown` of the given ids are in no dataset here.
+         */
+        readonly OptOutChanged: {
+            readonly changed: number;
+            readonly given: number;
+            readonly list: components["schemas"]["OptOutView"];
+            readonly problems: readonly string[];
+            readonly unknown: number;
+        };
+        /**
+         * OptOutView
+         * @description The opt-out list without identities.
+         */
+        readonly OptOutView: {
+            readonly cohorts: readonly components["schemas"]["CohortView"][];
+            readonly history: readonly components["schemas"]["OptOutChange"][];
+            readonly k: number;
+            readonly patients: number;
         };
         /**
          * PeerView
@@ -768,6 +973,32 @@ export interface components {
             readonly records: number;
         };
         /**
+         * ProviderView
+         * @description One way to sign in. `start` is where a browser goes for it, "" for a form.
+         */
+        readonly ProviderView: {
+            /** @enum {unknown} */
+            readonly kind: "ldap" | "oidc" | "password";
+            readonly label: string;
+            readonly start: string;
+        };
+        /**
+         * ProvidersView
+         * @description All ways to sign in, and whom to ask who is turned away ("": nobody in particular).
+         */
+        readonly ProvidersView: {
+            readonly contact: string;
+            readonly providers: readonly components["schemas"]["ProviderView"][];
+        };
+        /**
+         * Query
+         * @description A table as the answer of one SELECT.
+         */
+        readonly Query: {
+            readonly database: string;
+            readonly select: string;
+        };
+        /**
          * ReleaseView
          * @description Something that left the site, as the audit trail tells it.
          */
@@ -786,6 +1017,13 @@ export interface components {
         readonly ReleasesView: {
             readonly next: number | null;
             readonly releases: readonly components["schemas"]["ReleaseView"][];
+        };
+        /**
+         * RemoveOptOut
+         * @description Take a patient off the list who takes part again.
+         */
+        readonly RemoveOptOut: {
+            readonly id: string;
         };
         /**
          * RunView
@@ -824,6 +1062,13 @@ export interface components {
             readonly yaml: string;
         };
         /**
+         * SecondCode
+         * @description The second factor's code of a person whom the provider has just signed in.
+         */
+        readonly SecondCode: {
+            readonly code: string;
+        };
+        /**
          * SecondFactorView
          * @description A new secret for an authenticator app; in force once a code of it is confirmed.
          */
@@ -848,6 +1093,11 @@ export interface components {
             readonly name: string;
             /** @default false */
             readonly needs_code: boolean;
+            /**
+             * @default password
+             * @enum {unknown}
+             */
+            readonly provider: "ldap" | "oidc" | "password";
             /** @default [] */
             readonly roles: readonly ("administrator" | "data_manager" | "dpo" | "reviewer")[];
             /** @default false */
@@ -879,6 +1129,31 @@ export interface components {
             readonly code?: string;
             readonly name: string;
             readonly password: string;
+            /**
+             * @default password
+             * @enum {unknown}
+             */
+            readonly provider?: "ldap" | "password";
+        };
+        /**
+         * SiteColumn
+         * @description One column at one site, from its mock twin: no record, no small count.
+         */
+        readonly SiteColumn: {
+            /** @default null */
+            readonly deviation: number | null;
+            /** @default [] */
+            readonly levels: readonly string[];
+            /** @default null */
+            readonly mean: number | null;
+            /** @default null */
+            readonly missing: number | null;
+            readonly name: string;
+            readonly site: string;
+            /** @default  */
+            readonly type: string;
+            /** @default  */
+            readonly unit: string;
         };
         /**
          * SourceFile
@@ -887,6 +1162,15 @@ export interface components {
         readonly SourceFile: {
             readonly path: string;
             readonly text: string;
+        };
+        /**
+         * StepColumn
+         * @description A column as a block finds it.
+         */
+        readonly StepColumn: {
+            readonly name: string;
+            readonly type: string;
+            readonly unit: string;
         };
         /**
          * StoppedView
@@ -921,6 +1205,8 @@ export interface components {
             readonly by: string;
             /** @default [] */
             readonly changes: readonly components["schemas"]["StudyChange"][];
+            /** @default  */
+            readonly controller: string;
             readonly datasets: readonly string[];
             readonly decided: number;
             readonly digest: string;
@@ -934,6 +1220,12 @@ export interface components {
             readonly plans: readonly string[];
             readonly purpose: string;
             readonly reason: string;
+            /** @default  */
+            readonly region_problem: string;
+            /** @default  */
+            readonly residency: string;
+            /** @default 0 */
+            readonly retention_days: number;
             readonly sites: readonly string[];
             readonly state: string;
             readonly study_until: string;
@@ -962,6 +1254,15 @@ export interface components {
             readonly subject: string;
             readonly title: string;
         };
+        /**
+         * WithdrawProposal
+         * @description Forget a higher cap that waits; the cap in force stays.
+         */
+        readonly WithdrawProposal: {
+            /** @enum {unknown} */
+            readonly kind: "dataset" | "researcher" | "study" | "universe";
+            readonly name: string;
+        };
     };
     responses: never;
     parameters: never;
@@ -970,29 +1271,38 @@ export interface components {
     pathItems: never;
 }
 export type AcceptInvitation = components['schemas']['AcceptInvitation'];
+export type AcceptProposal = components['schemas']['AcceptProposal'];
 export type AcceptStudy = components['schemas']['AcceptStudy'];
 export type AccountStanding = components['schemas']['AccountStanding'];
 export type AccountView = components['schemas']['AccountView'];
 export type AccountsView = components['schemas']['AccountsView'];
+export type AddOptOuts = components['schemas']['AddOptOuts'];
 export type ApprovePlan = components['schemas']['ApprovePlan'];
 export type ArgumentView = components['schemas']['ArgumentView'];
 export type AttachLoading = components['schemas']['AttachLoading'];
 export type AttachmentView = components['schemas']['AttachmentView'];
 export type AuditLine = components['schemas']['AuditLine'];
 export type AuditView = components['schemas']['AuditView'];
+export type CapProposal = components['schemas']['CapProposal'];
 export type ChangeAccount = components['schemas']['ChangeAccount'];
 export type ChangeDataset = components['schemas']['ChangeDataset'];
 export type ChangePassword = components['schemas']['ChangePassword'];
+export type CheckLoading = components['schemas']['CheckLoading'];
+export type CohortView = components['schemas']['CohortView'];
 export type ColumnChange = components['schemas']['ColumnChange'];
 export type ColumnSummary = components['schemas']['ColumnSummary'];
 export type ColumnView = components['schemas']['ColumnView'];
+export type ComparedColumn = components['schemas']['ComparedColumn'];
 export type ConfirmCode = components['schemas']['ConfirmCode'];
+export type DatabaseView = components['schemas']['DatabaseView'];
+export type DatabasesView = components['schemas']['DatabasesView'];
 export type DatasetView = components['schemas']['DatasetView'];
 export type DatasetsView = components['schemas']['DatasetsView'];
 export type Decide = components['schemas']['Decide'];
 export type DecisionChange = components['schemas']['DecisionChange'];
 export type DiffLine = components['schemas']['DiffLine'];
 export type DiffView = components['schemas']['DiffView'];
+export type DifferenceView = components['schemas']['DifferenceView'];
 export type DropCap = components['schemas']['DropCap'];
 export type DryRun = components['schemas']['DryRun'];
 export type DryRunView = components['schemas']['DryRunView'];
@@ -1004,6 +1314,7 @@ export type FolderView = components['schemas']['FolderView'];
 export type HardCaseView = components['schemas']['HardCaseView'];
 export type HardCasesView = components['schemas']['HardCasesView'];
 export type HardPartView = components['schemas']['HardPartView'];
+export type HarmonyView = components['schemas']['HarmonyView'];
 export type HealthFinding = components['schemas']['HealthFinding'];
 export type HealthView = components['schemas']['HealthView'];
 export type HomeView = components['schemas']['HomeView'];
@@ -1016,10 +1327,16 @@ export type Invite = components['schemas']['Invite'];
 export type LedgerEntriesView = components['schemas']['LedgerEntriesView'];
 export type LedgerEntry = components['schemas']['LedgerEntry'];
 export type LedgerView = components['schemas']['LedgerView'];
+export type LoadingCheckView = components['schemas']['LoadingCheckView'];
 export type LoadingPlanView = components['schemas']['LoadingPlanView'];
 export type LoadingPlansView = components['schemas']['LoadingPlansView'];
 export type LoadingPreviewView = components['schemas']['LoadingPreviewView'];
+export type MockColumnView = components['schemas']['MockColumnView'];
+export type MockView = components['schemas']['MockView'];
 export type NewDataset = components['schemas']['NewDataset'];
+export type OptOutChange = components['schemas']['OptOutChange'];
+export type OptOutChanged = components['schemas']['OptOutChanged'];
+export type OptOutView = components['schemas']['OptOutView'];
 export type PeerView = components['schemas']['PeerView'];
 export type PinKeys = components['schemas']['PinKeys'];
 export type PlanSummary = components['schemas']['PlanSummary'];
@@ -1034,21 +1351,29 @@ export type PreviewView = components['schemas']['PreviewView'];
 export type ProfileCell = components['schemas']['ProfileCell'];
 export type ProfileColumn = components['schemas']['ProfileColumn'];
 export type ProfileView = components['schemas']['ProfileView'];
+export type ProviderView = components['schemas']['ProviderView'];
+export type ProvidersView = components['schemas']['ProvidersView'];
+export type Query = components['schemas']['Query'];
 export type ReleaseView = components['schemas']['ReleaseView'];
 export type ReleasesView = components['schemas']['ReleasesView'];
+export type RemoveOptOut = components['schemas']['RemoveOptOut'];
 export type RunView = components['schemas']['RunView'];
 export type RunsView = components['schemas']['RunsView'];
 export type SaveLoadingPlan = components['schemas']['SaveLoadingPlan'];
+export type SecondCode = components['schemas']['SecondCode'];
 export type SecondFactorView = components['schemas']['SecondFactorView'];
 export type SessionView = components['schemas']['SessionView'];
 export type SetCap = components['schemas']['SetCap'];
 export type SignIn = components['schemas']['SignIn'];
+export type SiteColumn = components['schemas']['SiteColumn'];
 export type SourceFile = components['schemas']['SourceFile'];
+export type StepColumn = components['schemas']['StepColumn'];
 export type StoppedView = components['schemas']['StoppedView'];
 export type StudiesView = components['schemas']['StudiesView'];
 export type StudyChange = components['schemas']['StudyChange'];
 export type StudyView = components['schemas']['StudyView'];
 export type VerifiedView = components['schemas']['VerifiedView'];
 export type Waiting = components['schemas']['Waiting'];
+export type WithdrawProposal = components['schemas']['WithdrawProposal'];
 export type $defs = Record<string, never>;
 export type operations = Record<string, never>;

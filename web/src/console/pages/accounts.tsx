@@ -78,8 +78,12 @@ function Edit({ account }: { account: AccountView }) {
       <Button size="compact-sm" variant="default" onClick={() => setOpen(true)} aria-label={say("account.edit", { name: account.name })}>{say("action.edit")}</Button>
       <Modal opened={open} onClose={() => setOpen(false)} title={account.name} centered closeButtonProps={{ "aria-label": say("action.cancel") }}>
         <Stack>
-          <RoleChoice roles={roles} change={setRoles} />
-          <Button loading={change.isPending} disabled={roles.length === 0} onClick={() => apply({ roles })}>{say("action.save")}</Button>
+          {account.provider === "password" ? (
+            <>
+              <RoleChoice roles={roles} change={setRoles} />
+              <Button loading={change.isPending} disabled={roles.length === 0} onClick={() => apply({ roles })}>{say("action.save")}</Button>
+            </>
+          ) : <Text size="sm">{say("account.roles.elsewhere")}</Text>}
           {account.locked_until > 0 && <Button variant="default" onClick={() => apply({ unlock: true })}>{say("account.unlock")}</Button>}
           {account.second_factor && !own && <Button variant="default" onClick={() => apply({ remove_second_factor: true })}>{say("account.drop_factor")}</Button>}
           {!own && <Button variant="default" onClick={() => apply({ disabled: !account.disabled })}>{say(account.disabled ? "account.enable" : "account.disable")}</Button>}
@@ -116,6 +120,7 @@ export default function Accounts() {
                 { head: say("field.name"), cell: (row) => <Text fw={560}>{row.name}</Text> },
                 { head: say("account.roles"), cell: (row) => row.roles.map((role) => say(`role.${role}`)).join(", ") },
                 { head: say("field.state"), cell: (row) => <State account={row} /> },
+                { head: say("account.by"), cell: (row) => say(`provider.${row.provider}`) },
                 { head: say("account.factor"), cell: (row) => say(row.second_factor ? "state.on" : "state.off") },
                 { head: say("account.last"), cell: (row) => moment(row.last_sign_in, language) },
                 ...edit,

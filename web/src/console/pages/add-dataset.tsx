@@ -1,56 +1,20 @@
-import { Breadcrumbs, Button, Group, NativeSelect, NavLink, Stack, Stepper, TagsInput, Text, TextInput, Textarea } from "@mantine/core";
-import { IconFileTypeCsv, IconFolder } from "@tabler/icons-react";
-import { useQuery } from "@tanstack/react-query";
+import { Button, Group, NativeSelect, Stack, Stepper, TagsInput, TextInput, Textarea } from "@mantine/core";
 import { useState } from "react";
 import { useLocation } from "wouter";
 
 import { bytes, figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Facts, Page, Section } from "../../shared/ui/page";
-import { Answer, Empty, Failure } from "../../shared/ui/states";
-import type { InspectedView, NewDataset } from "../api/schema";
+import { Failure } from "../../shared/ui/states";
+import type { InspectedView, InspectPath, NewDataset } from "../api/schema";
 import { useChange, useClient } from "../api/use";
+import { SourceStep } from "./dataset-source";
 import { SchemaTable, type Changes } from "./schema-table";
 
 /** A name made of a file's: lower case letters, digits and hyphens. */
 export function nameOf(path: string): string {
   const file = path.split("/").at(-1) ?? "";
   return file.replace(/\.[^.]*$/, "").toLowerCase().replaceAll(/[^a-z0-9]+/g, "-").replaceAll(/^-+|-+$/g, "");
-}
-
-function FileStep({ choose, busy }: { choose: (path: string) => void; busy: boolean }) {
-  const { say, language } = useText();
-  const client = useClient();
-  const [path, setPath] = useState("");
-  const folder = useQuery({ queryKey: ["folder", path], queryFn: () => client.folder(path) });
-  return (
-    <Section title={say("add.file")} hint={say("add.file.hint")}>
-      <Answer query={folder}>
-        {(data) => (
-          <Stack gap="xs">
-            {data.path && (
-              <Breadcrumbs>
-                <Button variant="subtle" size="compact-sm" onClick={() => setPath(data.parent)}>{say("add.up")}</Button>
-                <Text className="mono">{data.path}</Text>
-              </Breadcrumbs>
-            )}
-            {data.folders.length + data.files.length === 0 && (
-              <Empty title={say("add.empty")} hint={say(data.path ? "add.empty.hint" : "add.no_roots")} />
-            )}
-            {data.folders.map((name) => (
-              <NavLink key={name} component="button" type="button" label={name} leftSection={<IconFolder size={19} stroke={1.6} aria-hidden />}
-                onClick={() => setPath(data.path && !name.startsWith("/") ? `${data.path}/${name}` : name)} />
-            ))}
-            {data.files.map((file) => (
-              <NavLink key={file.path} component="button" type="button" disabled={busy} label={file.name} description={bytes(file.bytes, language)}
-                leftSection={<IconFileTypeCsv size={19} stroke={1.6} aria-hidden />} onClick={() => choose(file.path)} />
-            ))}
-            {data.truncated && <Text size="sm" className="quiet">{say("add.truncated")}</Text>}
-          </Stack>
-        )}
-      </Answer>
-    </Section>
-  );
 }
 
 function NameStep(props: { found: InspectedView; form: NewDataset; edit: (part: Partial<NewDataset>) => void }) {
@@ -60,7 +24,8 @@ function NameStep(props: { found: InspectedView; form: NewDataset; edit: (part: 
     <Stack gap="lg">
       <Section title={say("add.found")}>
         <Facts items={[
-          [say("field.file"), <span key="f" className="mono">{found.path}</span>],
+          [say("field.file"), <span key="f" className="mono">{found.path || form.query?.database}</span>],
+          [say("add.query"), form.query && <code key="q" className="mono" style={{ whiteSpace: "pre-wrap" }}>{form.query.select}</code>],
           [say("field.format"), found.format],
           [say("field.records"), figure(found.records, language)],
           [say("field.columns"), found.columns.length],
@@ -87,16 +52,16 @@ export default function AddDataset() {
   const client = useClient();
   const [, go] = useLocation();
   const [step, setStep] = useState(0);
-  const [form, setForm] = useState<NewDataset>({ path: "", name: "", tags: [] });
+  const [form, setForm] = useState<NewDataset>({ name: "", tags: [] });
   const [changes, setChanges] = useState<Changes>({});
   const inspect = useChange(client.inspect);
   const register = useChange(client.register);
   const edit = (part: Partial<NewDataset>) => setForm((old) => ({ ...old, ...part }));
 
-  async function choose(path: string) {
-    const found = await inspect.mutateAsync({ path });
+  async function choose(source: InspectPath) {
+    const found = await inspect.mutateAsync(source);
     const patient = found.columns.find((column) => column.role === "patient")?.name ?? "";
-    setForm({ path, name: nameOf(path), tags: [], patient });
+    setForm({ ...source, name: nameOf(source.path ?? ""), tags: [], patient });
     setChanges({});
     setStep(1);
   }
@@ -112,7 +77,7 @@ export default function AddDataset() {
         <Stepper.Step label={say("add.step.name")} />
         <Stepper.Step label={say("add.step.columns")} />
       </Stepper>
-      {step === 0 && <FileStep busy={inspect.isPending} choose={(path) => void choose(path).catch(() => undefined)} />}
+      {step === 0 && <SourceStep busy={inspect.isPending} choose={(source) => void choose(source).catch(() => undefined)} />}
       {step === 0 && inspect.isError && <Failure error={inspect.error} />}
       {step === 1 && inspect.data && <NameStep found={inspect.data} form={form} edit={edit} />}
       {step === 2 && inspect.data && (

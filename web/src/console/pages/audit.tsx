@@ -43,12 +43,12 @@ function Trail({ filter, actions }: { filter: Filter; actions: (found: readonly 
   if (lines.length === 0) return <Empty title={say("audit.none")} hint={say("audit.none.hint")} icon={<IconBook2 stroke={1.5} />} />;
   return (
     <>
-      <Rows compact label={say("nav.audit")} rows={lines} id={(row) => row.seq} columns={[
+      <Rows compact stacked label={say("nav.audit")} rows={lines} id={(row) => row.seq} columns={[
         { head: "#", right: true, cell: (row) => figure(row.seq, language) },
         { head: say("field.when"), cell: (row) => moment(row.at, language) },
-        { head: say("audit.actor"), cell: (row) => row.actor },
-        { head: say("audit.action"), cell: (row) => row.action },
-        { head: say("audit.subject"), wide: true, cell: (row) => <span className="mono" title={row.subject}>{row.subject.includes(":") ? shortDigest(row.subject) : row.subject}</span> },
+        { head: say("audit.actor"), cell: (row) => row.actor, wide: true, least: "5rem" },
+        { head: say("audit.action"), cell: (row) => row.action, wide: true, least: "8.4rem" },
+        { head: say("audit.subject"), wide: true, least: "7rem", cell: (row) => <span className="mono" title={row.subject}>{row.subject.includes(":") ? shortDigest(row.subject) : row.subject}</span> },
         { head: say("field.outcome"), cell: (row) => <Mark tone="plain">{row.outcome}</Mark> },
         { head: say("field.detail"), wide: true, cell: (row) => <span title={row.detail}>{withShortDigests(row.detail)}</span> },
       ]} />
@@ -60,7 +60,7 @@ function Trail({ filter, actions }: { filter: Filter; actions: (found: readonly 
 export default function Audit() {
   const { say } = useText();
   const client = useClient();
-  const [filter, setFilter] = useState(NO_FILTER);
+  const [filter, setFilter] = useState(() => ({ ...NO_FILTER, text: new URLSearchParams(window.location.search).get("text") ?? "" }));
   const [known, setKnown] = useState<readonly string[]>([]);
   const [settled] = useDebouncedValue(filter, TYPING_PAUSE);
   const edit = (part: Partial<Filter>) => setFilter((old) => ({ ...old, ...part }));

@@ -12,6 +12,7 @@ import type { ChangeDataset, DatasetView, PreviewView } from "../api/schema";
 import { useChange, useClient, useMay } from "../api/use";
 import { DatasetState } from "./datasets";
 import { HardCases } from "./hard-cases";
+import { MockTwin } from "./mock-twin";
 import { Profile } from "./profile";
 import { SchemaTable, type Changes } from "./schema-table";
 
@@ -97,6 +98,9 @@ function About({ dataset }: { dataset: DatasetView }) {
     <Section>
       <Facts items={[
         [say("field.file"), <span key="f" className="mono">{dataset.path}</span>],
+        [say("add.files_in_it"), dataset.files > 1 && figure(dataset.files, language)],
+        [say("add.database"), dataset.source],
+        [say("add.query"), dataset.query && <code key="q" className="mono" style={{ whiteSpace: "pre-wrap" }}>{dataset.query}</code>],
         [say("field.format"), dataset.format],
         [say("field.records"), figure(dataset.records, language)],
         [say("field.size"), bytes(dataset.bytes, language)],
@@ -122,8 +126,6 @@ function Actions({ dataset }: { dataset: DatasetView }) {
       <Stack>
         <Switch label={say("dataset.enabled")} description={say("dataset.enabled.hint")} checked={dataset.enabled} disabled={change.isPending}
           onChange={(event) => change.mutate({ enabled: event.currentTarget.checked })} />
-        <Switch label={say("dataset.mock")} description={say("dataset.mock.hint")} checked={dataset.mock} disabled={change.isPending}
-          onChange={(event) => change.mutate({ mock: event.currentTarget.checked })} />
         {change.isError && <Failure error={change.error} />}
         <Group>
           <Button variant="default" loading={refresh.isPending} onClick={() => refresh.mutate(undefined)}>{say("dataset.refresh")}</Button>
@@ -135,6 +137,24 @@ function Actions({ dataset }: { dataset: DatasetView }) {
             typed={dataset.name} danger act={async () => { await remove.mutateAsync(undefined); go("/datasets"); }} />
           <Text size="sm" className="quiet">{say("dataset.remove.hint")}</Text>
         </Group>
+      </Stack>
+    </Section>
+  );
+}
+
+/** Why no task runs on it: its loading plan, or the opt-out list, does not fit any more. */
+function Unfit({ dataset }: { dataset: DatasetView }) {
+  const { say } = useText();
+  const client = useClient();
+  const mayMend = useMay("data_manager");
+  const again = useChange(() => client.changeDataset(dataset.name, {}));
+  const causes = again.data?.unfit ?? dataset.unfit;
+  return (
+    <Section title={say("dataset.unfit")} hint={say("dataset.unfit.hint")}
+      actions={mayMend && <Button variant="default" loading={again.isPending} onClick={() => again.mutate(undefined)}>{say("dataset.unfit.again")}</Button>}>
+      <Stack gap="sm">
+        {causes.map((cause) => <Failure key={cause} error={new Error(cause)} />)}
+        {again.isError && <Failure error={again.error} />}
       </Stack>
     </Section>
   );
@@ -153,12 +173,14 @@ export default function Dataset({ name }: { name: string }) {
         {(data) => (
           <>
             {data.problem && <Failure error={new Error(data.problem)} />}
+            {data.unfit.length > 0 && <Unfit dataset={data} />}
             <Tabs defaultValue="about" keepMounted={false}>
               <Tabs.List mb="lg">
                 <Tabs.Tab value="about">{say("tab.about")}</Tabs.Tab>
                 <Tabs.Tab value="columns">{say("field.columns")}</Tabs.Tab>
                 {mayProfile && <Tabs.Tab value="profile">{say("dataset.profile")}</Tabs.Tab>}
                 {mayPreview && <Tabs.Tab value="preview">{say("dataset.preview")}</Tabs.Tab>}
+                {mayProfile && <Tabs.Tab value="mock">{say("mock.title")}</Tabs.Tab>}
                 {mayManage && <Tabs.Tab value="hard">{say("hard.title")}</Tabs.Tab>}
                 {mayManage && <Tabs.Tab value="manage">{say("dataset.manage")}</Tabs.Tab>}
               </Tabs.List>
@@ -166,6 +188,7 @@ export default function Dataset({ name }: { name: string }) {
               <Tabs.Panel value="columns"><Columns dataset={data} /></Tabs.Panel>
               <Tabs.Panel value="profile"><Profile name={name} /></Tabs.Panel>
               <Tabs.Panel value="preview"><Preview name={name} /></Tabs.Panel>
+              <Tabs.Panel value="mock"><MockTwin dataset={data} /></Tabs.Panel>
               <Tabs.Panel value="hard"><HardCases name={name} /></Tabs.Panel>
               <Tabs.Panel value="manage"><Stack gap="lg"><Particulars dataset={data} /><Actions dataset={data} /></Stack></Tabs.Panel>
             </Tabs>

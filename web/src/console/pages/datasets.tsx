@@ -14,7 +14,7 @@ import { useClient, useMay } from "../api/use";
 export function DatasetState({ dataset }: { dataset: DatasetView }) {
   const { say } = useText();
   if (!dataset.enabled) return <Mark tone="plain">{say("dataset.disabled")}</Mark>;
-  if (dataset.problem) return <Mark tone="bad">{say("dataset.trouble")}</Mark>;
+  if (dataset.problem || dataset.unfit.length > 0) return <Mark tone="bad">{say("dataset.trouble")}</Mark>;
   return <Mark tone="good">{say("dataset.ready")}</Mark>;
 }
 

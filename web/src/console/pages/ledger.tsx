@@ -1,20 +1,17 @@
-import { Button, Group, Modal, NativeSelect, NumberInput, Progress, Stack, Text, Textarea, TextInput } from "@mantine/core";
+import { Button, Progress, Stack, Text } from "@mantine/core";
 import { IconDownload, IconShieldLock } from "@tabler/icons-react";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
-import { useState, type SyntheticEvent } from "react";
 
 import { figure, moment, percent } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
-import { Confirm } from "../../shared/ui/confirm";
 import { More } from "../../shared/ui/more";
 import { Page, Section } from "../../shared/ui/page";
 import { Answer, Empty, Failure, Waiting } from "../../shared/ui/states";
 import { Rows } from "../../shared/ui/table";
 import { Verify } from "../verify";
-import type { AccountStanding, SetCap } from "../api/schema";
-import { useChange, useClient, useMay } from "../api/use";
-
-const KINDS: readonly SetCap["kind"][] = ["universe", "dataset", "study", "researcher"];
+import type { AccountStanding } from "../api/schema";
+import { useClient, useMay } from "../api/use";
+import { CapForm, DropCap, Proposals } from "./caps";
 
 function Used({ account }: { account: AccountStanding }) {
   const { say, language } = useText();
@@ -25,46 +22,6 @@ function Used({ account }: { account: AccountStanding }) {
       <Text size="xs" className="figures">{say("ledger.used.of", { used: percent(account.used, language), cap: figure(account.cap, language) })}</Text>
     </Stack>
   );
-}
-
-function CapForm() {
-  const { say } = useText();
-  const client = useClient();
-  const [open, setOpen] = useState(false);
-  const [cap, setCap] = useState<SetCap>({ kind: "universe", name: "", epsilon: 1, reason: "" });
-  const edit = (part: Partial<SetCap>) => setCap((old) => ({ ...old, ...part }));
-  const save = useChange(client.setCap);
-  function submit(event: SyntheticEvent) {
-    event.preventDefault();
-    save.mutate(cap, { onSuccess: () => setOpen(false) });
-  }
-  return (
-    <>
-      <Button variant="default" onClick={() => setOpen(true)}>{say("ledger.set_cap")}</Button>
-      <Modal opened={open} onClose={() => setOpen(false)} title={say("ledger.set_cap")} centered closeButtonProps={{ "aria-label": say("action.cancel") }}>
-        <form onSubmit={submit}>
-          <Stack>
-            <Text size="sm">{say("ledger.set_cap.consequence")}</Text>
-            <NativeSelect label={say("ledger.kind")} value={cap.kind} data={KINDS.map((kind) => ({ value: kind, label: say(`account.${kind}`) }))}
-              onChange={(event) => edit({ kind: event.currentTarget.value as SetCap["kind"] })} />
-            <TextInput label={say("field.name")} required value={cap.name} onChange={(event) => edit({ name: event.currentTarget.value })} />
-            <NumberInput label="ε (epsilon)" required min={0} step={0.5} value={cap.epsilon} onChange={(value) => edit({ epsilon: Number(value) })} />
-            <Textarea label={say("field.reason")} required value={cap.reason} onChange={(event) => edit({ reason: event.currentTarget.value })} />
-            {save.isError && <Failure error={save.error} />}
-            <Group justify="flex-end"><Button type="submit" loading={save.isPending}>{say("action.save")}</Button></Group>
-          </Stack>
-        </form>
-      </Modal>
-    </>
-  );
-}
-
-function DropCap({ account }: { account: AccountStanding }) {
-  const { say } = useText();
-  const client = useClient();
-  const drop = useChange((reason: string) => client.dropCap({ kind: account.kind as SetCap["kind"], name: account.name, reason }));
-  if (account.cap === null) return null;
-  return <Confirm label={say("ledger.drop_cap")} title={say("ledger.drop_cap")} consequence={say("ledger.drop_cap.consequence")} reason="required" act={(reason) => drop.mutateAsync(reason)} />;
 }
 
 function Entries() {
@@ -104,7 +61,7 @@ export default function Ledger() {
   return (
     <Page title={say("nav.ledger")} lead={say("ledger.lead")} actions={
       <>
-        {mayCap && <CapForm />}
+        {mayCap && ledger.data && <CapForm ledger={ledger.data} />}
         <Button component="a" href="/api/ledger/export" download variant="default" leftSection={<IconDownload size={17} aria-hidden />}>CSV</Button>
       </>
     }>
@@ -112,6 +69,7 @@ export default function Ledger() {
         {(data) => (
           <Stack gap="lg">
             {data.held && <Failure error={new Error(data.held)} />}
+            <Proposals ledger={data} />
             <Section title={say("ledger.accounts")} flush>
               {data.accounts.length === 0 ? (
                 <Empty title={say("ledger.none")} hint={say("ledger.none.hint")} icon={<IconShieldLock stroke={1.5} />} />

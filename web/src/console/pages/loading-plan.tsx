@@ -1,4 +1,4 @@
-import { Button, Group, NativeSelect, SimpleGrid, Stack, Text, Textarea } from "@mantine/core";
+import { Button, Group, NativeSelect, SimpleGrid, Stack, Tabs, Text, Textarea } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
@@ -8,12 +8,15 @@ import { figure, moment, shortDigest } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Confirm } from "../../shared/ui/confirm";
 import { Facts, Page, Section } from "../../shared/ui/page";
-import { Answer, Failure } from "../../shared/ui/states";
+import { Answer, Failure, Waiting } from "../../shared/ui/states";
 import { Rows } from "../../shared/ui/table";
 import type { ColumnSummary, LoadingPlanView, LoadingPreviewView } from "../api/schema";
 import { useChange, useClient, useMay } from "../api/use";
+import { draftOf } from "../loading-text";
 import { PreviewTable } from "./dataset";
+import { BlockEditor } from "./loading-blocks";
 
+const CHECK_PAUSE = 250; // milliseconds without a key before a draft is checked
 const TYPING_PAUSE = 600; // milliseconds without a key before the preview is asked for
 
 function Summary({ columns, label }: { columns: readonly ColumnSummary[]; label: string }) {
@@ -33,11 +36,11 @@ function BeforeAfter({ preview }: { preview: LoadingPreviewView }) {
     <SimpleGrid cols={{ base: 1, lg: 2 }}>
       <Section title={say("loading.before")} flush>
         <PreviewTable preview={preview.before} label={say("loading.before")} />
-        <Summary columns={preview.summary_before} label={say("loading.before")} />
+        <Summary columns={preview.summary_before} label={say("loading.before.columns")} />
       </Section>
       <Section title={say("loading.after")} flush>
         <PreviewTable preview={preview.after} label={say("loading.after")} />
-        <Summary columns={preview.summary_after} label={say("loading.after")} />
+        <Summary columns={preview.summary_after} label={say("loading.after.columns")} />
       </Section>
     </SimpleGrid>
   );
@@ -59,6 +62,7 @@ function Preview({ yaml, dataset }: { yaml: string; dataset: string }) {
     <Stack>
       {preview.isError && <Failure error={preview.error} />}
       {preview.data && !preview.isError && <BeforeAfter preview={preview.data} />}
+      {preview.isPending && <Waiting />}
     </Stack>
   );
 }
@@ -93,39 +97,74 @@ function Attachments({ plan, dataset }: { plan: LoadingPlanView; dataset: string
   );
 }
 
-function Editor({ name, plan }: { name: string; plan: LoadingPlanView | null }) {
+/** What the server says of a draft, once one stops typing; nothing while the draft is another. */
+function useChecked(yaml: string, dataset: string, enabled: boolean) {
+  const client = useClient();
+  const [settled] = useDebouncedValue(yaml, CHECK_PAUSE);
+  const check = useQuery({
+    queryKey: ["loading-check", dataset, settled],
+    queryFn: () => client.checkLoading({ yaml: settled, dataset }),
+    enabled: enabled && settled.trim() !== "",
+    placeholderData: (last) => last,
+    gcTime: 0,
+  });
+  return check.data;
+}
+
+function YamlText({ yaml, edit, mayEdit }: { yaml: string; edit: (yaml: string) => void; mayEdit: boolean }) {
+  return (
+    <Textarea aria-label="YAML" value={yaml} readOnly={!mayEdit} autosize minRows={8} maxRows={24} spellCheck={false}
+      styles={{ input: { fontFamily: "var(--mantine-font-family-monospace)", fontSize: "0.85rem" } }}
+      onChange={(event) => edit(event.currentTarget.value)} />
+  );
+}
+
+function Version({ plan }: { plan: LoadingPlanView }) {
   const { say, language } = useText();
+  return (
+    <Section>
+      <Facts items={[
+        [say("field.version"), plan.version],
+        [say("field.saved"), `${moment(plan.at, language)} · ${plan.by}`],
+        [say("field.digest"), <span key="d" className="mono" title={plan.digest}>{shortDigest(plan.digest)}</span>],
+      ]} />
+    </Section>
+  );
+}
+
+function Editor({ name, plan, datasets }: { name: string; plan: LoadingPlanView | null; datasets: readonly string[] }) {
+  const { say } = useText();
   const client = useClient();
   const mayEdit = useMay("data_manager");
-  const [yaml, setYaml] = useState(plan?.yaml ?? `name: ${name}\nblocks:\n`);
-  const [dataset, setDataset] = useState("");
-  const datasets = useQuery({ queryKey: ["datasets"], queryFn: client.datasets });
+  const [yaml, setYaml] = useState(plan?.yaml ?? `name: ${name}\nblocks: []\n`);
+  const [dataset, setDataset] = useState(plan?.attached[0]?.dataset ?? datasets[0] ?? "");
+  const found = useChecked(yaml, dataset, mayEdit);
   const save = useChange(() => client.saveLoadingPlan(name, { yaml }));
+  const empty = draftOf(yaml).readable && draftOf(yaml).blocks.length === 0;
   return (
     <>
-      {plan && (
-        <Section>
-          <Facts items={[
-            [say("field.version"), plan.version],
-            [say("field.saved"), `${moment(plan.at, language)} · ${plan.by}`],
-            [say("field.digest"), <span key="d" className="mono" title={plan.digest}>{shortDigest(plan.digest)}</span>],
-          ]} />
-        </Section>
-      )}
+      {plan && <Version plan={plan} />}
       <Section title={say("loading.blocks")} hint={say("loading.blocks.hint")}
-        actions={mayEdit && <Button loading={save.isPending} disabled={yaml === plan?.yaml} onClick={() => save.mutate(undefined)}>{say("action.save")}</Button>}>
+        actions={mayEdit && <Button loading={save.isPending} disabled={yaml === plan?.yaml || empty} onClick={() => save.mutate(undefined)}>{say("action.save")}</Button>}>
         <Stack>
-          <Textarea aria-label={say("loading.blocks")} value={yaml} readOnly={!mayEdit} autosize minRows={8} maxRows={24} spellCheck={false}
-            styles={{ input: { fontFamily: "var(--mantine-font-family-monospace)", fontSize: "0.85rem" } }}
-            onChange={(event) => setYaml(event.currentTarget.value)} />
-          {save.isError && <Failure error={save.error} />}
           {mayEdit && (
             <NativeSelect maw={320} label={say("loading.preview_on")} value={dataset} onChange={(event) => setDataset(event.currentTarget.value)}
-              data={[{ value: "", label: say("field.choose") }, ...(datasets.data?.datasets ?? []).map((one) => one.name)]} />
+              data={[{ value: "", label: say("field.choose") }, ...datasets]} />
           )}
+          {mayEdit ? (
+            <Tabs defaultValue="form" keepMounted={false}>
+              <Tabs.List mb="md">
+                <Tabs.Tab value="form">{say("loading.form")}</Tabs.Tab>
+                <Tabs.Tab value="text">YAML</Tabs.Tab>
+              </Tabs.List>
+              <Tabs.Panel value="form"><BlockEditor yaml={yaml} edit={setYaml} found={found} /></Tabs.Panel>
+              <Tabs.Panel value="text"><YamlText yaml={yaml} edit={setYaml} mayEdit /></Tabs.Panel>
+            </Tabs>
+          ) : <YamlText yaml={yaml} edit={setYaml} mayEdit={false} />}
+          {save.isError && <Failure error={save.error} />}
         </Stack>
       </Section>
-      {mayEdit && <Preview yaml={yaml} dataset={dataset} />}
+      {mayEdit && !empty && !found?.problem && <Preview yaml={yaml} dataset={dataset} />}
       {mayEdit && plan && <Attachments plan={plan} dataset={dataset} />}
     </>
   );
@@ -143,9 +182,16 @@ export default function LoadingPlan({ name }: { name: string }) {
         throw error;
       }),
   });
+  const datasets = useQuery({ queryKey: ["datasets"], queryFn: client.datasets });
   return (
     <Page title={name} lead={say("loading.lead")} back={{ to: "/loading-plans", label: say("nav.loading") }}>
-      <Answer query={plan}>{(data) => <Editor key={data?.digest ?? "new"} name={name} plan={data} />}</Answer>
+      <Answer query={plan}>
+        {(data) => (
+          <Answer query={datasets}>
+            {(known) => <Editor key={data?.digest ?? "new"} name={name} plan={data} datasets={known.datasets.map((one) => one.name)} />}
+          </Answer>
+        )}
+      </Answer>
     </Page>
   );
 }

@@ -13,6 +13,7 @@ import { Rows } from "../../shared/ui/table";
 import type { PolicyCheckView, PolicyView } from "../api/schema";
 import { useChange, useClient, useMay } from "../api/use";
 import { valuesOf, withValue } from "../policy-text";
+import { SpecialInput } from "./policy-special";
 
 // What names the node or is decided on its machine; the server refuses a change of these here.
 const FIXED = ["site", "hub", "sandbox", "proxy", "proxy_password_file", "console"];
@@ -43,13 +44,7 @@ function FieldInput({ field, value, set }: { field: Field; value: unknown; set: 
     case "text":
       return <TextInput {...common} value={typeof shown === "string" ? shown : ""} onChange={(event) => set(event.currentTarget.value || undefined)} />;
     case "other":
-      return (
-        <Stack gap={2}>
-          <Text size="sm" fw={500}>{label}</Text>
-          <Text size="sm" className="mono">{presetText(shown) || "–"}</Text>
-          <Text size="xs" className="quiet">{say("policy.in_text")}</Text>
-        </Stack>
-      );
+      return <SpecialInput name={key} label={label} hint={hint ?? ""} value={shown} set={set} />;
   }
 }
 

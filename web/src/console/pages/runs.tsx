@@ -1,9 +1,10 @@
 import { Group, Progress, Stack, Text } from "@mantine/core";
 import { IconActivity, IconPlayerStop, IconSend } from "@tabler/icons-react";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { Link } from "wouter";
 
 import { useNow } from "../../shared/now";
-import { bytes, duration, moment, percent, withShortDigests } from "../../shared/text/format";
+import { bytes, duration, figure, moment, percent, withShortDigests } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Confirm } from "../../shared/ui/confirm";
 import { More } from "../../shared/ui/more";
@@ -34,10 +35,24 @@ function Run({ run }: { run: RunView }) {
         <Progress value={run.fraction * 100} aria-label={say("run.progress")} />
         <Facts items={[
           [say("run.since"), run.since > 0 && `${moment(run.since, language)} (${duration(now - run.since)})`],
-          [say("run.cpu"), run.cpu_seconds !== null && duration(run.cpu_seconds)],
+          [say("run.cpu"), run.cpu_seconds !== null && say("run.cpu.of", { time: duration(run.cpu_seconds), cores: figure(run.cpu_seconds / Math.max(1, now - run.since), language) })],
           [say("run.memory"), run.memory_bytes !== null && bytes(run.memory_bytes, language)],
         ]} />
       </Stack>
+    </Section>
+  );
+}
+
+/** A job that was stopped here stays stopped until somebody lets it go on. */
+function Stopped({ job }: { job: string }) {
+  const { say } = useText();
+  const client = useClient();
+  const mayResume = useMay("data_manager", "reviewer", "administrator");
+  const resume = useChange((reason: string) => client.resumeRun(job, { reason }));
+  return (
+    <Section title={say("run.stopped", { job })} hint={say("run.stopped.hint")}
+      actions={mayResume && <Confirm label={say("run.resume")} title={say("run.resume.title", { job })} consequence={say("run.resume.consequence")} reason="required" act={(reason) => resume.mutateAsync(reason)} />}>
+      <Link href={`/audit?text=${encodeURIComponent(job)}`}>{say("run.in_audit")}</Link>
     </Section>
   );
 }
@@ -59,7 +74,7 @@ function Released() {
   }
   return (
     <>
-      <Rows compact label={say("released.title")} rows={releases} id={(row) => row.seq} columns={[
+      <Rows compact stacked label={say("released.title")} rows={releases} id={(row) => row.seq} columns={[
         { head: say("field.when"), cell: (row) => moment(row.at, language) },
         { head: say("released.what"), cell: (row) => row.action },
         { head: say("released.task"), wide: true, cell: (row) => <span className="mono">{row.subject}</span> },
@@ -86,6 +101,7 @@ export default function Runs() {
             ) : (
               data.runs.map((run) => <Run key={run.lease} run={run} />)
             )}
+            {data.stopped.map((job) => <Stopped key={job} job={job} />)}
           </Stack>
         )}
       </Answer>

@@ -1,24 +1,12 @@
 import { Box, Button, Group, PinInput, Stack, Text } from "@mantine/core";
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
-import { encode } from "uqr";
 
 import { useText } from "../../shared/text/language";
+import { QrCode } from "../../shared/ui/qr";
 import { Failure, Waiting } from "../../shared/ui/states";
 import { useClient } from "../api/use";
 import { Door } from "./door";
-
-/** A QR code as one SVG path: drawn here, so the secret goes to no other program. */
-export function QrCode({ text, label }: { text: string; label: string }) {
-  const { data, size } = encode(text, { border: 2 });
-  const path = data.flatMap((row, y) => row.flatMap((dark, x) => (dark ? [`M${x} ${y}h1v1h-1z`] : []))).join("");
-  return (
-    <svg viewBox={`0 0 ${size} ${size}`} width={190} height={190} role="img" aria-label={label} shapeRendering="crispEdges">
-      <rect width={size} height={size} fill="#fff" />
-      <path d={path} fill="#000" />
-    </svg>
-  );
-}
 
 /** Show a new secret and take the first code of the authenticator app. */
 export function SecondFactorForm({ done }: { done?: () => void }) {

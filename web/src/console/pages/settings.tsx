@@ -7,7 +7,7 @@ import { useText } from "../../shared/text/language";
 import { Facts, Page, Section } from "../../shared/ui/page";
 import { Failure } from "../../shared/ui/states";
 import { useClient, useSession } from "../api/use";
-import { LANGUAGES } from "../root";
+import { LANGUAGES } from "../../shared/text/languages";
 import { SecondFactorForm } from "./second-factor";
 
 function Password() {
@@ -56,6 +56,10 @@ function SecondFactor() {
     event.preventDefault();
     remove.mutate({ code, password }, { onSuccess: (changed) => cache.setQueryData(["session"], changed) });
   }
+  const byPassword = session.provider === "password";
+  if (!session.second_factor && session.provider === "oidc" && !session.must_add_second_factor) {
+    return <Section title={say("second.title")} hint={say("second.elsewhere")}>{null}</Section>;
+  }
   if (!session.second_factor) {
     return (
       <Section title={say("second.title")} hint={say("second.lead")}>
@@ -64,11 +68,13 @@ function SecondFactor() {
     );
   }
   return (
-    <Section title={say("second.title")} hint={say("second.is_on")}>
+    <Section title={say("second.title")} hint={say(byPassword ? "second.is_on" : "second.is_on.code")}>
       <form onSubmit={submit}>
         <Stack>
-          <PasswordInput label={say("field.password")} autoComplete="current-password" required value={password}
-            visibilityToggleButtonProps={{ "aria-label": say("field.password.show") }} onChange={(event) => setPassword(event.currentTarget.value)} />
+          {byPassword && (
+            <PasswordInput label={say("field.password")} autoComplete="current-password" required value={password}
+              visibilityToggleButtonProps={{ "aria-label": say("field.password.show") }} onChange={(event) => setPassword(event.currentTarget.value)} />
+          )}
           <PasswordInput label={say("sign_in.code")} inputMode="numeric" autoComplete="one-time-code" required value={code}
             visibilityToggleButtonProps={{ "aria-label": say("field.password.show") }} onChange={(event) => setCode(event.currentTarget.value)} />
           {remove.isError && <Failure error={remove.error} />}
@@ -108,11 +114,12 @@ export default function Settings() {
             [say("field.name"), session.name],
             [say("account.roles"), session.roles.map((role) => say(`role.${role}`)).join(", ")],
             [say("field.site"), session.site],
+            [say("account.by"), say(`provider.${session.provider}`)],
             [say("field.version"), session.version],
           ]} />
         </Section>
         <Looks />
-        <Password />
+        {session.provider === "password" ? <Password /> : <Section title={say("settings.password")} hint={say("settings.password.elsewhere")}>{null}</Section>}
         <SecondFactor />
       </SimpleGrid>
     </Page>

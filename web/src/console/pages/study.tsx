@@ -147,6 +147,7 @@ export default function Study({ digest }: { digest: string }) {
   const { say } = useText();
   const client = useClient();
   const mayDecide = useMay("data_manager", "reviewer");
+  const mayCompare = useMay("data_manager", "reviewer", "dpo");
   const study = useQuery({ queryKey: ["studies", digest], queryFn: () => client.study(digest) });
   const decline = useChange((reason: string) => client.declineStudy(digest, { reason }));
   const leave = useChange((reason: string) => client.leaveStudy(digest, { reason }));
@@ -169,6 +170,11 @@ export default function Study({ digest }: { digest: string }) {
           <>
             {data.accepted_before && data.state === "pending" && <Text>{say("study.new_version")}</Text>}
             {data.changes.length > 0 && <Changes study={data} />}
+            {data.state === "accepted" && mayCompare && (
+              <Section title={say("harmony.title")} hint={say("harmony.lead")}>
+                <Button component={Link} href={`/studies/${encodeURIComponent(digest)}/harmony`} variant="default">{say("harmony.open")}</Button>
+              </Section>
+            )}
             <Terms study={data} />
             <Words study={data} />
             <Decided study={data} />

@@ -6,6 +6,7 @@ export interface Column<Row> {
   readonly cell: (row: Row) => ReactNode;
   readonly right?: boolean;
   readonly wide?: boolean;
+  readonly least?: string; // of a wide one: how narrow it may become
 }
 
 /** Rows under heads; scrolls inside itself where the window is narrow. */
@@ -15,10 +16,11 @@ export function Rows<Row>(props: {
   columns: readonly Column<Row>[];
   id: (row: Row) => string | number;
   compact?: boolean;
+  stacked?: boolean; // each row a card of its own where the window is narrow
 }) {
   return (
-    <Table.ScrollContainer minWidth={props.columns.length > 3 ? 640 : 0} scrollAreaProps={{ viewportProps: { tabIndex: 0, "aria-label": props.label, role: "region" } }}>
-      <Table aria-label={props.label} verticalSpacing={props.compact ? 6 : "sm"} horizontalSpacing="lg" fz={props.compact ? "sm" : "md"}>
+    <Table.ScrollContainer className={props.stacked ? "stacked" : undefined} minWidth={props.columns.length > 3 && !props.stacked ? 640 : 0} scrollAreaProps={{ viewportProps: { tabIndex: 0, "aria-label": props.label, role: "region" } }}>
+      <Table aria-label={props.label} verticalSpacing={props.compact ? 6 : "sm"} horizontalSpacing={props.stacked ? "sm" : "lg"} fz={props.compact ? "sm" : "md"}>
         <Table.Thead>
           <Table.Tr>
             {props.columns.map((column) => (
@@ -36,7 +38,8 @@ export function Rows<Row>(props: {
                   key={column.head}
                   ta={column.right ? "right" : "left"}
                   className={column.right ? "figures" : undefined}
-                  style={column.wide ? { overflowWrap: "anywhere", minWidth: "9rem" } : { whiteSpace: "nowrap" }}
+                  data-head={column.head}
+                  style={column.wide ? { overflowWrap: "anywhere", minWidth: column.least ?? "9rem" } : { whiteSpace: "nowrap" }}
                 >
                   {column.cell(row)}
                 </Table.Td>

@@ -1,0 +1,456 @@
+"""The console's pages one by one in Chromium, against a real hub and two real nodes.
+
+Each test makes what it needs under names of its own; none sees what another has done.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from browserkit import (
+    ARGUMENTS,
+    AXE,
+    SLOW,
+    Faults,
+    Hospitals,
+    browser_program,
+    cohort,
+    elsewhere,
+    until,
+)
+
+from consilia import Client, Experiment, Study
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+PHRASE = "seven quiet herons"
+# elements of the page that hold more than their width shows
+SIDEWAYS = """
+[...document.querySelectorAll("main, main *")]
+    .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 2)
+    .filter(e => getComputedStyle(e).overflowX !== "visible").map(e => e.className)
+"""
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
+    browser_program()
+    with Hospitals(tmp_path_factory.mktemp("pages")) as running:
+        running.start()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(hospitals: Hospitals) -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    root = ("--no-sandbox",) if os.geteuid() == 0 else ()
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=browser_program(), args=[*ARGUMENTS, *root]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def maria(browser: Any, hospitals: Hospitals) -> Any:
+    return enter(browser, hospitals, "maria")
+
+
+def enter(browser: Any, hospitals: Hospitals, name: str) -> Any:
+    """Make an account by an invitation's link; return what the browser keeps of it."""
+    context = browser.new_context(locale="en-GB")
+    page = context.new_page()
+    page.goto(hospitals.invitation())
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("New password").fill(PHRASE)
+    page.get_by_label("The same again").fill(PHRASE)
+    page.get_by_role("button", name="Make the account").click()
+    page.get_by_role("heading", name=f"Hello, {name}").wait_for()
+    state = context.storage_state()
+    context.close()
+    return state
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture
+def page(browser: Any, maria: Any, hospitals: Hospitals, faults: Faults) -> Iterator[Any]:
+    """A signed-in person's window; what it must not do, or shows badly, fails at its end."""
+    context = browser.new_context(
+        locale="en-GB", viewport={"width": 1280, "height": 900}, storage_state=maria
+    )
+    context.set_default_timeout(60_000)
+    shown = context.new_page()
+    shown.on("console", lambda message: faults.console(message.type, message.text))
+    shown.on("pageerror", lambda error: faults.seen.append(f"defect: {error}"))
+    shown.on("request", lambda request: faults.request(request.url, hospitals.origin))
+    yield shown
+    context.close()
+    assert faults.seen == []
+
+
+def accessible(page: Any) -> None:
+    """Fail for what axe finds wrong with the page as it stands, in light and in dark."""
+    page.evaluate(AXE.read_text())
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_timeout(250)  # transitions
+        found = page.evaluate("r => axe.run(document, r)", {"runOnly": RULES})["violations"]
+        assert [f"{scheme}: {v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
+
+
+def picture(page: Any, name: str) -> None:
+    """With CONSILIA_SCREENSHOTS=1, write a picture of the how-to, in light."""
+    if os.environ.get("CONSILIA_SCREENSHOTS"):
+        page.emulate_media(color_scheme="light")
+        page.wait_for_timeout(500)  # transitions
+        page.screenshot(path=ROOT / f"docs/images/console-{name}.png")
+
+
+def add(hospitals: Hospitals, table: Path, name: str, *more: str) -> None:
+    """Register a table at riverside by command."""
+    hospitals.cli(
+        "dataset", "add", table, "--name", name, "--tag", name, "--patient", "patient",
+        *more, "--dir", hospitals.node,
+    )  # fmt: skip
+
+
+# ---- datasets --------------------------------------------------------------------------------
+
+
+def test_the_wizard_takes_a_folder_and_a_query(page: Any, hospitals: Hospitals) -> None:
+    folder = hospitals.root / "exports" / "wards"
+    folder.mkdir()
+    for ward in ("a", "b"):
+        cohort(folder / f"{ward}.csv", 60, 3)
+    with duckdb.connect(hospitals.root / "exports" / "warehouse.duckdb") as db:
+        db.read_csv(str(folder / "a.csv")).create("visits")
+    page.goto(f"{hospitals.origin}/datasets/add")
+    page.get_by_role("button", name="exports").click()
+    page.get_by_role("button", name="wards").click()
+    page.get_by_role("button", name="Use the whole folder as one table (2 files)").click()
+    page.get_by_text("120", exact=True).wait_for()
+    page.get_by_role("combobox", name="Tags").fill("wards")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Register the dataset").click()
+    page.get_by_role("heading", name="wards", level=1).wait_for()
+
+    page.goto(f"{hospitals.origin}/datasets/add")
+    page.get_by_role("button", name="exports").click()
+    page.get_by_role("button", name="warehouse.duckdb").click()
+    query = page.get_by_label("Query (one SELECT)")
+    query.fill("SELECT patient, age FROM visit")
+    page.get_by_role("button", name="Ask and look").click()
+    page.get_by_role("alert").get_by_text("visit").wait_for()  # the database's own words
+    query.fill("SELECT patient, age FROM visits WHERE age > 40")
+    accessible(page)
+    page.get_by_role("button", name="Ask and look").click()
+    page.get_by_label("Name").fill("older")
+    page.get_by_role("combobox", name="Tags").fill("older")
+    page.keyboard.press("Enter")
+    page.get_by_label("Column of patient ids").select_option("patient")
+    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Register the dataset").click()
+    page.get_by_text("FROM visits WHERE age > 40").wait_for()
+
+
+def test_a_mock_twin_is_seen_offered_and_withdrawn(page: Any, hospitals: Hospitals) -> None:
+    add(hospitals, cohort(hospitals.root / "exports" / "twin.csv", 200, 4), "twin")
+    page.goto(f"{hospitals.origin}/datasets/twin")
+    page.get_by_role("tab", name="Mock twin").click()
+    page.get_by_role("heading", name="It stays here").wait_for()
+    page.get_by_role("table", name="What it tells").get_by_text(
+        "nothing of its"
+    ).first.wait_for()
+    assert (
+        page.get_by_role("region", name="Records invented from it").get_by_role("row").count()
+        == 9
+    )
+    accessible(page)
+    picture(page, "twin")
+    page.get_by_role("button", name="Offer it").click()
+    page.get_by_role("heading", name="It is offered").wait_for()
+    page.get_by_role("button", name="Withdraw it").click()
+    page.get_by_role("dialog").get_by_role("button", name="Withdraw it").click()
+    page.get_by_role("heading", name="It stays here").wait_for()
+
+
+# ---- loading plans and harmonisation ---------------------------------------------------------
+
+
+def test_blocks_are_edited_as_forms_and_as_text_in_step(
+    page: Any, hospitals: Hospitals
+) -> None:
+    add(hospitals, elsewhere(hospitals.root / "exports" / "blocks.csv", 150, 5), "blocks")
+    page.goto(f"{hospitals.origin}/loading-plans/si")
+    page.get_by_label("Show what it does to").select_option("blocks")
+    choose(page, "Rename columns")
+    page.get_by_role("button", name="Add a line").click()
+    page.get_by_role("combobox", name="Column 1").fill("kreatinin")
+    page.get_by_label("New name 1").fill("creatinine")
+    page.get_by_role("columnheader", name="creatinine").wait_for()  # what becomes of it
+    choose(page, "Convert a unit")
+    unit = page.get_by_role("listitem", name="2. Convert a unit")
+    unit.get_by_role("combobox", name="Column").fill("creatinin")
+    unit.get_by_text("there is no column 'creatinin'").wait_for()  # at its field
+    unit.get_by_role("combobox", name="Column").fill("creatinine")
+    unit.get_by_label("From unit").fill("umol/L")
+    unit.get_by_label("To unit").fill("mg/dL")
+    unit.get_by_label("Substance").fill("creatinine")
+    after = page.get_by_role("region", name="After")
+    after.get_by_text(re.compile(r"^[0-3]\.\d+$")).first.wait_for()  # mg/dL by now
+    choose(page, "Keep some records")
+    page.get_by_label("Keep where").fill("age >= 40")
+    page.get_by_role("button", name="Move block 3 up").click()
+    page.get_by_role("listitem", name="2. Keep some records").wait_for()
+    accessible(page)
+    picture(page, "blocks")
+    page.get_by_role("tab", name="YAML").click()
+    text = page.get_by_role("textbox", name="YAML")
+    written = text.input_value()
+    assert re.findall(r"block: (\w+)", written) == ["rename", "filter", "unit"]
+    text.fill(written.replace("age >= 40", "age >= 50") + "  - block: map\n    column: sex\n")
+    page.get_by_role("tab", name="Form").click()
+    page.get_by_role("listitem", name="4. Map values").get_by_text("values").first.wait_for()
+    page.get_by_role("button", name="Remove block 4").click()
+    assert page.get_by_label("Keep where").input_value() == "age >= 50"
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Attach to blocks").click()
+    page.get_by_text("blocks · every study").wait_for()
+    page.goto(f"{hospitals.origin}/loading-plans/si")
+    page.get_by_text("blocks · every study").wait_for()  # it is there for everybody
+
+
+def choose(page: Any, block: str) -> None:
+    page.get_by_role("button", name="Add a block").click()
+    page.get_by_role("menuitem", name=block).click()
+
+
+def test_proposed_blocks_are_accepted_by_one_click(page: Any, hospitals: Hospitals) -> None:
+    with Client(environ=hospitals.person) as client:
+        study, _ = offered(hospitals, client, "harmony")
+    table = cohort(hospitals.root / "harmony.csv", 300, 6)
+    node = hospitals.root / "hillside"
+    hospitals.cli(
+        "dataset",
+        "add",
+        table,
+        "--name",
+        "harmony",
+        "--tag",
+        "harmony",
+        "--mock",
+        "--dir",
+        node,
+    )
+    add(hospitals, elsewhere(hospitals.root / "exports" / "harmony.csv", 300, 7), "harmony")
+    page.goto(f"{hospitals.origin}/studies/{study}/harmony")
+    until(lambda: seen(page, "What differs"))  # the other site's twin has to reach the hub
+    page.get_by_role("table", name="Column by column").get_by_text("kreatinin").wait_for()
+    accessible(page)
+    picture(page, "harmony")
+    page.get_by_role("button", name="Accept the 3 proposed blocks").click()
+    page.get_by_role("heading", name="Accepted: harmonise-harmony, version 1").wait_for()
+    page.get_by_role("heading", name="The tables agree").wait_for()
+    page.get_by_role("link", name="Open the loading plan").click()
+    page.get_by_text("harmony · harmony").wait_for()
+    page.goto(f"{hospitals.origin}/audit?text=harmonise-harmony")
+    page.get_by_role("cell", name="maria").first.wait_for()
+
+
+def seen(page: Any, title: str) -> bool:
+    page.reload()
+    page.get_by_role("heading", level=1).wait_for()
+    page.get_by_role("status", name="Loading").first.wait_for(state="detached")
+    return bool(page.get_by_role("heading", name=title).count())
+
+
+def offered(hospitals: Hospitals, client: Client, name: str) -> tuple[str, Experiment]:
+    """Offer a study that both sites accept; return its digest at a site and the experiment."""
+    sites = ("hillside", "riverside")
+    study = Study(name, f"A study of {name}", sites, (name,), until="2099-12-31")
+    folder = hospitals.root / f"plan-{name}"
+    folder.mkdir()
+    (folder / "plan.py").write_text(SLOW.replace("Mean creatinine", f"Mean of {name}"))
+    experiment = Experiment(client, study=study, plan=folder / "plan.py", rounds=2)
+    plan = experiment.offer().plan
+    for node in (hospitals.root / site for site in sites):
+        until(partial(told, hospitals, node, plan))
+        hospitals.cli("node", "accept", name, "--dir", node)
+        hospitals.cli("node", "approve", plan, "--dir", node)
+    found = json.loads(hospitals.cli("node", "studies", "--dir", hospitals.node, "--json"))
+    return next(s["digest"] for s in found if s["study"]["name"] == name), experiment
+
+
+def told(hospitals: Hospitals, node: Path, plan: str) -> bool:
+    """Say whether a plan has come to a site."""
+    return plan in hospitals.cli("node", "plans", "--dir", node, "--json")
+
+
+# ---- patients who opted out ------------------------------------------------------------------
+
+
+def test_opt_outs_are_added_by_list_and_by_file(
+    page: Any, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    add(hospitals, cohort(hospitals.root / "exports" / "optout.csv", 150, 8), "optout")
+    page.goto(f"{hospitals.origin}/opt-out")
+    page.get_by_label("Patient ids").fill("# by letter\nP0001\nP0002\nX9\n")
+    page.get_by_role("button", name="Put 3 patients on the list").click()
+    page.get_by_text("1 id is in no dataset here now").wait_for()
+    row = page.get_by_role("row", name=re.compile("^optout"))
+    row.get_by_text("148 of 150").wait_for()
+    letters = tmp_path / "letters.txt"
+    letters.write_text("".join(f"P{i:04d}\n" for i in range(10, 20)))
+    page.locator("input[type=file]").set_input_files(letters)
+    page.get_by_role("button", name="Put 10 patients on the list").click()
+    row.get_by_text("138 of 150").wait_for()
+    page.get_by_role("table", name="History").get_by_text("10 new").wait_for()
+    assert "P0001" not in page.content()
+    accessible(page)
+    picture(page, "optout")
+
+
+# ---- running jobs ----------------------------------------------------------------------------
+
+
+def test_a_running_job_is_seen_and_stopped_at_once(page: Any, hospitals: Hospitals) -> None:
+    name = "stopped"
+    add(hospitals, cohort(hospitals.root / "exports" / f"{name}.csv", 200, 9), name)
+    node = hospitals.root / "hillside"
+    table = cohort(hospitals.root / f"{name}.csv", 200, 10)
+    hospitals.cli("dataset", "add", table, "--name", name, "--tag", name, "--dir", node)
+    with Client(environ=hospitals.person) as client:
+        _, running = offered(hospitals, client, name)
+        running.start()
+        page.goto(f"{hospitals.origin}/runs")
+        task = page.locator("section", has=page.get_by_role("button", name="Stop"))
+        task.get_by_text("on average").wait_for()  # processor time of the worker
+        task.get_by_text("MB").wait_for()
+        accessible(page)
+        picture(page, "runs")
+        task.get_by_role("button", name="Stop").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Reason").fill("the ward called")
+        pressed = time.monotonic()
+        dialog.get_by_role("button", name="Stop").click()
+        page.get_by_role("heading", name="Nothing runs now").wait_for()
+        assert time.monotonic() - pressed < 5  # a second for the task, one for the page
+        page.get_by_role("heading", name=f"Job {running.job.id} is stopped here").wait_for()
+    page.get_by_role("link", name="See it in the audit trail").click()
+    page.get_by_role("cell", name="job.stop").wait_for()
+
+
+# ---- oversight -------------------------------------------------------------------------------
+
+
+def test_a_higher_cap_takes_two_people(page: Any, browser: Any, hospitals: Hospitals) -> None:
+    settings = hospitals.node / "node.yaml"
+    before = settings.read_text()
+    try:
+        settings.write_text(before + "reviewers_needed: 2\n")
+        page.goto(f"{hospitals.origin}/ledger")
+        cap(page, 2, "board")
+        page.get_by_role("row", name=re.compile("capped.*of ε 2")).wait_for()
+        cap(page, 4, "more rounds")
+        page.get_by_text("You asked for it").wait_for()
+        accessible(page)
+        context = browser.new_context(
+            locale="en-GB", storage_state=enter(browser, hospitals, "paul")
+        )
+        other = context.new_page()
+        other.goto(f"{hospitals.origin}/ledger")
+        other.get_by_role("button", name="Agree").click()
+        other.get_by_label("Reason").fill("as the board wants")
+        other.get_by_role("dialog").get_by_role("button", name="Agree").click()
+        other.get_by_role("row", name=re.compile("capped.*of ε 4")).wait_for()
+        context.close()
+    finally:
+        settings.write_text(before)
+
+
+def cap(page: Any, epsilon: float, reason: str) -> None:
+    page.get_by_role("button", name="Set a cap").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Kind").select_option("researcher")
+    dialog.get_by_label("Name").fill("capped")
+    dialog.get_by_label("ε (epsilon)").fill(str(epsilon))
+    dialog.get_by_label("Reason").fill(reason)
+    dialog.get_by_role("button", name="Save").click()
+    dialog.wait_for(state="detached")
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_audit_trail_fits_a_desk_and_a_telephone(
+    page: Any, hospitals: Hospitals, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{hospitals.origin}/audit")
+    page.get_by_role("table", name="Audit trail").wait_for()
+    # nothing is cut off and nothing has to be scrolled sideways, not even within the table
+    wide = page.evaluate(SIDEWAYS)
+    assert wide == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    accessible(page)
+
+
+def test_every_field_of_the_policy_has_words_in_both_languages() -> None:
+    schema = json.loads((ROOT / "docs/reference/node-policy.schema.json").read_text())
+    words = [
+        json.loads((ROOT / f"web/src/console/text/{name}.json").read_text())
+        for name in ("en", "de")
+    ]
+    local = ("site", "hub", "sandbox", "proxy", "proxy_password_file", "console")
+    fields = []
+    for key, part in schema["properties"].items():
+        inner = part.get("properties", {})
+        fields += [f"{key}.{name}" for name in inner] or [key]
+    asked = [f for f in fields if f.partition(".")[0] not in local]
+    assert len(asked) > 40
+    missing = [
+        (k, i) for f in asked for k in (f"policy.{f}", f"policy.{f}.hint")
+        for i, known in enumerate(words) if not known.get(k)
+    ]  # fmt: skip
+    assert missing == []
+
+
+def test_the_how_to_names_what_the_pages_say() -> None:
+    text = (ROOT / "docs/how-to/use-the-console.md").read_text()
+    english = json.loads((ROOT / "web/src/console/text/en.json").read_text())
+    named = [
+        " ".join(words.split())
+        for words in re.findall(r"(?<!\*)\*([^*\n]+(?:\n[^*\n]+)?)\*", text)
+    ]
+    assert len(named) > 35
+    assert set(named) - set(english.values()) == set()
+
+
+def test_the_policy_form_writes_records_and_shows_what_would_change(
+    page: Any, hospitals: Hospitals
+) -> None:
+    page.goto(f"{hospitals.origin}/policy")
+    page.get_by_label("Ranges of arguments").fill("lr: 0.5 to 0.1")
+    page.get_by_text("cannot be read").wait_for()
+    page.get_by_label("Ranges of arguments").fill("lr: 0.1 to 0.5")
+    page.get_by_label("One study: ε").fill("3")
+    page.get_by_role("switch", name="Accept a review by other sites").check()
+    page.get_by_role("button", name="What would change?").click()
+    changes = page.get_by_role("table", name="Keys that change")
+    for key in ("arguments", "privacy", "consortium_review"):
+        changes.get_by_role("cell", name=key, exact=True).wait_for()
+    page.get_by_text("requests of the last 30 days").wait_for()
+    accessible(page)

@@ -1,0 +1,153 @@
+import { readFileSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+
+import { baseKey } from "../shared/text/translate";
+import { eventsIn } from "./api/stream";
+import type { JobView } from "./api/schema";
+import { draftOf, experimentOf, FIRST, scalar, typed } from "./model/draft";
+import { leaseParts, NOTHING, told, type Happening } from "./model/happenings";
+import { stretches } from "./model/lineage";
+import { path, span, thinned, ticks, type Point } from "./model/scale";
+import { spentBySite } from "./model/spent";
+import german from "./text/de.json";
+import english from "./text/en.json";
+
+const HERE = import.meta.dirname;
+
+function sources(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, encoding: "utf8" })
+    .filter((name) => /\.tsx?$/.test(name) && !name.endsWith(".test.ts"))
+    .map((name) => readFileSync(join(folder, name), "utf8"));
+}
+
+describe("the languages", () => {
+  it("have the same keys, with the same values in each message", () => {
+    expect(Object.keys(german)).toEqual(Object.keys(english));
+    const holes = (message: string) => [...message.matchAll(/\{(\w+)\}/g)].map((hole) => hole[1]).sort();
+    const words: Record<string, string> = german;
+    for (const [key, message] of Object.entries(english)) expect([key, holes(words[key] ?? "")]).toEqual([key, holes(message)]);
+  });
+
+  it("have words for every key that a page says, and no key that none says", () => {
+    const code = [...sources(HERE), ...sources(join(HERE, "../shared"))].join("\n");
+    const known = new Set(Object.keys(english).map(baseKey));
+    const said = [...code.matchAll(/\b(?:say|knows)\(\s*"([a-z_.]+)"/g)].map((match) => match[1] ?? "");
+    expect(said.length).toBeGreaterThan(250);
+    expect(said.filter((key) => !known.has(key))).toEqual([]);
+    const families = [...code.matchAll(/`([a-z_.]+\.)\$\{/g)].map((match) => match[1] ?? "");
+    const used = (key: string) => code.includes(`"${key}"`) || families.some((family) => key.startsWith(family));
+    expect([...known].filter((key) => !used(key))).toEqual([]);
+  });
+});
+
+describe("a stream's text", () => {
+  it("is cut into whole events, wherever a packet ends", () => {
+    const text = ': hello\n\nid: 7\nevent: Closed\ndata: {"a":\ndata: 1}\n\nevent: end\ndata: {}\n\n';
+    const whole = eventsIn(text);
+    expect(whole.events).toEqual([{ id: "7", type: "Closed", data: '{"a":\n1}' }, { id: "", type: "end", data: "{}" }]);
+    for (let cut = 0; cut <= text.length; cut += 1) {
+      const first = eventsIn(text.slice(0, cut));
+      const second = eventsIn(first.rest + text.slice(cut));
+      expect([...first.events, ...second.events]).toEqual(whole.events);
+    }
+  });
+});
+
+function happened(seq: number, type: string, body: Record<string, unknown>): Happening {
+  return { seq, at: seq, type, body };
+}
+
+describe("what a job's events tell", () => {
+  it("names round and site of a lease, whatever the site is called", () => {
+    expect(leaseParts("job1.4.0.north.ward")).toEqual({ round: 4, site: "north.ward" });
+    for (const wrong of ["job1", "a.b.c.d", "", 7, null]) expect(leaseParts(wrong)).toBeNull();
+  });
+
+  it("keeps the open round's steps, every site's figures by round, and the log", () => {
+    const events = [
+      happened(1, "Leased", { lease: "j.1.0.a" }),
+      happened(2, "Spoke", { lease: "j.1.0.a", step: "keys" }),
+      happened(3, "Progress", { lease: "j.1.0.a", fraction: 0.5 }),
+      happened(4, "Accepted", { lease: "j.1.0.a", metrics: { loss: 0.7, bad: "x" } }),
+      happened(5, "Closed", { round: 1, alarms: ["odd"], enough: "" }),
+      happened(6, "Accepted", { lease: "j.2.0.b", metrics: { loss: 0.4 } }),
+      happened(7, "Changed", { arguments: { lr: 0.1 } }),
+    ];
+    const once = told(NOTHING, events);
+    const steps = events.reduce((live, event) => told(live, [event]), NOTHING);
+    expect(steps).toEqual(once);
+    expect(once.round).toBe(2);
+    expect(once.spoken).toEqual({ update: ["b"] });
+    expect(once.fractions).toEqual({});
+    expect(once.values).toEqual({ loss: { a: [[1, 0.7]], b: [[2, 0.4]] } });
+    expect(once.log.map((line) => line.type)).toEqual(["Changed", "Accepted", "Closed", "Accepted", "Spoke", "Leased"]);
+    expect(once.log[0]?.detail).toBe("lr=0.1");
+    expect(once.log[2]?.detail).toBe("odd");
+  });
+
+  it("does not grow without bound", () => {
+    const many = Array.from({ length: 5000 }, (_, i) => happened(i, "Joined", { site: "a" }));
+    expect(told(NOTHING, many).log).toHaveLength(400);
+  });
+});
+
+describe("a draft", () => {
+  it("reads values as a plan gets them, and writes them so that they are read again", () => {
+    expect(["0.1", "true", "adam", '"5"', "", "1e-3"].map(scalar)).toEqual([0.1, true, "adam", "5", "", 0.001]);
+    for (const value of [0.5, true, "5", "true", "adam"]) expect(scalar(typed(value))).toBe(value);
+  });
+
+  it("says only what differs from the usual", () => {
+    const draft = { ...FIRST, study: "s", plan: "p", arguments: [{ key: "lr", value: "0.1" }, { key: " ", value: "1" }] };
+    expect(experimentOf(draft)).toEqual({ study: "s", plan: "p", rounds: 10, arguments: { lr: 0.1 }, strategy: { name: "fedavg", options: {} } });
+    expect(experimentOf({ ...draft, dp: true, level: "client" }).privacy).toEqual({
+      aggregation: "secure", dp: { level: "client", noise_multiplier: 1, clip: 1, delta: 1e-5 },
+    });
+  });
+
+  it("of a job makes the same experiment again", () => {
+    const asked = experimentOf({ ...FIRST, study: "s", plan: "p", dp: true, stopEarly: true, minSites: 4, compress: "int8", base: "j.3" });
+    const job = { experiment: asked } as JobView;
+    expect(experimentOf(draftOf(job))).toEqual(asked);
+  });
+});
+
+describe("a chart", () => {
+  it("has round ticks, and room where all values are one", () => {
+    expect(ticks(0, 1, 4)).toEqual([0, 0.5, 1]);
+    expect(ticks(3, 97, 5)).toEqual([20, 40, 60, 80]);
+    expect(span([5, 5])).toEqual([4.5, 5.5]);
+    expect(span([NaN, 2, 3])).toEqual([2, 3]);
+    expect(span([])).toEqual([0, 1]);
+  });
+
+  it("draws ten thousand rounds with few points, and a gap where nothing was measured", () => {
+    const points = Array.from({ length: 10_000 }, (_, i): Point => [i, i]);
+    const fewer = thinned(points, 400);
+    expect(fewer.length).toBeLessThanOrEqual(402);
+    expect([fewer[0], fewer.at(-1)]).toEqual([points[0], points.at(-1)]);
+    expect(path([[0, 1], [1, NaN], [2, 3]], (x) => x, (y) => y)).toBe("M0.0 1.0M2.0 3.0");
+  });
+});
+
+describe("a lineage", () => {
+  it("is one box a job, oldest first, beginning with what was uploaded", () => {
+    expect(stretches(["b.7", "b.6", "a.5", "a.4", "b3:00ff"])).toEqual([
+      { job: "", first: "b3:00ff", last: "b3:00ff", from: 0, to: 0 },
+      { job: "a", first: "a.4", last: "a.5", from: 4, to: 5 },
+      { job: "b", first: "b.6", last: "b.7", from: 6, to: 7 },
+    ]);
+  });
+});
+
+describe("what a study has cost", () => {
+  it("adds up over jobs for the sites that took part", () => {
+    const job = (epsilon: number, sites: string[]) =>
+      ({ experiment: { privacy: { dp: { delta: 1e-6 } } }, rounds: [{ round: 0, sites: ["z"], epsilon: 0 }, { round: 1, sites, epsilon }] }) as unknown as JobView;
+    expect(spentBySite([job(1, ["a", "b"]), job(0.5, ["a"])])).toEqual([
+      { site: "a", jobs: 2, epsilon: 1.5, delta: 2e-6 },
+      { site: "b", jobs: 1, epsilon: 1, delta: 1e-6 },
+    ]);
+  });
+});

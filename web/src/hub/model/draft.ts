@@ -1,0 +1,159 @@
+/** An experiment while it is being written: what the form holds, and the record it makes. */
+import type { Experiment, JobView } from "../api/schema";
+
+export type Scalar = boolean | number | string;
+export interface Pair {
+  readonly key: string;
+  readonly value: string;
+}
+
+export interface Draft {
+  readonly name: string;
+  readonly study: string;
+  readonly plan: string;
+  readonly rounds: number;
+  readonly arguments: readonly Pair[];
+  readonly strategy: string;
+  readonly options: readonly Pair[];
+  readonly aggregate: string;
+  readonly minUpdates: number;
+  readonly minSites: number;
+  readonly fraction: number;
+  readonly deadline: number;
+  readonly seed: number;
+  readonly base: string;
+  readonly protection: "default" | "plain" | "secure" | "ckks";
+  readonly dp: boolean;
+  readonly level: "record" | "patient" | "client";
+  readonly noise: number;
+  readonly clip: number;
+  readonly sampling: number;
+  readonly steps: number;
+  readonly delta: number;
+  readonly stopEarly: boolean;
+  readonly metric: string;
+  readonly better: "lower" | "higher";
+  readonly patience: number;
+  readonly compress: string;
+}
+
+export const FIRST: Draft = {
+  name: "", study: "", plan: "", rounds: 10, arguments: [], strategy: "fedavg", options: [],
+  aggregate: "mean", minUpdates: 2, minSites: 2, fraction: 1, deadline: 600, seed: 0, base: "",
+  protection: "default", dp: false, level: "record", noise: 1, clip: 1, sampling: 0.1, steps: 10,
+  delta: 1e-5, stopEarly: false, metric: "loss", better: "lower", patience: 5, compress: "none",
+};
+
+/** A value as a plan gets it: true, a number, else the text itself; text in quotes stays text. */
+export function scalar(text: string): Scalar {
+  const plain = text.trim();
+  if (plain === "true" || plain === "false") return plain === "true";
+  if (plain !== "" && Number.isFinite(Number(plain))) return Number(plain);
+  return /^".*"$/.test(plain) ? plain.slice(1, -1) : plain;
+}
+
+/** A value as one types it: what `scalar` reads back unchanged. */
+export function typed(value: Scalar): string {
+  if (typeof value !== "string") return String(value);
+  return scalar(value) === value ? value : `"${value}"`;
+}
+
+export function pairs(values: Readonly<Record<string, Scalar>> | undefined): Pair[] {
+  return Object.entries(values ?? {}).map(([key, value]) => ({ key, value: typed(value) }));
+}
+
+/** The record that some rows of names and values stand for; rows without a name say nothing. */
+export function valuesOf(list: readonly Pair[]): Record<string, Scalar> {
+  return Object.fromEntries(list.filter((pair) => pair.key.trim() !== "").map((pair) => [pair.key.trim(), scalar(pair.value)]));
+}
+
+/** Only numbers: the options of a strategy. What is none stays out, so that the server names it. */
+function options(list: readonly Pair[]): Record<string, number> {
+  return valuesOf(list) as Record<string, number>;
+}
+
+function privacyOf(draft: Draft): NonNullable<Experiment["privacy"]> | null {
+  const dp = draft.dp
+    ? {
+        level: draft.level,
+        noise_multiplier: draft.noise,
+        clip: draft.clip,
+        delta: draft.delta,
+        ...(draft.level === "client" ? {} : { sampling: draft.sampling, steps: draft.steps }),
+      }
+    : null;
+  if (draft.protection === "default" && dp === null) return null;
+  const aggregation = draft.protection === "default" ? "secure" : draft.protection;
+  return { aggregation, ...(dp ? { dp } : {}) };
+}
+
+/** The record that the hub validates and runs. What stands at its default is left out. */
+export function experimentOf(draft: Draft): Experiment {
+  const privacy = privacyOf(draft);
+  const chosen: [string, unknown, unknown][] = [
+    ["name", draft.name.trim(), ""],
+    ["aggregate", { name: draft.aggregate }, { name: "mean" }],
+    ["min_updates", draft.minUpdates, 2],
+    ["min_sites", draft.minSites, 2],
+    ["fraction", draft.fraction, 1],
+    ["deadline", draft.deadline, 600],
+    ["seed", draft.seed, 0],
+    ["base", draft.base.trim() || null, null],
+    ["compress", draft.compress, "none"],
+    ["privacy", privacy, null],
+    ["early_stop", draft.stopEarly ? { metric: draft.metric, better: draft.better, rounds: draft.patience } : null, null],
+  ];
+  const set = chosen.filter(([, value, usual]) => JSON.stringify(value) !== JSON.stringify(usual));
+  return {
+    study: draft.study,
+    plan: draft.plan,
+    rounds: draft.rounds,
+    arguments: valuesOf(draft.arguments),
+    strategy: { name: draft.strategy, options: options(draft.options) },
+    ...Object.fromEntries(set.map(([key, value]) => [key, value])),
+  };
+}
+
+/** A draft of what a job ran, to change and run again. */
+export function draftOf(job: JobView): Draft {
+  const e = job.experiment;
+  const dp = e.privacy?.dp;
+  return {
+    ...FIRST,
+    name: e.name ?? "",
+    study: e.study,
+    plan: e.plan,
+    rounds: e.rounds,
+    arguments: pairs(e.arguments),
+    strategy: e.strategy?.name ?? FIRST.strategy,
+    options: pairs(e.strategy?.options),
+    aggregate: e.aggregate?.name ?? FIRST.aggregate,
+    minUpdates: e.min_updates ?? FIRST.minUpdates,
+    minSites: e.min_sites ?? FIRST.minSites,
+    fraction: e.fraction ?? FIRST.fraction,
+    deadline: e.deadline ?? FIRST.deadline,
+    seed: e.seed ?? FIRST.seed,
+    base: e.base ?? "",
+    compress: e.compress ?? FIRST.compress,
+    protection: e.privacy ? (e.privacy.aggregation ?? "plain") : "default",
+    ...(dp
+      ? {
+          dp: true,
+          level: dp.level,
+          noise: dp.noise_multiplier,
+          clip: dp.clip,
+          sampling: dp.sampling ?? 1,
+          steps: dp.steps ?? 1,
+          delta: dp.delta ?? FIRST.delta,
+        }
+      : {}),
+    ...(e.early_stop
+      ? {
+          stopEarly: true,
+          metric: e.early_stop.metric ?? FIRST.metric,
+          better: e.early_stop.better ?? FIRST.better,
+          patience: e.early_stop.rounds ?? FIRST.patience,
+        }
+      : {}),
+  };
+}
