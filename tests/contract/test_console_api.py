@@ -314,6 +314,24 @@ async def test_an_administrator_governs_accounts_and_cannot_lock_all_out(node: C
     )
 
 
+@pytest.mark.parametrize("change", [{"disabled": True}, {"roles": ["dpo"]}, None])
+async def test_an_invitation_ends_with_its_makers_rights(
+    node: Console, change: dict[str, object] | None
+) -> None:
+    admin = await node.enter("mara", "administrator")
+    leaver = await node.enter("lars", "administrator")
+    wanted = {"roles": ["administrator"], "hours": 720.0}
+    link = (await leaver.do("POST", "/api/accounts/invitations", wanted))["link"]
+    if change is None:
+        await admin.do("DELETE", "/api/accounts/lars")
+    else:
+        await admin.do("PATCH", "/api/accounts/lars", change)
+    body = {"token": link.partition("#")[2], "name": "back", "password": PASSWORD}
+    stranger = await node.stranger()
+    await stranger.refused("POST", "/api/invitation/accept", body, 401)
+    assert "back" not in [a["name"] for a in (await admin.get("/api/accounts"))["accounts"]]
+
+
 async def test_a_new_password_ends_the_other_sessions(node: Console) -> None:
     person = await node.enter("mara")
     elsewhere = await node.stranger()

@@ -105,6 +105,7 @@ def test_a_revoked_token_ends_its_stream(hub: RestHub, ada: Client) -> None:
             ada.change_arguments(job, {"lr": 0.25})  # wakes the stream, which looks again
             seen = [data for _, _, data in news]
     assert len(seen) <= 1, "at most what was on its way"
+    assert "0.25" not in repr(seen), "what happened since is not told, though it was waited for"
 
 
 def test_fifty_watch_one_job(hub: RestHub, ada: Client) -> None:

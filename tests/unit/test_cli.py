@@ -36,9 +36,10 @@ COMMANDS = dict(_commands(typer.main.get_command(main.app)))
 def test_every_command_of_the_manual_is_there() -> None:
     needed = """
         hub init|hub serve|hub invite|hub revoke|hub sites|hub token create|hub token list
-        |hub rotate-key|hub token revoke|people list|people invite|people accept|people roles|people disable
-        |people end-sessions|people ask|people requests|people decide|key create|key list
-        |key revoke|logout|node join|node serve|node status|node doctor|node plans|node approve
+        |hub rotate-key|hub token revoke|people list|people invite|people accept|people roles
+        |people disable|people end-sessions|people ask|people requests|people decide
+        |key create|key list|key revoke|logout|node join|node serve|node status|node doctor
+        |node plans|node approve
         |node reject|node revoke|node studies|node accept|node decline|node log|node hub-audit
         |node peers|node pin|node plan-show|node plan-diff|node dry-run|node endorse
         |node endorsed|node study-diff|node leave|node purge|node policy show|node policy check

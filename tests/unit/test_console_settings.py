@@ -9,10 +9,10 @@ import pytest
 from consilia.errors import ConfigError
 from consilia.node import config
 from consilia.node.console import gate
-from consilia.node.console.app import described
+from consilia.node.console.app import MISSING, described
 from consilia.node.console.serve import tls_context
 from consilia.node.console.settings import Console, address, loopback, origins, problems
-from consilia.node.console.static import find, page
+from consilia.web.static import find, page
 from consilia.wire.console import ROLES
 
 ROOT = Path(__file__).parents[2]
@@ -84,11 +84,14 @@ def test_files_are_those_of_the_build_and_no_others(tmp_path: Path) -> None:
     (folder / "assets" / "link.js").symlink_to(tmp_path / "secret")
     (folder / ".hidden").write_text("no")
     files = find(folder)
-    assert page(files, "/assets/a.js").kind.startswith("text/javascript")
-    assert "immutable" in page(files, "/assets/a.js").cache
+    assert page(files, "/assets/a.js", MISSING).kind.startswith("text/javascript")
+    assert "immutable" in page(files, "/assets/a.js", MISSING).cache
     for path in ("/", "/studies", "/../secret", "/assets/link.js", "/.hidden", "/assets/b.js"):
-        assert (page(files, path).body, page(files, path).cache) == (b"home", "no-cache")
-    assert b"./run web" in page(find(tmp_path / "none"), "/").body
+        assert (page(files, path, MISSING).body, page(files, path, MISSING).cache) == (
+            b"home",
+            "no-cache",
+        )
+    assert b"./run web" in page(find(tmp_path / "none"), "/", MISSING).body
 
 
 def test_a_key_that_others_can_read_is_not_used(tmp_path: Path) -> None:

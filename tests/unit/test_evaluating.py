@@ -94,11 +94,42 @@ def grouped(counts: tuple[int, ...], rules: Rules, exact: bool) -> list[str]:
 
 
 def test_subgroups_keep_to_k_and_hide_what_would_follow() -> None:
+    for rules, exact in ((Rules(), False), (EXACT, True)):
+        # the hidden ones are together k, and k of both kinds; none is named, but all are there
+        assert grouped((40, 30, 3, 2), rules, exact) == ["A"]
+        assert grouped((40, 30, 8, 2), rules, exact) == ["A", "B"]
+        assert grouped((40, 30, 3, 0), rules, exact) == ["A"]
     assert grouped((40, 30, 20, 0), Rules(), False) == ["A", "B", "C"]
-    assert grouped((40, 30, 3, 0), Rules(), False) == ["A", "B"]
-    # where nothing is rounded, the hidden ones must together be k
-    assert grouped((40, 30, 3, 2), EXACT, True) == ["A", "B"]
-    assert grouped((40, 30, 3, 0), EXACT, True) == ["A"]
+    assert grouped((40, 30, 0, 0), Rules(), False) == ["A", "B"]
+    assert grouped((40, 30, 20, 0), EXACT, True) == ["A", "B"]  # empty and rare look alike
+
+
+def test_three_digits_do_not_hide_three_patients() -> None:
+    """Of 50 records, the shares of the whole and of 47 give that of the other 3 exactly."""
+    asked = Evaluation((Subgroups("ward", tuple("AB")),))
+    given = arrays(50, "classes")
+    wrong = np.zeros(50, np.bool_)
+    wrong[:2] = wrong[-2:] = True  # two of the 47, and two of the 3
+    right = np.arange(50) % 2 == 1
+    given["targets"][:] = right[:, None]
+    given["scores"] = np.eye(2)[np.where(wrong, ~right, right).astype(np.int64)]
+    given["levels"] = np.repeat([0, 1], (47, 3))[:, None]
+    found = measured(taken(output(given), asked, 50), asked, Rules(), False, silent)
+    assert found.measures["accuracy"].value == 0.92  # 46 of 50: no other share looks so
+    assert [s.level for s in found.subgroups] == []
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_level_of_cases_alone_looks_like_one_of_rare_others(others: int) -> None:
+    """Otherwise the level beside it would say of everybody in it that they are cases."""
+    asked = Evaluation((Subgroups("age", cuts=(60.0,)),))
+    given = arrays(100)
+    given["targets"][:] = (np.arange(100) % 2)[:, None]
+    given["targets"][60:] = 1
+    given["targets"][60 : 60 + others] = 0
+    given["levels"] = np.repeat([0, 1], (60, 40))[:, None]
+    found = measured(taken(output(given), asked, 100), asked, Rules(), False, silent)
+    assert found.measures and not found.subgroups
 
 
 def test_subgroups_have_names_that_no_record_chose() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from consilia.accounts import ldap
+from consilia.accounts.authorities import authority
 from consilia.accounts.directory import Ldap, Person, Turned, account_name, person
-from consilia.accounts.secretfile import authority
 from consilia.errors import TransferError
 from consilia.files import first_line
 

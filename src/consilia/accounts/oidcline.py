@@ -16,8 +16,8 @@ from urllib.parse import quote_plus
 import httpx
 
 from consilia.accounts import oidc
+from consilia.accounts.authorities import authority
 from consilia.accounts.directory import Oidc, Person, Turned, person, roles_of
-from consilia.accounts.secretfile import authority
 from consilia.errors import AuthError, TransferError
 from consilia.files import first_line
 

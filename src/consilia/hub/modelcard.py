@@ -6,8 +6,7 @@ from consilia import __version__
 from consilia.hub import modelversions, records, stages, withdrawals
 from consilia.hub.modelversions import Version
 from consilia.hub.records import JobRecord
-from consilia.hub.views import model_view, round_views
-from consilia.privacy import accountant
+from consilia.hub.views import model_view, round_views, spent
 from consilia.wire.people import ModelCard, Protection, StageView
 
 FEW_SITES = 3  # fewer contribute each so much that a sum hides little
@@ -63,8 +62,7 @@ def _protection(job: JobRecord, round: int) -> Protection:
     dp = privacy.dp if privacy else None
     epsilon = None
     if dp is not None:
-        spent = accountant.cost(dp, round)
-        epsilon = accountant.epsilon(spent, dp.delta)
+        epsilon = spent(dp, round)
     return Protection(
         job=job.id,
         round=round,

@@ -14,6 +14,7 @@ from consilia.hub.readiness import doing
 from consilia.hub.records import JobRecord
 from consilia.privacy import accountant
 from consilia.wire.people import JobView, ModelView, RoundView
+from consilia.wire.v1 import Dp
 
 MAX_EVENTS = 500  # in one answer
 
@@ -93,12 +94,12 @@ def round_views(record: JobRecord, versions: Sequence[Version]) -> tuple[RoundVi
     views = tuple(_saved(v) if packed else round_view(v) for v in versions)
     if dp is None:
         return views
-    one = accountant.cost(dp)
+    return tuple(msgspec.structs.replace(v, epsilon=spent(dp, v.round)) for v in views)
 
-    def spent(rounds: int) -> float:
-        return accountant.epsilon([part * rounds for part in one], dp.delta) if rounds else 0.0
 
-    return tuple(msgspec.structs.replace(v, epsilon=spent(v.round)) for v in views)
+def spent(dp: Dp, rounds: int) -> float:
+    """Return a site's epsilon after so many rounds of a job, none of them repeated."""
+    return accountant.epsilon(accountant.cost(dp, rounds), dp.delta)
 
 
 def _saved(version: Version) -> RoundView:

@@ -9,7 +9,6 @@ they nor what they leave over is smaller than k; calibration in bins of k cases 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,8 @@ from consilia.wire.v1 import (
     Subgroups,
 )
 from consilia.wire.worker import WorkerTensor
+
+Rows = NDArray[np.bool_]  # which records
 
 KIND = "kind:"
 MOST_VALUES = 1 << 26  # of one array
@@ -54,6 +55,13 @@ class Predictions:
     targets: Floats
     levels: NDArray[np.int64] | None
     local: Floats | None
+
+    def sides(self) -> tuple[Rows, ...]:
+        """Return the records of each kind of which a metric needs k: cases, others, events."""
+        if self.predicts in ("probability", "margin"):
+            cases = self.targets[:, 0] > 0.5
+            return cases, ~cases
+        return (self.targets[:, 1] > 0.5,) if self.predicts == "risk" else ()
 
 
 def taken(output: TaskOutput, asked: Evaluation, records: int) -> Predictions:
@@ -121,16 +129,12 @@ class _Told:
         return None if isinstance(out, Suppressed) else out
 
     def measures(
-        self, found: Mapping[str, Estimate], of: Predictions, inside: Any = None
+        self, found: Mapping[str, Estimate], of: Predictions, inside: Rows | None = None
     ) -> dict[str, Measure]:
         """Return the metrics that may be told; of two classes each side holds k."""
         rows = np.ones(len(of.scores), np.bool_) if inside is None else inside
-        count, few = int(rows.sum()), int(rows.sum())
-        if of.predicts in ("probability", "margin"):
-            cases = int((of.targets[rows, 0] > 0.5).sum())
-            few = min(cases, count - cases)
-        elif of.predicts == "risk":
-            few = int((of.targets[rows, 1] > 0.5).sum())
+        count = int(rows.sum())
+        few = min([count, *(int((rows & side).sum()) for side in of.sides())])
         told: dict[str, Measure] = {}
         shown = disclosure.release_count(count, self.rules, self.why)
         for name, estimate in found.items():
@@ -160,11 +164,10 @@ def _subgroups(found: Predictions, place: int, asked: Subgroups, told: _Told) ->
         return []
     names = names_of(asked)
     inside = [found.levels[:, place] == level for level in range(len(names))]
-    rest = len(found.scores) - sum(int(rows.sum()) for rows in inside)
-    counts = [*(int(rows.sum()) for rows in inside), rest]
-    shown = _shown(counts, told)
+    counts = [int(rows.sum()) for rows in inside]
+    shown = _shown(found, inside, told)
     groups = []
-    for name, rows, count, visible in zip(names, inside, counts, shown, strict=False):
+    for name, rows, count, visible in zip(names, inside, counts, shown, strict=True):
         if not visible:
             told.why(f"subgroup {asked.column}: a level is too rare, or follows from the rest")
             continue
@@ -176,16 +179,37 @@ def _subgroups(found: Predictions, place: int, asked: Subgroups, told: _Told) ->
     return groups
 
 
-def _shown(counts: list[int], told: _Told) -> tuple[bool, ...]:
-    """Say which levels may be shown; the last count is of the records that are in none.
+def _shown(found: Predictions, inside: list[Rows], told: _Told) -> tuple[bool, ...]:
+    """Say which levels may be shown, so that none that is left out follows from the others.
 
-    Where counts leave rounded and values in a few digits, a level that is left out does not
-    follow from the others and the whole: a difference of fewer than k records is below what
-    rounding hides. A site that rounds neither hides more, as in a table.
+    What is hidden must together hold k records, and k cases and k others of two classes, as
+    in a table: rounding does not help, since three digits name a share of fifty records
+    exactly, and the share of the hidden ones with it. What is in no level is hidden as well.
+    A level or rest of nobody counts as hidden only where counts leave as they are; else one
+    of two levels would always be hidden, for the sake of a rest that nobody is in.
     """
+    cells = [*inside, ~np.any(inside, axis=0)]
+    counts = [int(rows.sum()) for rows in cells]
     if told.rules.rounded and not told.exact:
-        return tuple(count >= told.rules.k for count in counts)
-    return disclosure.shown_cells(counts, told.rules)
+        shown = _of_somebody(counts, counts, told.rules)
+    else:
+        shown = disclosure.shown_cells(counts, told.rules)
+    for side in found.sides():
+        few = [int((rows & side).sum()) for rows in cells]
+        of_side = _of_somebody(few, counts, told.rules)
+        shown = tuple(a and b for a, b in zip(shown, of_side, strict=True))
+    return shown[:-1]
+
+
+def _of_somebody(few: list[int], counts: list[int], rules: Rules) -> tuple[bool, ...]:
+    """Return disclosure.shown_cells of `few`, over the cells that anybody is in.
+
+    A level of cases alone is among them, with none of the others: told apart from a level of
+    rare others, it would say of everybody in it that they are cases.
+    """
+    held = [n for n, count in zip(few, counts, strict=True) if count]
+    shown = iter(disclosure.shown_cells(held, rules))
+    return tuple(count > 0 and next(shown) for count in counts)
 
 
 def names_of(asked: Subgroups) -> tuple[str, ...]:

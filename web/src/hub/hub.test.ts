@@ -6,7 +6,7 @@ import { baseKey } from "../shared/text/translate";
 import { eventsIn } from "./api/stream";
 import type { JobView } from "./api/schema";
 import { draftOf, experimentOf, FIRST, scalar, typed } from "./model/draft";
-import { leaseParts, NOTHING, told, type Happening } from "./model/happenings";
+import { leaseParts, NOTHING, siteFigures, told, type Happening } from "./model/happenings";
 import { stretches } from "./model/lineage";
 import { path, span, thinned, ticks, type Point } from "./model/scale";
 import { spentBySite } from "./model/spent";
@@ -84,6 +84,12 @@ describe("what a job's events tell", () => {
     expect(once.log.map((line) => line.type)).toEqual(["Changed", "Accepted", "Closed", "Accepted", "Spoke", "Leased"]);
     expect(once.log[0]?.detail).toBe("lr=0.1");
     expect(once.log[2]?.detail).toBe("odd");
+  });
+
+  it("shows no zeros for what masked updates keep to themselves", () => {
+    const live = told(NOTHING, [happened(1, "Accepted", { lease: "j.1.0.a", metrics: { loss: 0 } })]);
+    expect(siteFigures(live, "loss", "secure")).toEqual([]);
+    expect(siteFigures(live, "loss", "plain")).toEqual([["a", [[1, 0]]]]);
   });
 
   it("does not grow without bound", () => {

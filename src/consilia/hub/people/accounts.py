@@ -8,7 +8,7 @@ notices that its knowledge is old.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -18,8 +18,8 @@ from consilia.errors import Conflict, NotFound, Refused
 from consilia.hub import records, tables
 from consilia.hub.paging import Listing, Page
 from consilia.hub.people.roles import Role, Roles
+from consilia.wire.accounts import Kind
 
-Kind = Literal["password", "oidc", "ldap"]
 GENERATION = "people"
 MAX_ACCOUNTS = 10_000
 # names that stand for the software itself, or for the token of `hub init`

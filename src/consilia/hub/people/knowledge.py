@@ -19,10 +19,11 @@ from consilia.errors import AuthError
 from consilia.hub import records, tables
 from consilia.hub.access import TOKEN_PREFIX, Access
 from consilia.hub.credentials import Token
-from consilia.hub.people.accounts import GENERATION, Kind
+from consilia.hub.people.accounts import GENERATION
 from consilia.hub.people.roles import NONE, Caller, Role, Roles
 from consilia.hub.people.sessions import ENDED, Claims, Lifetime, Signer
 from consilia.hub.store import Store
+from consilia.wire.accounts import Kind
 
 DAYS = 30  # that a directory's word on somebody lasts for their keys, which it knows nothing of
 REMEMBERED = 20_000  # access tokens whose signature was checked

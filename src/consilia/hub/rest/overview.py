@@ -19,7 +19,7 @@ from consilia.hub.rest.jobs import seen_job, start_job
 from consilia.hub.rest.services import Hub, Services
 from consilia.hub.rest.snapshot import KEPT
 from consilia.hub.rest.system import asked_parts
-from consilia.privacy import accountant
+from consilia.hub.views import spent
 from consilia.wire.overview import (
     BudgetView,
     CloneJob,
@@ -116,18 +116,13 @@ def _budget(view: JobView) -> BudgetView | None:
     if privacy is None or privacy.dp is None:
         return None
     dp = privacy.dp
-    one = accountant.cost(dp)
-
-    def spent(rounds: int) -> float:
-        return accountant.epsilon([part * rounds for part in one], dp.delta) if rounds else 0.0
-
     return BudgetView(
         job=view.id,
         study=view.experiment.study,
         state=view.state,
         delta=dp.delta,
-        spent=spent(view.round if view.state == "done" else max(0, view.round - 1)),
-        planned=spent(view.experiment.rounds),
+        spent=spent(dp, view.round if view.state == "done" else max(0, view.round - 1)),
+        planned=spent(dp, view.experiment.rounds),
     )
 
 

@@ -29,7 +29,6 @@ from consilia.node.console import (
     policy,
     runs,
     sources,
-    static,
     studies,
     trail,
     twins,
@@ -37,6 +36,7 @@ from consilia.node.console import (
 from consilia.node.console.gate import HEADERS, Gate
 from consilia.node.console.guard import Caller, caller, make_guard, open_to_all
 from consilia.node.console.services import Here, Services
+from consilia.web import static
 from consilia.web.body import JsonRequest, StrictBody
 from consilia.web.openapi import document
 from consilia.web.problems import handlers
@@ -44,6 +44,7 @@ from consilia.web.problems import handlers
 MAX_BODY = 4 << 20  # bytes of a JSON body
 PREFIX = "/api"
 ASSETS = "/assets/"
+MISSING = static.missing("The console's pages", "the console")
 _COOKIE = {"type": "apiKey", "in": "cookie", "name": "consilia-session"}
 
 Described = NamedDependency[SkipValidation[dict[str, Any]]]
@@ -64,7 +65,7 @@ async def pages(request: Request[Any, Any, Any], here: Here, files: Files) -> Re
         raise NotFoundException
     if path.startswith(ASSETS) and path not in files:  # a page in its place would be no script
         raise NotFoundException
-    found = await asyncio.to_thread(static.page, files, path)
+    found = await asyncio.to_thread(static.page, files, path, MISSING)
     headers = {"Cache-Control": found.cache}
     return Response(found.body, media_type=found.kind, headers=headers)
 

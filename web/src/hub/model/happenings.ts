@@ -116,3 +116,9 @@ export function told(live: Live, events: readonly Happening[]): Live {
   const lines = events.filter((event) => event.type !== "Progress").map(lineOf).reverse();
   return lines.length === 0 ? after : { ...after, log: [...lines, ...after.log].slice(0, LOG) };
 }
+
+/** Each site's values of a metric, by name; none where hidden updates carry its name only, with 0 for the value. */
+export function siteFigures(live: Live, metric: string, aggregation = "plain"): [string, readonly Point[]][] {
+  if (aggregation !== "plain") return [];
+  return Object.entries(live.values[metric] ?? {}).sort(([a], [b]) => a.localeCompare(b));
+}

@@ -5,7 +5,7 @@ import { bytes } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Section } from "../../shared/ui/page";
 import type { JobView, RoundView } from "../api/schema";
-import type { Live } from "../model/happenings";
+import { siteFigures, type Live } from "../model/happenings";
 import type { Series } from "../model/scale";
 import { Chart } from "./chart";
 
@@ -26,7 +26,7 @@ function Metric({ job, live, names }: { job: JobView; live: Live; names: readonl
   const { say } = useText();
   const [chosen, choose] = useState(names.includes("loss") ? "loss" : (names[0] ?? ""));
   const mean = overRounds(job.rounds, say("chart.mean"), (round) => round.metrics[chosen]);
-  const sites = Object.entries(live.values[chosen] ?? {}).sort(([a], [b]) => a.localeCompare(b));
+  const sites = siteFigures(live, chosen, job.experiment.privacy?.aggregation);
   const series = [mean, ...sites.map(([name, points]) => ({ name, points: points.filter(([round]) => round > 0) }))];
   return (
     <Section title={say("chart.metric", { metric: chosen })} actions={names.length > 1 && (

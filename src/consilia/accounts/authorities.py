@@ -1,4 +1,4 @@
-"""Files that settings name: secrets that only their owner may read, and authorities."""
+"""Whom a line to a directory trusts: the authorities that its settings name."""
 
 import ssl
 from pathlib import Path
