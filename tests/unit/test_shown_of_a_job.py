@@ -66,3 +66,11 @@ def test_what_sites_say_to_each_other_is_no_news() -> None:
     assert first.body == joined
     assert second.body == {"at": 1.0, "lease": "j.1.0.a", "step": "shares", "characters": 4000}
     assert second.seq == 2 * (first.seq) and said["body"] == "QUJD" * 1000
+
+
+def test_a_site_that_tells_sums_only_has_no_figure_of_its_own() -> None:
+    told = {"at": 1.0, "lease": "j.1.0.a", "records": 9, "metrics": {"loss": 0.0}}
+    entries = [Entry(1, 1.0, "Accepted", told)]
+    (masked,) = views.feed(entries, (), 0, sums=True).items
+    (plain,) = views.feed(entries, (), 0).items
+    assert masked.body == {**told, "metrics": {}} and plain.body == told

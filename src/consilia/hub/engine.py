@@ -386,8 +386,9 @@ class Engine:
         job = self._jobs.get(id)
         if job is not None and not views.anything(job, after):
             return views.Feed((), after)
-        entries = await self._store.read(lambda db: views.read_entries(db, id, after))
-        return views.feed(entries, () if job is None else job.book.progress.values(), after)
+        sums, entries = await self._store.read(lambda db: views.read_entries(db, id, after))
+        progress = () if job is None else job.book.progress.values()
+        return views.feed(entries, progress, after, sums=sums)
 
     async def _live(self, id: str, *, finished: bool = False) -> LiveJob:
         """Return a job, bringing it back to life when it is not (any more).

@@ -14,7 +14,7 @@ from consilia.hub.readiness import doing
 from consilia.hub.records import JobRecord
 from consilia.privacy import accountant
 from consilia.wire.people import JobView, ModelView, RoundView
-from consilia.wire.v1 import Dp
+from consilia.wire.v1 import Dp, Privacy
 
 MAX_EVENTS = 500  # in one answer
 
@@ -156,15 +156,28 @@ def anything(job: LiveJob, after: int) -> bool:
     return job.seq > after // TICKS or any(p.seq > after for p in job.book.progress.values())
 
 
-def read_entries(db: Connection, job: str, after: int) -> list[journal.Entry]:
-    """Return the journal's rows after cursor `after`; NotFound for an unknown job."""
-    records.get_job(db, job)
-    return journal.entries(db, job, after // TICKS, MAX_EVENTS)
+def read_entries(db: Connection, job: str, after: int) -> tuple[bool, list[journal.Entry]]:
+    """Return whether sites tell sums only, and the journal's rows after cursor `after`.
+
+    NotFound for an unknown job.
+    """
+    asked = records.get_job(db, job).experiment.privacy or Privacy()
+    rows = journal.entries(db, job, after // TICKS, MAX_EVENTS)
+    return asked.aggregation != "plain", rows
 
 
-def feed(entries: Sequence[journal.Entry], progress: Iterable[Progressed], after: int) -> Feed:
-    """Merge journalled events with the sites' progress, in the order of their cursors."""
-    items = [Item(e.seq * TICKS, e.at, e.type, _told(e.type, e.body)) for e in entries]
+def feed(
+    entries: Sequence[journal.Entry],
+    progress: Iterable[Progressed],
+    after: int,
+    *,
+    sums: bool = False,
+) -> Feed:
+    """Merge journalled events with the sites' progress, in the order of their cursors.
+
+    `sums`: the job's sites tell sums only.
+    """
+    items = [Item(e.seq * TICKS, e.at, e.type, _told(e.type, e.body, sums)) for e in entries]
     last = entries[-1].seq if entries else after // TICKS
     if len(entries) < MAX_EVENTS:
         items += [_progress(p) for p in progress if p.seq > after and p.seq // TICKS <= last]
@@ -172,12 +185,16 @@ def feed(entries: Sequence[journal.Entry], progress: Iterable[Progressed], after
     return Feed(tuple(items), max([after, *(item.seq for item in items)]))
 
 
-def _told(type: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+def _told(type: str, body: Mapping[str, Any], sums: bool) -> Mapping[str, Any]:
     """Return an event as people see it.
 
     What a site said in a masked round is keys, sealed shares and signatures for the other
-    sites: nothing that a person reads, and the larger part of a job's journal.
+    sites: nothing that a person reads, and the larger part of a job's journal. The metrics of
+    a masked update are inside it; what stands beside it are their names, each with a 0 that
+    would be read as a value.
     """
+    if type == "Accepted" and sums and not body.get("body"):
+        return {**body, "metrics": {}}
     if type != "Spoke":
         return body
     return {**{k: v for k, v in body.items() if k != "body"}, "characters": len(body["body"])}
