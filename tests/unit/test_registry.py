@@ -215,3 +215,27 @@ def test_types_hold_for_all_records_not_only_the_first(tmp_path: Path) -> None:
     path = written(tmp_path, f"a,b,late,c\n{first}1,1.5,2024-01-01,x\n")
     found = inspect_table(path, "t", ("t",), now=0).columns
     assert found == {"a": "int64", "b": "float64", "late": "date", "c": "category"}
+
+
+@pytest.mark.parametrize("kind", ["INTEGER", "BIGINT", "UBIGINT", "UUID", "VARCHAR"])
+def test_patient_ids_of_a_database_are_read_as_text(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "t.parquet"
+    made = "gen_random_uuid()" if kind == "UUID" else f"CAST(n AS {kind})"
+    with duckdb.connect() as db:
+        db.execute(
+            f"COPY (SELECT {made} AS id, n % 7 AS x FROM range(30) t(n)) TO '{path}' "  # noqa: S608
+            "(FORMAT parquet)"
+        )
+    found = inspect_table(path, "t", (), now=0, patient="id")
+    assert found.columns["id"] == "str"
+    ids = [str(i) for i in Table(to_source(found)).column("id")]
+    assert len(set(ids)) == 30
+    assert kind == "UUID" or "7" in set(ids)
+
+
+def test_patient_ids_that_are_fractions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with duckdb.connect() as db:
+        db.execute(f"COPY (SELECT n / 2 AS id FROM range(9) t(n)) TO '{path}'")  # noqa: S608
+    with pytest.raises(DataError, match="needed text"):
+        inspect_table(path, "t", (), now=0, patient="id")

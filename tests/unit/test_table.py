@@ -219,7 +219,8 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "kind"), [("'5'", "float32"), ("2.5::DOUBLE", "int64"), ("1", "bool"), ("1", "str")]
+    ("sql", "kind"),
+    [("'5'", "float32"), ("2.5::DOUBLE", "int64"), ("1", "bool"), ("1.5::DOUBLE", "str")],
 )
 def test_parquet_of_another_type_is_refused(tmp_path: Path, sql: str, kind: str) -> None:
     table = Table(source(parquet(tmp_path, f"SELECT {sql} AS x"), {"x": kind}))

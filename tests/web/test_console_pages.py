@@ -27,6 +27,7 @@ from browserkit import (
 )
 
 from consilia import Client, Experiment, Study
+from pgkit import Postgres
 
 pytestmark = pytest.mark.slow
 
@@ -166,6 +167,44 @@ def test_the_wizard_takes_a_folder_and_a_query(page: Any, hospitals: Hospitals) 
     page.get_by_role("button", name="Next").click()
     page.get_by_role("button", name="Register the dataset").click()
     page.get_by_text("FROM visits WHERE age > 40").wait_for()
+
+
+def test_the_wizard_asks_a_database_of_the_hospital(
+    page: Any, hospitals: Hospitals, postgres: Postgres
+) -> None:
+    """PostgreSQL, as the administrator has opened it in node.yaml; the next request sees it."""
+    import psycopg  # noqa: PLC0415 - the fixture has found it
+
+    address = postgres.fresh()
+    with psycopg.connect(address) as db:
+        db.execute("CREATE TABLE stays AS SELECT n AS patient, n % 9 AS days "
+                   "FROM generate_series(1, 90) n")  # fmt: skip
+    settings = hospitals.node / "node.yaml"
+    name = address.partition("?")[0].rpartition("/")[2]
+    libpq = f"host={postgres.directory} user=postgres dbname={name}"
+    named = f"databases: {{warehouse: {{postgresql: '{libpq}'}}}}"
+    before = settings.read_text()
+    settings.write_text(before.replace("console: {", "console: {" + named + ", ", 1))
+    try:
+        page.goto(f"{hospitals.origin}/datasets/add")
+        page.get_by_role("tab", name="Database query").click()
+        page.get_by_label("Database", exact=True).select_option("warehouse")
+        page.get_by_label("Query (one SELECT)").fill("DELETE FROM stays")
+        page.get_by_role("button", name="Ask and look").click()
+        page.get_by_role("alert").wait_for()  # only what reads
+        page.get_by_label("Query (one SELECT)").fill("SELECT patient, days FROM stays")
+        page.get_by_role("button", name="Ask and look").click()
+        page.get_by_label("Name").fill("stays")
+        page.get_by_role("combobox", name="Tags").fill("stays")
+        page.keyboard.press("Enter")
+        page.get_by_label("Column of patient ids").select_option("patient")
+        page.get_by_role("button", name="Next").click()
+        page.get_by_role("button", name="Register the dataset").click()
+        page.get_by_role("heading", name="stays", level=1).wait_for()
+        with psycopg.connect(address) as db:
+            assert db.execute("SELECT count(*) FROM stays").fetchone() == (90,)
+    finally:
+        settings.write_text(before)
 
 
 def test_a_mock_twin_is_seen_offered_and_withdrawn(page: Any, hospitals: Hospitals) -> None:

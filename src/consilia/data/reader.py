@@ -56,7 +56,8 @@ _FITS: Mapping[str, frozenset[str]] = {
     "float64": _INTEGERS | {"FLOAT", "DOUBLE", "BOOLEAN", "UBIGINT", "HUGEINT", "DECIMAL"},
     "int64": _INTEGERS,
     "bool": frozenset({"BOOLEAN"}),
-    "str": frozenset({"VARCHAR", "ENUM", "UUID"}),
+    # whole numbers, too: databases keep patient ids as such
+    "str": _INTEGERS | {"VARCHAR", "ENUM", "UUID", "UBIGINT"},
     "category": frozenset({"VARCHAR", "ENUM"}),
     "date": frozenset({"DATE"}),
     "timestamp": frozenset(
