@@ -105,7 +105,8 @@ async def test_roles_are_denied_by_default_and_a_dpo_changes_nothing(node: Conso
     open_to_dpo = {f"{m} {p}" for m, p, r in operations() if m != "GET" and r and "dpo" in r}
     assert open_to_dpo == HARMLESS
     unread = {p for m, p, r in operations() if m == "GET" and r is not None and "dpo" not in r}
-    assert unread == {"/api/folders"}  # of files that are no datasets
+    # of files that are no datasets, and where the hospital's databases are
+    assert unread == {"/api/folders", "/api/databases"}
 
 
 # ---- hostile pages ---------------------------------------------------------------------------
