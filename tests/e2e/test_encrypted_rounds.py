@@ -6,6 +6,7 @@ Four hospitals with a quarter each of the breast cancer cohort that comes with s
 import base64
 import contextlib
 import csv
+import os
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
@@ -18,13 +19,14 @@ from bench.local import STUDY
 from faultkit import SEED, Lab, accepted, configure, journal, until
 
 from consilia.core.select import site_seed
-from consilia.node import approvals
+from consilia.node import approvals, studykeys
 from consilia.node.control import poke
+from consilia.node.store import Store
 from consilia.privacy.secagg import Member
 from consilia.sdk.client import Client
 from consilia.wire import frames
 from consilia.wire.people import JobView
-from consilia.wire.v1 import Plan, Privacy, decode
+from consilia.wire.v1 import Lease, Plan, Privacy, decode
 
 pytest.importorskip("tenseal", reason="needs the extra consilia[he]")
 cancer = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
@@ -125,15 +127,27 @@ def full_disk(lab: Lab, site: str) -> Iterator[None]:
 
 def member(lab: Lab, site: str) -> Member | None:
     """What a node has stored of the masked round it takes part in."""
+    row = masked_row(lab, site)
+    if row is None:
+        return None
+    lease, kept = decode(row[0], Lease), row[1]
+    with contextlib.closing(Store.open(lab.node_directory(site))) as store:
+        rest = studykeys.rest_of(store, os.urandom)
+        return decode(rest.unlock(lease.task.study, kept, f"masked round {lease.id}"), Member)
+
+
+def masked_row(lab: Lab, site: str) -> tuple[bytes, bytes] | None:
+    """The lease and, under its study's key, the secrets of the round a node takes part in."""
     path = lab.node_directory(site) / "node.sqlite"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
-        row = store.execute("SELECT member FROM masked").fetchone()
-    return None if row is None else decode(row[0], Member)
+        row: tuple[bytes, bytes] | None
+        row = store.execute("SELECT body, member FROM masked").fetchone()
+    return row
 
 
 def forgot(lab: Lab, site: str) -> bool:
     """Whether no round's secrets lie on a node's disk."""
-    return member(lab, site) is None
+    return masked_row(lab, site) is None
 
 
 @pytest.mark.slow

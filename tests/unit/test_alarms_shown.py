@@ -37,7 +37,8 @@ def test_history_has_a_column_for_alarms_where_there_were_some() -> None:
 
 
 def test_lines_of_progress_tell_each_alarm_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with display(True, JOB) as show:
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed (extra: dev)")
+    with display(True, JOB) as show:  # no notebook, though its package is imported
         show(JOB)
         show(JOB)
     said = capsys.readouterr().err

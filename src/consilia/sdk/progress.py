@@ -19,7 +19,7 @@ def display(wanted: bool, job: JobView) -> Iterator[Show]:
     """Yield a function that shows a job as it is now; one that shows nothing if not wanted."""
     if not wanted:
         yield lambda _job: None
-    elif "ipykernel" in sys.modules and (make := _maker()) is not None:
+    elif _in_notebook() and (make := _maker()) is not None:
         with _notebook_bar(job, make) as show:
             yield show
     elif sys.stderr.isatty():
@@ -85,6 +85,12 @@ def _bars(job: JobView) -> Iterator[Show]:
 
         show(job)
         yield show
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, not one that merely imported its package."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _maker() -> Callable[..., "tqdm[NoReturn]"] | None:
