@@ -6,6 +6,8 @@ import shutil
 import socket
 import sqlite3
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +44,14 @@ def proxy(answer: bytes) -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
     thread.join(5)
+
+
+EXAMINE = """
+import pathlib, sys, time
+from consilia.node.doctor import examine
+directory, devices = map(pathlib.Path, sys.argv[1:])
+print(*examine(directory, time.time, devices), sep="\\n")
+"""
 
 
 @pytest.fixture
@@ -184,6 +194,20 @@ def test_a_gpu_that_is_absent_or_closed(directory: Path, tmp_path: Path) -> None
     assert "driver" in found(directory, devices=devices)["gpu"].advice
     (devices / "nvidia0").touch()
     assert found(directory, devices=devices)["gpu"].ok
+    (devices / "nvidia0").chmod(0)
+    # The one right of root's that opens any file is given up, as the node's own user has none.
+    unprivileged = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    done = subprocess.run(
+        [
+            *(unprivileged if os.geteuid() == 0 else ()),
+            *(sys.executable, "-c", EXAMINE, directory, devices),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = next(li for li in done.stdout.splitlines() if "check='gpu'" in li)
+    assert "ok=False" in line and "nvidia0 cannot be opened" in line and "group" in line
 
 
 def test_the_console_s_own_certificate(directory: Path) -> None:
