@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import agent, api, compressing, he, many, rounds, secagg, training
+from bench import agent, api, compressing, he, many, pages, rounds, secagg, training
 
 HERE = Path(__file__).parent
 
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
             found = many.measure(
                 Path(root), chosen.nodes, chosen.mb, chosen.rounds, chosen.idle
             )
+        elif chosen.name == "pages":
+            found = pages.measure(Path(root), chosen.visits)
         elif chosen.name == "compress":
             found = compressing.measure(Path(root), chosen.params)
         else:
@@ -77,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     people.add_argument("--seconds", type=float, default=8.0, help="of each load")
     people.add_argument("--subscribers", type=int, default=1000)
     people.add_argument("--jobs", type=int, default=2000, help="that the hub knows")
+    paint = names.add_parser("pages", help="first paint of the dashboard, in Chromium")
+    paint.add_argument("--visits", type=int, default=7)
     crowd = names.add_parser("many", help="a hub with many sites")
     crowd.add_argument("--nodes", type=int, default=1000)
     crowd.add_argument("--mb", type=float, default=1.0)

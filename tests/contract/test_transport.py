@@ -97,7 +97,9 @@ async def test_orders_reach_a_waiting_node(bench: Bench) -> None:
     start = time.perf_counter()
     bench.hub.orders.put_nowait(v1.Orders(catalogue=7))
     assert (await poll).catalogue == 7
-    assert time.perf_counter() - start < 1.0  # a millisecond; the bound is for busy machines
+    assert (
+        time.perf_counter() - start < 10
+    )  # of 20: a millisecond; the bound is for busy machines
     await link.close()
 
 
@@ -331,27 +333,21 @@ async def test_garbage_and_silence_block_nobody(tmp_path: Path) -> None:
 async def test_a_site_that_asks_too_much_waits_its_turn_and_then_is_refused(
     tmp_path: Path,
 ) -> None:
-    bounds = Bounds(others=(20.0, 5), queue=0.5)  # five at once, then one in 50 ms, for 0.5 s
+    bounds = Bounds(others=(5.0, 5), queue=0.5)  # five at once, then one in 0.2 s, for 0.5 s
     async with running(tmp_path, bounds=bounds) as bench:
         north, south = bench.link("north"), bench.link("south")
         begun = time.monotonic()
-        for _ in range(5):
+        for _ in range(10):
             await north.catalogue()
-        assert time.monotonic() - begun < 0.2
-        for _ in range(5):
-            await north.catalogue()
-        assert time.monotonic() - begun >= 0.2
-        flood = await asyncio.gather(
-            *(north.catalogue() for _ in range(30)), return_exceptions=True
-        )
-        refused = [e for e in flood if isinstance(e, TransferError)]
-        assert 0 < len(refused) < len(flood)  # those in the queue were answered
-        assert len(refused) + sum(isinstance(a, v1.Catalogue) for a in flood) == len(flood)
+        assert time.monotonic() - begun >= 0.8  # five of them waited
+        flood = [asyncio.ensure_future(north.catalogue()) for _ in range(30)]
+        assert isinstance(await south.catalogue(), v1.Catalogue)  # another site has its own
+        found = await asyncio.gather(*flood, return_exceptions=True)
+        refused = [e for e in found if isinstance(e, TransferError)]
+        assert 0 < len(refused) < len(found)  # those in the queue were answered
+        assert len(refused) + sum(isinstance(a, v1.Catalogue) for a in found) == len(found)
         assert "too much at once" in str(refused[0])
-        begun = time.monotonic()
-        await south.catalogue()  # another site has its own
-        assert time.monotonic() - begun < 0.2
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         await north.catalogue()
         await north.close()
         await south.close()
@@ -417,7 +413,7 @@ async def test_who_asks_for_nothing_keeps_no_place_at_the_peoples_port(tmp_path:
     begun = time.monotonic()
     for first in (b"", b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             if first:
                 writer.write(first)
                 assert b"204" in await reader.readuntil(b"\r\n\r\n")
@@ -427,7 +423,7 @@ async def test_who_asks_for_nothing_keeps_no_place_at_the_peoples_port(tmp_path:
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 assert await reader.read() == b""
         writer.transport.abort()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     await people.stop(1.0)
 
 
@@ -934,7 +930,7 @@ async def test_closing_the_listener_ends_what_is_open(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         start = time.perf_counter()
         await bench.listener.close(0.5)
-        assert time.perf_counter() - start < 5
+        assert time.perf_counter() - start < 20  # of 60
         with pytest.raises(TransferError):
             await poll
         assert bench.plane.connections == 0
