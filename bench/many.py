@@ -3,10 +3,13 @@
 One real hub process; light agents (bench/agents) in two processes, each with its own
 certificate, its own mutual TLS lines and its own long poll. A round: every site brings a model
 of 1 MB and sends 1 MB back, all of it durable and verified at the hub. The agents take their
-share of the same machine.
+share of the same machine, and of its time: `hub_cpu_s` and `nodes_cpu_s` are the processor
+seconds of a round at each, the mean of all rounds. `seconds_per_round` is the median after the
+first round, in which every site opens its line for models.
 """
 
 import asyncio
+import statistics
 import subprocess
 import sys
 import time
@@ -71,14 +74,18 @@ def measure(root: Path, nodes: int, mb: float, rounds: int, idle: float) -> dict
             cpu = _cpu(hub.pid)
             time.sleep(idle)
             idle_cpu = (_cpu(hub.pid) - cpu) / idle
-            view = _run(client, root, rounds, nodes, processes)
+            view, spent = _run(client, root, rounds, nodes, processes)
             version = client.model(view.rounds[-1].model or "")
         trained = [r for r in view.rounds if r.round]
+        later = [r.seconds for r in trained[1:]] or [trained[0].seconds]
         return {
             "nodes": nodes,
             "mb": mb,
             "idle_cpu": round(idle_cpu, 4),
-            "seconds_per_round": round(max(r.seconds for r in trained), 2),
+            "seconds_per_round": round(statistics.median(later), 2),
+            "first_round_s": round(trained[0].seconds, 2),
+            "hub_cpu_s": round(spent[0] / rounds, 2),
+            "nodes_cpu_s": round(sum(spent[1:]) / rounds, 2),
             "hub_peak_rss_mb": round(_peak(hub.pid) / 1e6, 1),
             "correct": all(len(r.sites) == nodes for r in trained)
             and version.digest == sent.digest,
@@ -146,7 +153,8 @@ def _run(
     rounds: int,
     nodes: int,
     processes: list["subprocess.Popen[bytes]"],
-) -> JobView:
+) -> tuple[JobView, list[float]]:
+    """Run a job; return it, and the CPU seconds that each process took for it."""
     base = client.upload_frame(root / "base.frame").digest
     experiment = Experiment(
         study="many",
@@ -159,6 +167,7 @@ def _run(
         deadline=PATIENCE,
         privacy=Privacy(),
     )
+    before = [_cpu(p.pid) for p in processes]
     job, deadline = client.start(experiment).id, time.monotonic() + PATIENCE
     while (view := client.job(job)).state != "done":
         if view.state == "failed" or time.monotonic() > deadline:
@@ -166,7 +175,7 @@ def _run(
         if any(p.poll() is not None for p in processes):
             raise RuntimeError("a process has ended")
         time.sleep(0.5)
-    return view
+    return view, [_cpu(p.pid) - was for p, was in zip(processes, before, strict=True)]
 
 
 def _cpu(pid: int) -> float:

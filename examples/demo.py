@@ -274,12 +274,18 @@ class Demo:
 
     def serve(self, processes, experiment):
         """Stay until Ctrl-C."""
+        console, invitation = self._console(processes, SITES[0])
         _title("Everything is left running; Ctrl-C ends it")
         print(
             f"  dashboard    {self.url}/experiments/{experiment.job.id}\n"
             f"  sign in      {self.link}\n"
             "               (once: choose a name and a password; the browser warns, since the\n"
             f"               certificate is by the demo's own CA, {self.hub}/secrets/ca.pem)\n"
+            f"  a hospital   {console}  (the console of {SITES[0]})\n"
+            f"  sign in      {invitation}\n"
+            "               (once, as its administrator; of another hospital: consilia node\n"
+            "               console, then consilia node console-invite, each with\n"
+            f"               --dir {self._node('SITE')})\n"
             f"  people       {self.url}  (REST; /healthz, /metrics)\n"
             f"  nodes        https://localhost:{self.nodes}\n"
             f"  researcher   source {self.folder / 'researcher.env'}\n"
@@ -290,6 +296,20 @@ class Demo:
         while True:
             _check(processes)
             time.sleep(1.0)  # nothing waits for this but the person at the keyboard
+
+    def _console(self, processes, site):
+        """Start a hospital's console; return its address and a link to its first account."""
+        node = self._node(site)
+        listen = f"127.0.0.1:{_free_port(8500)}"
+        command = ["node", "console", "--listen", listen, "--dir", node]
+        log, where = node / "log" / "pages.log", node / "console.url"
+        processes.start(f"{site}'s console", command, log)
+        _wait("the console to answer", processes, where.exists, log)
+        role = ("--role", "administrator", "--role", "reviewer", "--role", "data_manager")
+        made = self._consilia(
+            "node", "console-invite", *role, "--dir", node, "--json", quiet=True
+        )
+        return where.read_text().strip(), json.loads(made)["link"]
 
     # ---- means -------------------------------------------------------------------------------
 

@@ -19,7 +19,34 @@
 
 A message says who, what was found, what was needed, and what to do. The tree has depth
 two: catch ConsiliaError, or a leaf. Anything else that surfaces is a defect (exit 70).
+Where one field is to blame, the message may be a `Wrong`: the same words, and the three
+parts for a program.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A message that is about one field: what it holds and what it needs.
+
+    `field` is a path of keys, as `early_stop.metric`. `words` stands for the usual sentence
+    where more is to be said. Raise it as any message: ConfigError(Wrong(...)).
+    """
+
+    field: str
+    found: str
+    expected: str
+    words: str = ""
+
+    def __str__(self) -> str:
+        """Return the sentence that a person reads."""
+        return self.words or f"{self.field}: found {self.found}, needed {self.expected}"
+
+
+def wrong_in(error: Exception) -> Wrong | None:
+    """Return what an error says of one field, None where it is about something else."""
+    return next((part for part in error.args if isinstance(part, Wrong)), None)
 
 
 class ConsiliaError(Exception):

@@ -7,13 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consilia.accounts import store as accounts
 from consilia.accounts import totp
 from consilia.accounts.lockout import FREE
 from consilia.accounts.store import Session
 from consilia.errors import Refused
-from consilia.node import approvals, datasets, optout, peers, studies
+from consilia.node import approvals, datasets, optout, peers, segments, studies
 from consilia.node.console import app, guard, signing
 from consilia.node.console.gate import HEADERS
 from consilia.node.console.serve import placed, tls_context
@@ -563,3 +564,22 @@ async def test_caps_of_the_ledger_are_set_with_a_reason(node: Console) -> None:
     drop = {"kind": "study", "name": "hearts", "reason": "ended"}
     await person.do("POST", "/api/ledger/caps/drop", drop)
     assert "board 2026-17" in (await person.ask("GET", "/api/ledger/export")).text
+
+
+async def test_the_filter_offers_the_actions_of_closed_segments_too(node: Console) -> None:
+    person = await node.enter("mara", "dpo")
+    store, key = node.here.store, Ed25519PrivateKey.generate()
+    with store.write() as tx:
+        tx.audit(node.clock(), "agent", "task.start", "job-1", "allowed", "")
+    before = set((await person.get("/api/audit"))["actions"])
+    closed = segments.close(store, key, node.here.site, node.clock(), size=1)
+    assert closed is not None
+    assert "task.start" in before
+    with store.write() as tx:
+        tx.audit(node.clock(), "agent", "task.fail", "job-1", "crashed", "")
+    path = segments.path_of(store, closed)
+    for _ in range(2):
+        newest = await person.get("/api/audit", params={"limit": 1})
+        assert set(newest["actions"]) == before | {"audit.close", "task.fail"}
+        path.rename(path.with_suffix(".away"))  # what was read once is not read again
+        path = path.with_suffix(".away")

@@ -32,7 +32,7 @@ async def test_removing_a_dataset_stops_its_running_task_at_once(tmp_path: Path)
         begun = time.monotonic()
         n.agent.changed()
         await until(lambda: n.hub.settled(task.id) and not Path(f"/proc/{pid}").exists())
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 10  # of 60; a second where nothing else runs
         assert n.hub.settled(task.id) == Declined(task.id)
         assert len(n.details("task.stop")) == 1
 

@@ -257,6 +257,10 @@ def test_a_second_factor_is_asked_for_and_a_code_works_once(door: Door, later: R
     assert door.post("/auth/second-factor/confirm", code="000000").status_code in (200, 400)
     confirmed = door.post("/auth/second-factor/confirm", code=code())
     assert confirmed.json()["second_factor"]
+    database = later.directory / "hub.sqlite"
+    kept = b"".join(p.read_bytes() for p in database.parent.glob(f"{database.name}*"))
+    assert b"emil" in kept
+    assert proposed["secret"].encode() not in kept, "whoever copies the database makes codes"
     answer = door.login("emil")
     assert answer.status_code == 401
     assert answer.json()["type"].endswith("second-factor-needed")
@@ -321,7 +325,11 @@ def test_what_is_taken_from_an_account_counts_at_once(
     door.http.headers["Authorization"] = f"Bearer {hub.tokens['hans']}"
     assert door.status() == 401, "tokens of his name are his, too"
     assert door.login("hans").status_code == 401
+    assert olga.send("PATCH", "/users/hans", {"disabled": False}).status_code == 200
     assert olga.send("DELETE", "/users/hans").status_code == 204
+    for secret in (key, hub.tokens["hans"]):
+        door.http.headers["Authorization"] = f"Bearer {secret}"
+        assert door.status() == 401, "what was his ends with him"
     assert olga.send("GET", "/users/hans").status_code == 404
     again = olga.post("/users", name="hans", roles=["researcher"])
     assert again.status_code == 409, "whose studies would these be?"
@@ -507,11 +515,27 @@ def test_programs_that_run_at_once_share_one_session(
 # ---- how much anybody may ask ----------------------------------------------------------------
 
 
+def _replayed_too_often(hub: Any, secret: str) -> bool:
+    """Whether an answer that is given again and again counts as much as one that is made."""
+    study = {"name": "again", "purpose": "once", "sites": ["north"], "tags": ["t"]}
+    with hub.http() as http:
+        http.headers["Authorization"] = f"Bearer {access_token(http, secret)}"
+        found = [
+            http.post("/api/v1/studies", json=study, headers={"Idempotency-Key": "k"})
+            for _ in range(12)
+        ]
+    assert [a.status_code for a in found[:2]] == [201, 201]
+    assert found[1].headers["idempotency-replayed"] == "true"
+    assert "max-age" in found[1].headers["strict-transport-security"]
+    return bool(found[-1].status_code == 429)
+
+
 def test_who_asks_too_much_waits(tmp_path: Any) -> None:
     rules = PeopleRules(requests_per_second=1, requests_at_once=5, sign_ins_per_minute=2)
     directory = tmp_path / "hub"
     atrest.init(directory, msgspec.structs.replace(CONFIG, people=rules))
-    tokens = settle(directory, (Somebody("ada", ("researcher",)),), time.time())
+    everybody = (Somebody("ada", ("researcher",)), Somebody("bob", ("researcher",)))
+    tokens = settle(directory, everybody, time.time())
     with running_hub(directory) as found, found.http() as http:
         bearer = access_token(http, tokens["ada"])
         http.headers["Authorization"] = f"Bearer {bearer}"
@@ -520,6 +544,7 @@ def test_who_asks_too_much_waits(tmp_path: Any) -> None:
         late = next(a for a in answers if a.status_code == 429)
         assert late.json()["error"] == "TooMany"
         assert int(late.headers["retry-after"]) >= 1
+        assert _replayed_too_often(found, tokens["bob"])
         body = b'{"name": "ada", "password": "not the password at all"}'
         tries = [http.post("/api/v1/auth/login", content=body).status_code for _ in range(3)]
         assert tries[-1] == 429, "one refresh and one sign-in were a minute's share"

@@ -1,17 +1,21 @@
 """Accounts, sessions and keys on SQLite and PostgreSQL, and the migration with data in it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from consilia.errors import Conflict, TooMany
+from consilia.accounts import totp
+from consilia.errors import Conflict, StorageError, TooMany
 from consilia.hub import credentials, database, records, tables
 from consilia.hub.credentials import Token, hashed
 from consilia.hub.database import Database, open_database
 from consilia.hub.people import accounts, attempts, doors, sessions
 from consilia.hub.people.accounts import NewAccount
+from consilia.hub.people.factors import Factors
 from consilia.hub.people.sessions import Lifetime, Session
 from consilia.wire.v1 import Study
 
@@ -108,3 +112,25 @@ def test_an_address_rests_whatever_names_it_tries(made: Database) -> None:
         attempts.count(db, "another", "192.0.2.1", 1.0, 20)
         kept = db.execute(sa.select(tables.attempts.c.key)).scalars().all()
         assert all(len(key) == 64 for key in kept), "names are kept as hashes"
+
+
+def test_second_factors_are_sealed_for_their_account_and_old_ones_at_the_start(
+    made: Database,
+) -> None:
+    key, secret = Ed25519PrivateKey.generate(), totp.new_secret(bytes(range(20)))
+    factors = Factors(key, os.urandom)
+    with made.connect() as db, db.begin():
+        for name, kept in (("ada", secret), ("bob", factors.seal(secret, "bob")), ("eve", "")):
+            accounts.add(db, NewAccount(name, password="h"), "olga", 1.0)  # noqa: S106
+            accounts.change(db, name, secret=kept, proposed=kept)
+        assert factors.seal_all(db) == 1
+        assert factors.seal_all(db) == 0
+        rows = {name: accounts.get(db, name).secret for name in ("ada", "bob", "eve")}
+    assert all(secret not in kept for kept in rows.values())
+    assert {name: factors.open(kept, name) for name, kept in rows.items()} == {
+        "ada": secret, "bob": secret, "eve": "",
+    }  # fmt: skip
+    with pytest.raises(StorageError, match="second factor of 'bob'"):  # put in another's row
+        factors.open(rows["ada"], "bob")
+    with pytest.raises(StorageError, match=r"cannot be opened with this hub\.key"):
+        Factors(Ed25519PrivateKey.generate(), os.urandom).open(rows["ada"], "ada")

@@ -174,6 +174,7 @@ def test_every_answer_carries_the_security_headers(hub: RestHub) -> None:
             headers = client.get(path).headers
             assert {k: headers.get(k) for k in HEADERS} == dict(HEADERS)
             assert "server" not in headers
+            assert headers["strict-transport-security"] == "max-age=31536000"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +257,10 @@ def test_the_description_has_every_route(hub: RestHub) -> None:
         for method in methods
     }
     assert described == set(rights.RIGHTS)
+    every = [
+        o["operationId"] for methods in document["paths"].values() for o in methods.values()
+    ]
+    assert len(every) == len(set(every)), "generated clients name a method for each"
     body = document["paths"]["/api/v1/jobs"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["$ref"].endswith("/Experiment")
     schema = document["components"]["schemas"]["Experiment"]

@@ -23,7 +23,9 @@ async def test_a_stopped_job_stays_stopped_until_it_is_resumed(tmp_path: Path) -
             stops.stop(x.store, "job-1", actor="mara", now=x.now(), reason="looks odd")
             asked = time.monotonic()
             await until(lambda: x.hub.settled(first.id))
-            assert time.monotonic() - asked < 2.0  # nobody told the agent: it looked by itself
+            assert (
+                time.monotonic() - asked < 10
+            )  # of 20; nobody told the agent: it looked by itself
             second = lease(x.hub, plan, model=model, round=2)
             other = lease(x.hub, plan, model=model, job="job-2")
             x.hub.assign(second, other)

@@ -237,6 +237,9 @@ class SmallHub:
     async def catalogue(self, site: str) -> v1.Catalogue:
         return v1.Catalogue(version=3)
 
+    async def pool(self, site: str, method: str, path: str, body: bytes) -> object:
+        raise NotFound(f"{site} pools nothing: {method} {path}, {len(body)} bytes")
+
     async def plan(self, site: str, digest: str) -> v1.Plan:
         try:
             return self.plans[digest]

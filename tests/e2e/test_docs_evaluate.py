@@ -48,9 +48,11 @@ def test_the_commands_of_the_page_work_as_written(tmp_path: Path) -> None:
         (tmp_path / "tumour.py").write_text(PLAN.read_text())
         (text,) = _YAML.findall(PAGE.read_text())
         (tmp_path / "judged.yaml").write_text(text)
-        run, shown, again, there, *steering = [w for w in every if w[0] != "dataset"]
+        run, shown, again, there, masked, *steering = [w for w in every if w[0] != "dataset"]
         job = cluster.json("experiment", "run", str(tmp_path / run[2]), "--follow")["id"]
         _judged(cluster, job, shown, again, there)
+        alone = cluster.run(*(job if word == JOB else word for word in masked))
+        assert alone.returncode and "a sum hides nobody among 2 sites" in alone.stderr
         _steered(cluster, job, steering)
 
 

@@ -3,17 +3,23 @@
 import contextlib
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, until
 from typer.testing import CliRunner
 
+from consilia.accounts import totp
 from consilia.cli.main import app
 from consilia.errors import AuthError
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/people-and-roles.md"
-PASSWORDS = {"olga": "four unrelated words here", "ada": "quite another four words"}
+PASSWORDS = {
+    "olga": "four unrelated words here",
+    "ada": "quite another four words",
+    "nora": "seven herons on one roof",
+}
 _CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"https://\S+/invitation#\S+")
 
@@ -24,7 +30,9 @@ def commands() -> list[str]:
 
 
 def stdin(cluster: Cluster, words: list[str], printed: list[str]) -> str:
-    """What the person at the keyboard answers: a link and a password, or a password."""
+    """What the person at the keyboard answers: a link and a password, a password, a code."""
+    if words[:3] == ["people", "second-factor", "confirm"]:
+        return totp.code(printed[-1].strip(), int(time.time()) // totp.STEP)
     if words[:2] != ["people", "accept"] and words[0] != "login":
         return ""
     name = words[words.index("--name") + 1]
@@ -53,7 +61,7 @@ def typed(cluster: Cluster, command: str, printed: list[str]) -> str:
         if (written := f"{kind}-0123456789abcdef") in here:
             found = re.findall(rf"\b{kind}-[0-9a-z]{{16}}\b", "\n".join(printed))
             here = here.replace(written, found[-1])
-    line, _, target = here.partition(" > ")
+    line, _, target = here.removesuffix(" < code").partition(" > ")
     words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", line)][1:]
     if words[-1] == "&":
         cluster.spawn("hub", *words[:-1])
@@ -77,7 +85,9 @@ def test_the_commands_work_as_written(tmp_path: Path) -> None:
         login = next(c for c in commands() if "login" in c and "ada" in c)
         with pytest.raises(AuthError):  # she is shut out
             typed(cluster, login, printed)
-    assert len(printed) >= 18
+    assert len(printed) >= 24
+    assert "nora" not in people
+    assert not people["ada"]["second_factor"]
     assert people["ada"]["roles"] == ["researcher", "downstream"]
     assert people["ada"]["disabled"]
     assert people["olga"]["roles"] == ["operator"]

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,36 @@ from tables import PLAN, write
 from consilia import Client, Experiment, Study
 from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
 from consilia.sdk.source import read_plan
+from consilia.sim import Federation, simulate
 
 SITES = {"north": 120, "south": 60}
 STUDY = Study("regression", "a test", ("south", "north"), ("linear",))
+SAME: dict[str, Any] = {"seed": 11, "deterministic": True, "arguments": {"lr": 0.03}}
+GATED = '''
+"""Linear regression that begins a round only when a file beside the tables says so."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from consilia.plans.numpy import numpy_plan
+
+
+def init(args, seed):
+    return {{"w": np.random.default_rng(seed).normal(size=3).astype(np.float32)}}
+
+
+def train(weights, data, args, context):
+    while context.round > int(Path({gate!r}).read_text() or 0):
+        context.progress(0.0)
+        time.sleep(0.01)
+    for x, y in data.batches(16, shuffle=True):
+        weights["w"] -= args["lr"] * (x.T @ (x @ weights["w"] - y)) / len(x)
+
+
+PLAN = numpy_plan(init, train, features=["a", "b", "c"], target="y", arguments={{"lr": 0.05}})
+'''
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +177,70 @@ def test_until_sites_agree_the_job_waits_and_says_for_whom(client: Client) -> No
     stopper.start()
     assert run.wait().state == "stopped"
     stopper.join()
+
+
+# ---- the same job in one process -------------------------------------------------------------
+
+
+def tables(cluster: Cluster) -> dict[str, Path]:
+    """The files that the sites have registered."""
+    return {site: cluster.root / f"{site}.csv" for site in SITES}
+
+
+def gated(folder: Path) -> tuple[Path, Path]:
+    """Return a plan and the file that says up to which round it trains."""
+    plan, gate = folder / "plan.py", folder / "gate"
+    plan.write_text(GATED.format(gate=str(gate)))
+    gate.write_text("2")
+    return plan, gate
+
+
+def steered(run: Experiment, gate: Path) -> list[tuple[int, float, str]]:
+    """Steer a job in every way; return round, learning rate and digest of its models."""
+    run.start()
+    until("round 3", lambda: run.refresh().round == 3)
+    run.change(lr=0.01)  # from round 4 on: round 3 is open
+    gate.write_text("3")
+    until("round 4", lambda: run.refresh().round == 4)
+    assert run.stop().refresh().state == "stopped"
+    run.resume().pause()
+    gate.write_text("99")
+    until("the pause", lambda: run.refresh().state == "paused")
+    assert [view.round for view in run.rounds] == [1, 2, 3, 4]
+    assert run.resume().wait().state == "done"
+    run.roll_back(2).resume(rounds=7)
+    assert run.wait().state == "done"
+    other = run.branch(4, rounds=1, arguments={"lr": 0.03}).start()
+    assert other.wait().state == "done"
+    models = [*(run.get_model(round).view for round in range(1, 8)), other.get_model().view]
+    return [(view.round, float(view.arguments["lr"]), view.digest) for view in models]
+
+
+def test_a_steered_job_is_the_same_simulated(
+    client: Client, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    plan, gate = gated(tmp_path / "here")
+    with Federation(tables(cluster)) as simulated:
+        run = simulated.experiment(plan, rounds=6, study=STUDY, **SAME)
+        here = steered(run, gate)
+    assert [rate for _, rate, _ in here] == [0.03] * 3 + [0.01] * 4 + [0.03]
+    assert len({digest for _, _, digest in here}) == 8
+    plan, gate = gated(tmp_path / "there")
+    run = experiment(client, plan=plan, rounds=6, grace=60, **SAME)
+    digest = run.offer().plan
+    for site in SITES:
+        cluster.decide(site, "regression", digest, "lr=0..1")
+    assert steered(run, gate) == here
+
+
+def test_a_deployed_run_makes_the_same_models_as_simulate(
+    client: Client, cluster: Cluster
+) -> None:
+    alone = simulate(PLAN, tables(cluster), rounds=4, **SAME)
+    run = experiment(client, rounds=4, grace=60, **SAME).start()
+    run.wait()
+    assert [r.round for r in run.rounds] == [1, 2, 3, 4]
+    for round in range(1, 5):
+        assert alone.get_model(round).view.digest == run.get_model(round).view.digest

@@ -259,6 +259,9 @@ class ForgedHub:
     async def catalogue(self, site: str) -> Catalogue:
         return self.offer
 
+    async def pool(self, site: str, method: str, path: str, body: bytes) -> object:
+        raise NotFound(f"{site} pools nothing: {method} {path}, {len(body)} bytes")
+
     async def plan(self, site: str, digest: str) -> Plan:
         self.asked.append(digest)
         if digest not in self.plans:

@@ -67,7 +67,7 @@ def test_join_serve_and_come_back(tmp_path: Path, table: Path) -> None:
         until("the agent to be back", lambda: status(cluster, node)["connected"])
         assert online(cluster) == {"alpha"}
         begun = time.monotonic()
-        assert cluster.end("alpha") == 0 and time.monotonic() - begun < 5
+        assert cluster.end("alpha") == 0 and time.monotonic() - begun < 20
         assert not (node / "control.sock").exists()
         lines = (node / "log" / "agent.log").read_text().splitlines()
         assert {"at", "level", "from", "what"} <= json.loads(lines[0]).keys()

@@ -1,4 +1,4 @@
-"""The simulator: the real hub and nodes in one process, and the same bits as when deployed."""
+"""The simulator: the real hub and nodes in one process."""
 
 import asyncio
 from pathlib import Path
@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster import federation
 from tables import PLAN, TRUTH, write
 
-from consilia import Client, Experiment, Study
 from consilia.errors import ConfigError, ConsiliaError, DataError, NotFound
 from consilia.sim import simulate
 
@@ -104,29 +102,3 @@ def test_no_site_and_no_file_are_errors(tmp_path: Path) -> None:
         simulate(PLAN, {"north": tmp_path / "missing.csv"}, rounds=1)
     with pytest.raises(ConfigError, match="of type int"):
         simulate(PLAN, {"north": 3}, rounds=1)
-
-
-def test_a_deployed_run_makes_the_same_models_bit_by_bit(tmp_path: Path) -> None:
-    tables = write(tmp_path, SIZES)
-    settings: dict[str, Any] = {
-        "rounds": 4,
-        "seed": 11,
-        "deterministic": True,
-        "arguments": {"lr": 0.03},
-    }
-    simulated = simulate(PLAN, tables, **settings)
-    with federation(tmp_path, tables, "linear") as cluster:
-        client = Client(environ=cluster.env)
-        study = Study("regression", "a test", tuple(SIZES), ("linear",))
-        experiment = Experiment(
-            client, study=study, plan=PLAN, min_updates=2, grace=60, **settings
-        )
-        digest = experiment.offer().plan
-        for site in SIZES:
-            cluster.decide(site, "regression", digest)
-        experiment.start().wait()
-        assert [r.round for r in experiment.rounds] == [1, 2, 3, 4]
-        for round in range(1, 5):
-            here, there = simulated.get_model(round), experiment.get_model(round)
-            assert here.view.digest == there.view.digest
-        client.close()

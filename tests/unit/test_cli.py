@@ -37,7 +37,9 @@ def test_every_command_of_the_manual_is_there() -> None:
     needed = """
         hub init|hub serve|hub invite|hub revoke|hub sites|hub token create|hub token list
         |hub rotate-key|hub token revoke|people list|people invite|people accept|people roles
-        |people disable|people end-sessions|people ask|people requests|people decide
+        |people disable|people end-sessions|people unlock|people remove
+        |people second-factor set-up|people second-factor confirm
+        |people second-factor remove|people ask|people requests|people decide
         |key create|key list|key revoke|logout|node join|node serve|node status|node doctor
         |node plans|node approve
         |node reject|node revoke|node studies|node accept|node decline|node log|node hub-audit
@@ -51,7 +53,8 @@ def test_every_command_of_the_manual_is_there() -> None:
         |dataset mock|study datasets|study mock|plan submit|plan list|plan show|plan diff
         |loading create|loading edit|loading list|loading show|loading versions|loading diff
         |loading export|loading preview|loading attach|loading accept|loading attached
-        |loading detach|loading refresh|study harmonise
+        |loading detach|loading refresh|study harmonise|study compare
+        |pool open|pool send|pool take|pool withdraw|pool status
         |node optout add|node optout import|node optout remove|node optout list
         |dataset holdout|study create|study submit|study show|study list|study close
         |experiment run|experiment validate|experiment change|experiment rollback

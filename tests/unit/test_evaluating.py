@@ -8,9 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from consilia.core.weights import Weights, schema_of
 from consilia.errors import Refused, WorkerError
-from consilia.node.evaluating import Predictions, measured, names_of, taken
+from consilia.node.evaluating import Predictions, measured, taken
 from consilia.node.inprocess import MemoryOutput
 from consilia.privacy.disclosure import Rules, silent
+from consilia.stats.sums import names_of
 from consilia.wire import frames
 from consilia.wire.v1 import Evaluation, Subgroups
 from consilia.wire.worker import Done, WorkerTensor

@@ -15,6 +15,8 @@ ELSEWHERE = (
     "privacy.compression",
     "privacy.final",
     "privacy.evaluation",
+    "privacy.fold",
+    "privacy.statistics",
 )
 
 

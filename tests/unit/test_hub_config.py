@@ -5,7 +5,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from consilia.cli import main
 from consilia.errors import ConfigError, Conflict
 from consilia.hub import config
 from consilia.hub.config import S3, Directory, HubConfig, Limits, PeopleRules, Retention
@@ -164,3 +166,30 @@ def test_every_key_is_documented() -> None:
     for name, group in groups.items():
         keys += [f"{name}.{f.name}" for f in msgspec.structs.fields(group)]
     assert [k for k in keys if f"`{k}`" not in text] == []
+
+
+def test_hub_init_takes_the_password_file_and_the_bucket(tmp_path: Path) -> None:
+    secret = tmp_path / "bucket.key"
+    secret.touch(mode=0o600)
+    secret.write_text("id\nsecret\n")
+    made = CliRunner().invoke(
+        main.app,
+        [
+            "hub", "init", str(tmp_path / "hub"), "--bucket", "frames", "--bucket-endpoint",
+            "https://s3.example.org", "--bucket-credentials-file", str(secret),
+        ],
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    kept = config.load(tmp_path / "hub")
+    assert kept.s3 == config.S3(
+        "frames", endpoint="https://s3.example.org", credentials_file=str(secret)
+    )
+    for words, told in (
+        (["--bucket-region", "eu-1"], "--bucket: found none"),
+        (["--database-password-file", str(tmp_path / "none")], "is no file"),
+    ):
+        refused = CliRunner().invoke(main.app, ["hub", "init", str(tmp_path / "other"), *words])
+        assert refused.exit_code != 0
+        assert isinstance(refused.exception, ConfigError)
+        assert told in str(refused.exception)
+        assert not (tmp_path / "other").exists()

@@ -71,12 +71,20 @@ def train(weights, data, args, context):
     return {"loss": loss}
 
 
+def predict(weights, data, args):
+    """The kidney function of every record."""
+    scaled = (data.x - [60, 135, 1]) / [15, 20, 0.4]
+    return scaled @ weights["slope"] + weights["offset"][0]
+
+
 PLAN = numpy_plan(
     init,
     train,
     features=["age", "systolic", "creatinine"],
     target="egfr",
     arguments={"lr": 0.05, "epochs": 3},
+    predict=predict,
+    predicts="number",
 )
 '''
 SLOW = '''"""Mean creatinine, slowly: a task that one can watch, and stop."""

@@ -7,10 +7,12 @@ is refused (content security policy) or asks for elsewhere counts as a fault of 
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from bench.local import Programs
 from browserkit import ARGUMENTS, AXE, CHROMIUM, SOURCE, Faults, cohort, free_port, until
 
@@ -58,17 +60,26 @@ class Consortium(Programs):
         """Where the dashboard is."""
         return f"https://127.0.0.1:{self.people}"
 
-    def start(self) -> None:
-        """Start hub and nodes."""
+    def start_hub(
+        self, host: str = "localhost", more: Mapping[str, object] | None = None
+    ) -> None:
+        """Start the hub alone, reached at `host`; `more` takes the place of its settings."""
         told = self.cli(
             "hub", "init", self.hub, "--people", f"127.0.0.1:{self.people}",
-            "--nodes", f"127.0.0.1:{self.nodes}", "--host", "localhost", "--host", "127.0.0.1",
+            "--nodes", f"127.0.0.1:{self.nodes}", "--host", host, "--host", "127.0.0.1",
         )  # fmt: skip
         link = re.search(r"https://\S+/invitation#\S+", told)
         assert link, told
         self.first = self.here(link[0])
+        settings = self.hub / "hub.yaml"
+        said = yaml.safe_load(settings.read_text()) | dict(more or {})
+        settings.write_text(yaml.safe_dump(said))
         self.spawn("hub", "hub", "serve", "--dir", self.hub)
         until((self.hub / "run" / "addresses.json").exists)
+
+    def start(self) -> None:
+        """Start hub and nodes."""
+        self.start_hub()
         for number, site in enumerate(SITES):
             self._join(site, number)
         for site in SITES:
@@ -90,7 +101,9 @@ class Consortium(Programs):
         with (node / "node.yaml").open("a") as settings:
             settings.write("min_records: 50\nlimits: {threads: 1}\n")
         table = cohort(self.root / f"{site}.csv", 420 + 100 * seed, seed)
-        self.cli("dataset", "add", table, "--name", "kidney", "--tag", "kidney", "--dir", node)
+        named = ("--name", "kidney", "--tag", "kidney", "--patient", "patient")
+        self.cli("dataset", "add", table, *named, "--dir", node)
+        self.cli("dataset", "holdout", "kidney", "--share", "0.3", "--seed", "7", "--dir", node)
 
     def decide(self, study: str, plan: str) -> None:
         """Let every hospital accept the study and approve the plan."""

@@ -201,7 +201,7 @@ def accept(page: Any) -> None:
 def check_the_audit(page: Any) -> None:
     go(page, "Audit trail")
     page.get_by_label("Who", exact=True).fill("maria")
-    page.get_by_role("cell", name="dataset.add").wait_for()
+    page.get_by_role("cell", name="dataset added").wait_for()
     page.get_by_role("cell", name="hub", exact=True).first.wait_for(state="detached")
     page.get_by_role("button", name="Verify").click()
     page.get_by_text("Whole: all").wait_for()

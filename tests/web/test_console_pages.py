@@ -391,7 +391,7 @@ def test_a_running_job_is_seen_and_stopped_at_once(page: Any, hospitals: Hospita
         assert time.monotonic() - pressed < 5  # a second for the task, one for the page
         page.get_by_role("heading", name=f"Job {running.job.id} is stopped here").wait_for()
     page.get_by_role("link", name="See it in the audit trail").click()
-    page.get_by_role("cell", name="job.stop").wait_for()
+    page.get_by_role("cell", name="job stopped here").wait_for()
 
 
 # ---- oversight -------------------------------------------------------------------------------

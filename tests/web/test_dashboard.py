@@ -196,7 +196,7 @@ def train(page: Any) -> None:
     page.get_by_label("Fewest sites").fill("7")  # more than there are
     page.get_by_text("thing keeps it from starting").wait_for()  # told while one types
     page.get_by_label("Fewest sites").fill("2")
-    page.get_by_text("Let the sites evaluate the models").click()
+    page.get_by_role("switch", name="Let the sites evaluate the models").click()
     page.get_by_label("Rounds between two evaluations").fill("2")
     page.get_by_label("hillside").wait_for()
     page.get_by_text("Ready to start").wait_for()
@@ -236,6 +236,7 @@ def judge(page: Any) -> None:
     told.get_by_role("cell", name=re.compile("^age: ")).first.wait_for()
     told.get_by_role("cell", name="whole hold-out").first.wait_for()
     page.get_by_role("button", name="Go on").wait_for(state="detached")  # no round could follow
+    told.scroll_into_view_if_needed()
     picture(page, "evaluation")
     page.goto(trained)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import argon2
 
-from consilia.errors import ConfigError
+from consilia.errors import ConfigError, Wrong
 
 LEAST = 12  # characters
 MOST = 200
@@ -36,10 +36,8 @@ def check(password: str, known: Iterable[str] = ()) -> None:
     `known` are words that anybody would try first: the account's name, the site's.
     """
     if not LEAST <= len(password) <= MOST:
-        raise ConfigError(
-            f"password: found {len(password)} characters, needed {LEAST} to {MOST}; "
-            "a sentence of four unrelated words is good"
-        )
+        needed = f"{LEAST} to {MOST}; a sentence of four unrelated words is good"
+        raise ConfigError(Wrong("password", f"{len(password)} characters", needed))
     plain = password.casefold()
     for word in (*_WEAK, *(w.casefold() for w in known if len(w) > 2)):
         if len(plain.replace(word, "")) < LEAST // 2:
@@ -48,9 +46,8 @@ def check(password: str, known: Iterable[str] = ()) -> None:
                 "another"
             )
     if len(set(plain)) < 5:
-        raise ConfigError(
-            f"password: found {len(set(plain))} different characters, needed 5 or more"
-        )
+        found = f"{len(set(plain))} different characters"
+        raise ConfigError(Wrong("password", found, "5 or more"))
 
 
 def hashed(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:

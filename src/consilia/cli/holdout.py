@@ -17,6 +17,7 @@ def add_to(dataset: typer.Typer) -> None:
         epilog=example(
             "consilia dataset holdout heart --share 0.2 --seed 7",
             "consilia dataset holdout heart --column split --value test",
+            "consilia dataset holdout heart --folds 5 --seed 7",
             "consilia dataset holdout heart --none",
         )
     )(holdout)
@@ -30,6 +31,9 @@ def holdout(
     value: Annotated[
         list[str] | None, typer.Option(help="Its value in the hold-out; may be given again.")
     ] = None,
+    folds: Annotated[
+        int, typer.Option(help="Deal the patients into so many folds; a task names one.")
+    ] = 0,
     single: Annotated[
         bool, typer.Option("--single", help="Every record is a patient of its own.")
     ] = False,
@@ -41,21 +45,27 @@ def holdout(
 ) -> None:
     """Declare the hold-out of a dataset. No task trains on its records from now on.
 
+    With --folds the hold-out is the fold that a task names; a task that names none has all.
+
     All records of a patient lie on one side. Models that were trained before have seen them.
     """
     from consilia.data.holdout import Holdout
     from consilia.node import datasets, loading
     from consilia.node import holdout as holdouts
 
-    if none and (share or column):
+    if none and (share or column or folds):
         raise ConfigError("--none together with a hold-out; give one or the other")
-    wanted = None if none else Holdout(column, tuple(value or ()), share, seed, single)
+    wanted = None if none else Holdout(column, tuple(value or ()), share, seed, single, folds)
     with changing(directory) as store:
         holdouts.declare(store, name, wanted, actor=actor(), now=time.time())
         if problems := loading.refresh(store):
             raise ConfigError("; ".join(problems))
         known = datasets.get(store, name).dataset
         found = loading.Loading(store).prepared(known, loading.ANY).dataset
+    if wanted is not None and wanted.folds:
+        text = f"dataset {name}: {wanted}, {found.records} records"
+        done(text, {"folds": wanted.folds, "left": found.records}, as_json)
+        return
     said = f"{found.held_records} records held out, {found.records} left to train on"
     done(
         f"dataset {name}: {said}", {"held": found.held_records, "left": found.records}, as_json

@@ -11,6 +11,7 @@ import typer
 
 from consilia.cli.options import HubDir, Json, example, group, hub_dir
 from consilia.cli.output import done, listing, note, say, when
+from consilia.errors import ConfigError
 
 app = group("hub", "The hub: make one, serve, invite and revoke sites, give tokens to people.")
 tokens = group("token", "API tokens of people and programs.")
@@ -21,6 +22,8 @@ app.add_typer(tokens)
     epilog=example(
         "consilia hub init /srv/hub --host hub.example.org",
         "consilia hub init hub --people 127.0.0.1:8443 --nodes 127.0.0.1:8444",
+        "consilia hub init hub --database postgresql://hub@db.example.org/hub "
+        "--database-password-file /etc/hub/db --bucket consilia-frames",
     )
 )
 def init(
@@ -37,11 +40,30 @@ def init(
     database: Annotated[
         str, typer.Option(help="sqlite, or postgresql://user@host:port/name.")
     ] = "sqlite",
+    database_password_file: Annotated[
+        Path | None, typer.Option(help="The database's password: a file of mode 600.")
+    ] = None,
+    bucket: Annotated[str, typer.Option(help="An S3 bucket that keeps the frames.")] = "",
+    bucket_endpoint: Annotated[
+        str,
+        typer.Option(help="https://host:port of the bucket's service; without it Amazon's."),
+    ] = "",
+    bucket_region: Annotated[str, typer.Option(help="The bucket's region.")] = "",
+    bucket_credentials_file: Annotated[
+        Path | None, typer.Option(help="The bucket's key id and secret, two lines; mode 600.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a hub: its settings, its certificate authority, its keys, an operator's token."""
     from consilia.hub.atrest import init as init_hub
-    from consilia.hub.config import Directory, HubConfig
+    from consilia.hub.config import S3, Directory, HubConfig
+
+    if not bucket and (bucket_endpoint or bucket_region or bucket_credentials_file):
+        raise ConfigError(
+            "--bucket: found none, needed the bucket that the other options are of"
+        )
+    key = _file(bucket_credentials_file)
+    s3 = S3(bucket, "", bucket_endpoint, bucket_region, key) if bucket else None
 
     config = HubConfig(
         name=name,
@@ -49,6 +71,8 @@ def init(
         node_listen=nodes,
         hosts=tuple(host or ("localhost",)),
         database=database,
+        database_password_file=_file(database_password_file),
+        s3=s3,
     )
     where = directory.absolute()
     first = init_hub(where, config)
@@ -199,3 +223,12 @@ def revoke_token(
     with operator(hub_dir(directory)) as desk:
         desk.revoke_token(token)
     done(f"token {token} is revoked", {"revoked": token}, as_json)
+
+
+def _file(path: Path | None) -> str:
+    """Return where a file is, as hub.yaml keeps it; ConfigError when it is not there."""
+    if path is None:
+        return ""
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file: needed one of mode 600 that holds the secret")
+    return str(path.absolute())

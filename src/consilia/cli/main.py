@@ -15,6 +15,7 @@ from consilia.cli import (
     acceptance,
     audit,
     budget,
+    compare,
     console,
     dataset,
     experiment,
@@ -31,8 +32,10 @@ from consilia.cli import (
     people,
     plan,
     policy,
+    pool,
     privacy,
     review,
+    statistics,
     steer,
     study,
 )
@@ -48,7 +51,19 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to import than the rest of --help
     pretty_exceptions_enable=False,
 )
-for group in (hub, node, dataset, loading, plan, study, experiment, models, audit, privacy):
+for group in (
+    hub,
+    node,
+    dataset,
+    loading,
+    pool,
+    plan,
+    study,
+    experiment,
+    models,
+    audit,
+    privacy,
+):
     app.add_typer(group.app)
 app.add_typer(people.app)
 app.add_typer(people.keys)
@@ -59,11 +74,13 @@ acceptance.add_to(node.app)
 node.app.add_typer(policy.app)
 peers.add_to(node.app)
 harmonise.add_to(study.app)
+compare.add_to(study.app)
 privacy.add_to(node.app)
 hardcases.add_to(node.app)
 console.add_to(node.app)
 holdout.add_to(dataset.app)
 steer.add_to(app, experiment.app)
+statistics.add_to(app)
 for module in (experiment, login):
     module.add_to(app)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consilia.cli import factor
 from consilia.cli.options import Json, example, group
 from consilia.cli.output import done, listing, note, say, when
 from consilia.errors import ConfigError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from consilia.wire.accounts import InvitationLink, UserView
 
 app = group("people", "The people of a hub: accounts, roles, invitations, requests.")
+app.add_typer(factor.app)
 keys = group("key", "API keys: what a machine signs in with, in your name.")
 
 Name = Annotated[str, typer.Argument(help="The account's name.")]
@@ -154,6 +156,30 @@ def disable(
     with Client() as client:
         view = client.accounts.change(name, ChangeUser(disabled=not undo))
     _show(view, as_json)
+
+
+@app.command(epilog=example("consilia people unlock ada"))
+def unlock(name: Name, as_json: Json = False) -> None:
+    """Let an account be tried again that rests after too many wrong passwords."""
+    from consilia.sdk.client import Client
+    from consilia.wire.accounts import ChangeUser
+
+    with Client() as client:
+        view = client.accounts.change(name, ChangeUser(unlock=True))
+    _show(view, as_json)
+
+
+@app.command(epilog=example("consilia people remove ada"))
+def remove(name: Name, as_json: Json = False) -> None:
+    """Remove an account for ever, with its roles, sessions and keys; its name stays taken.
+
+    What the person did stays on record. `disable` is what can be undone.
+    """
+    from consilia.sdk.client import Client
+
+    with Client() as client:
+        client.accounts.remove(name)
+    done(f"{name} is removed", {"removed": name}, as_json)
 
 
 @app.command("end-sessions", epilog=example("consilia people end-sessions ada"))

@@ -102,6 +102,12 @@ def evaluate(
     benefit: Annotated[
         bool, typer.Option("--benefit", help="Compare with a model of each site's own.")
     ] = False,
+    masked: Annotated[
+        bool, typer.Option("--masked", help="The hub sees the sum of three sites or more only.")
+    ] = False,
+    noise: Annotated[
+        float, typer.Option(help="Noise on each cell of the sum: a job with privacy.dp has it.")
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Let the sites evaluate a model of a job on their hold-outs, and show what they tell."""
@@ -113,7 +119,14 @@ def evaluate(
     }
     with Client() as client:
         old = Experiment.attach(client, job)
-        made = old.evaluate(round, at=at or (), subgroups=wanted, benefit=benefit).start()
+        made = old.evaluate(
+            round,
+            at=at or (),
+            subgroups=wanted,
+            benefit=benefit,
+            aggregation="secure" if masked else "",
+            noise_multiplier=noise,
+        ).start()
         note(f"job {made.job.id} has started")
         made.wait()
         found = made.evaluations
@@ -157,10 +170,13 @@ def _show(found: "Sequence[EvaluationView]", as_json: bool) -> None:
     from consilia.stats.pooling import interval
 
     for view in found:
-        say(f"model {view.model}, evaluated by {len(view.sites)} sites")
+        say(f"model {view.model}, evaluated by {len(view.sites or view.summed)} sites")
+        if view.cause:
+            say(f"no sum: {view.cause}")
         rows = [
-            ["all", name, f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", str(p.records)]
-            for name, p in view.pooled.items()
+            [where, name, f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", str(p.records)]
+            for where, found in (("all", view.pooled), ("all, better by", view.gain))
+            for name, p in found.items()
         ]
         for site, told in view.sites.items():
             rows += _rows(site, told, interval)

@@ -1,13 +1,16 @@
 """`consilia study`: governed projects at the hub, from draft to close."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consilia.cli.options import Json, example, group
 from consilia.cli.output import done, listing, record, short
 from consilia.wire.v1 import Study
+
+if TYPE_CHECKING:
+    from consilia.wire.people import DegreeView
 
 Name = Annotated[str, typer.Argument(help="The study's name.")]
 
@@ -40,6 +43,16 @@ def create(
     residency: Annotated[
         str, typer.Option(help="Region its sites must be in, such as EU; without it, any.")
     ] = "",
+    data_centre: Annotated[
+        str, typer.Option(help="Site that holds copies of what others pool; see: pool.")
+    ] = "",
+    pooled: Annotated[
+        list[str] | None,
+        typer.Option(help="A site that is asked to pool there; may be given again."),
+    ] = None,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Ask for sums over records, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draft a study. Nobody sees it until it is submitted."""
@@ -57,6 +70,9 @@ def create(
         min_records=min_records,
         retention_days=retention_days,
         residency=residency,
+        data_centre=data_centre,
+        pooled=tuple(sorted(pooled or ())),
+        statistics=statistics,
     )
     with Client() as client:
         view = client.create_study(study)
@@ -97,10 +113,28 @@ def show(name: Name, as_json: Json = False) -> None:
             "min records": study.min_records,
             "retention days": study.retention_days,
             "residency": study.residency,
+            "statistics": "may be asked for" if study.statistics else "",
+            **_degree(view.degree),
             "sites": "\n".join(f"{site}: {now}" for site, now in sorted(view.sites.items())),
         },
         as_json,
     )
+
+
+def _degree(found: "DegreeView | None") -> dict[str, object]:
+    """Return what `show` says of how federated a study is: of one with a data centre."""
+    if found is None or not found.data_centre:
+        return {}
+    by_records = "unknown" if found.records is None else f"{found.records:.2f}"
+    return {
+        "data centre": found.data_centre,
+        "degree of federation": f"{found.sites:.2f} by sites, {by_records} by records",
+        "once all have pooled": f"{found.planned:.2f} by sites",
+        "pooled": "\n".join(
+            f"{p.site}: {p.state}" + (f", {p.records} records" if p.records else "")
+            for p in found.pooled
+        ),
+    }
 
 
 @app.command("list", epilog=example("consilia study list --json"))

@@ -32,6 +32,7 @@ from consilia.core.events import (
     GiveLease,
     JobState,
     Joined,
+    Kind,
     Lease,
     Leased,
     LeaseStatus,
@@ -55,6 +56,10 @@ from consilia.core.select import site_seed
 from consilia.errors import ConfigError
 
 Step = tuple[JobState, tuple[Command, ...]]
+_WHAT: Mapping[Kind, str] = {
+    "evaluate": "the evaluation of round",
+    "statistics": "the statistics of round",
+}
 
 
 def new_job(job: str, config: RoundConfig) -> JobState:
@@ -130,10 +135,11 @@ def _open(state: JobState, at: float) -> Step:
     recipe, kept = RECIPES[state.kind], _having(state, "accepted")
     quorum = recipe.quorum(state.config)
     here = able(state) | {lease.site for lease in kept}
-    needed = quorum if state.evaluating else max(state.config.min_sites, quorum)
+    fewest = 1 if state.evaluating else state.config.min_sites
+    needed = max(fewest, quorum, steps.FEWEST if steps.masked(state) else 1)
     if len(kept) < quorum and len(here) < needed:
         found = f"{len(here)} ({', '.join(sorted(here))})" if here else "none"
-        what = "the evaluation of round" if state.evaluating else "round"
+        what = _WHAT.get(state.kind, "round")
         cause = f"{what} {state.round} waits for {needed} ready sites, found {found}"
         return replace(state, phase="waiting", cause=cause), ()
     # A model is evaluated with the arguments that it was trained with.
@@ -199,8 +205,12 @@ def _fail(state: JobState, why: str, quorum: int) -> Step:
     )
     count = len(steps.done(state))
     what = steps.COUNTED[state.step]
-    what_of = "evaluation of round" if state.evaluating else "round"
+    what_of = _WHAT.get(state.kind, "round").removeprefix("the ")
     cause = f"{what_of} {state.round}: {why}; found {count} of {quorum} {what}; {each}"
+    if state.kind == "evaluate" and steps.masked(state) and state.config.rounds:
+        # Sites too small to tell anything end no training: who was asked, and why, is recorded.
+        state, cancels = _cancel(replace(state, phase="closing", closing=True), _held(state))
+        return state, (*cancels, _close_command(state))
     failed = replace(state, phase="failed", cause=cause, pause="")
     state, cancels = _cancel(failed, _held(state))
     return state, cancels
@@ -233,7 +243,7 @@ def _put(state: JobState, lease: Lease) -> JobState:
 
 def _lease(state: JobState, sites: Iterable[str]) -> Step:
     """Give a new lease to each of `sites`."""
-    attempt = f"e{state.attempt}" if state.evaluating else f"{state.attempt}"
+    attempt = f"e{state.attempt}" if state.kind == "evaluate" else f"{state.attempt}"
     new = [Lease(f"{state.job}.{state.round}.{attempt}.{site}", site, "out") for site in sites]
     state = replace(state, leases={**state.leases, **{lease.id: lease for lease in new}})
     return state, tuple(_give(state, lease) for lease in new)
@@ -287,7 +297,8 @@ def _open_lease(state: JobState, id: str) -> Lease | None:
 def _on_started(state: JobState, event: Started) -> Step:
     if state.started:
         return state, ()
-    alone = event.model is not None and state.config.rounds == 0
+    without_rounds = event.model is not None and state.config.rounds == 0
+    alone = bool(state.config.statistics) or without_rounds
     first = 0 if event.model is None or alone else 1
     arguments = {**event.arguments, **state.arguments}
     state = replace(
@@ -400,9 +411,12 @@ def _on_closed(state: JobState, event: Closed) -> Step:
 def _on_assessed(state: JobState, event: Assessed) -> Step:
     if not (state.closing and state.evaluating) or event.round != state.round:
         return state, ()
+    listening = _held(state) if steps.masked(state) else ()
+    ends = tuple(CancelLease(lease.id, lease.site) for lease in listening)
     state = _ended(state, event.enough)
     state = replace(state, evaluating=False, round=state.round + 1)
-    return _open(state, event.at) if state.phase == "closing" else (state, ())
+    state, commands = _open(state, event.at) if state.phase == "closing" else (state, ())
+    return state, (*ends, *commands)
 
 
 def _ended(state: JobState, enough: str) -> JobState:
@@ -479,7 +493,8 @@ def _on_stopped(state: JobState, event: Stopped) -> Step:
 
 
 def _on_resumed(state: JobState, event: Resumed) -> Step:
-    rounds = max(state.config.rounds, event.rounds or 0)
+    given = 0 if state.config.statistics else event.rounds or 0  # it has its one round
+    rounds = max(state.config.rounds, given)
     more = rounds > state.config.rounds
     if state.phase in ("running", "closing") and state.pause:  # not paused yet: it goes on
         config = replace(state.config, rounds=rounds)

@@ -10,9 +10,10 @@ to keep. Lines hold who, what, on what and the outcome: never records, values or
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 GENESIS = "sha256:" + "0" * 64
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,16 @@ class Break:
 
 def link(previous: str, line: Line) -> str:
     """Return the digest of `line` after the line whose digest is `previous`."""
-    body = json.dumps(asdict(line), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    fields = {
+        "seq": line.seq,
+        "at": line.at,
+        "actor": line.actor,
+        "action": line.action,
+        "subject": line.subject,
+        "outcome": line.outcome,
+        "detail": line.detail,
+    }
+    body = _CANONICAL.encode(fields)
     text = f"consilia audit\0{previous}\0{body}"
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

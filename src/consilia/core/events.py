@@ -11,7 +11,7 @@ from typing import Literal
 from consilia.core.select import Selection
 
 Phase = Literal["waiting", "running", "closing", "paused", "done", "stopped", "failed"]
-Kind = Literal["init", "train", "evaluate"]
+Kind = Literal["init", "train", "evaluate", "statistics"]
 Step = Literal["keys", "shares", "update", "consent", "unmask"]  # plain rounds: update only
 LeaseStatus = Literal[
     "out",  # its site works on it, or has yet to fetch it
@@ -31,6 +31,7 @@ class Evaluating:
 
     every: int = 0  # rounds between two evaluations; 0: the last model alone
     sites: tuple[str, ...] = ()  # that are asked; empty: every ready one
+    masked: bool = False  # what they find is summed in rounds of secure aggregation
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class RoundConfig:
     encrypted: bool = False  # of a masked job: homomorphic encryption instead of masks
     trainers: tuple[str, ...] = ()  # the sites that may train; empty: every ready one
     evaluating: Evaluating | None = None  # None: no model is evaluated
+    statistics: str = ""  # digest of the sums that its one round asks for, without a model
 
 
 # ---- events: what happened ------------------------------------------------------------------
@@ -147,7 +149,9 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
-    """What the sites found of the round's model is put together. `body` is opaque here.
+    """What the sites have told is put together: of a model, or a sum of statistics.
+
+    `body` is opaque here.
 
     `enough` as in `Closed`, by a metric of the evaluation.
     """
@@ -362,5 +366,5 @@ class JobState:
     def kind(self) -> Kind:
         """What the tasks of the round do."""
         if self.evaluating:
-            return "evaluate"
+            return "statistics" if self.config.statistics else "evaluate"
         return "init" if self.round == 0 else "train"

@@ -51,4 +51,5 @@ RECIPES: Mapping[Kind, Recipe] = {
     "train": Recipe(lambda c: c.min_updates, lambda c: c.grace, _ask_many, replaces=False),
     # Every site counts for itself: all that are there are waited for (steps.expected).
     "evaluate": Recipe(lambda _: 1, lambda c: c.deadline, _ask_all, replaces=False),
+    "statistics": Recipe(lambda c: c.min_updates, lambda c: c.grace, _ask_all, replaces=False),
 }

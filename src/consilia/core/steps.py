@@ -35,7 +35,9 @@ FEWEST = 3  # sites of a masked round: of two, each knows the other's update fro
 
 def masked(state: JobState) -> bool:
     """Tell whether the open round, or the one to open next, is a masked one."""
-    return state.config.masked and state.kind == "train"
+    if state.kind == "evaluate":
+        return state.config.evaluating is not None and state.config.evaluating.masked
+    return state.config.masked and state.kind in ("train", "statistics")
 
 
 def of(state: JobState) -> tuple[Step, ...]:
@@ -87,8 +89,8 @@ def expected(state: JobState) -> bool:
     unmask. An encrypted sum is opened by one. A site that is away need not be waited for once
     its update is in, and not at all in an evaluation, where nobody counts for another.
     """
-    if state.kind == "evaluate":
-        return any(lease.status == "out" for lease in state.leases.values())
+    if state.kind == "evaluate" and state.step in ("keys", "shares", "update"):
+        return any(lease.status == "out" for lease in waiting(state))
     if state.step == "consent" or (state.step == "unmask" and state.config.encrypted):
         return False
     return any(

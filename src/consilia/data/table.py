@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from consilia.core.weights import Array
 from consilia.data.contract import Selection, column_type
 from consilia.data.loading.blocks import from_bytes
+from consilia.data.loading.expression import parse
 from consilia.data.loading.table import LoadedFile
 from consilia.data.reader import TableFile
-from consilia.errors import DataError
+from consilia.errors import ConfigError, DataError
 from consilia.wire.worker import TableSource
 
 _BLOCK = 4096  # rows; a block of every column stays in the cache while it is transposed
@@ -73,6 +74,7 @@ class Table:
         path = Path(source.path)
         if not path.exists():
             raise DataError(f"{path}: the dataset's file is not there")
+        self._source = source, path, threads
         self._file = _opened(source, path, threads)
         self._name = path.name
         loaded = self._file if isinstance(self._file, LoadedFile) else None
@@ -102,6 +104,22 @@ class Table:
         """Return the mask of a column's missing values."""
         mask = self._load(name)[1]
         return np.zeros(self.records, np.bool_) if mask is None else mask
+
+    def where(self, text: str) -> tuple[NDArray[np.bool_], frozenset[str]]:
+        """Return of which records an expression holds, and the columns that it reads.
+
+        It holds of none for which it has no value. Raises ConfigError for what is no truth.
+        """
+        term = parse(text, self.columns)
+        if term.kind != "truth":
+            raise ConfigError(f"{text[:80]!r} is a {term.kind}; needed one such as age > 60")
+        file = self._file
+        if not isinstance(file, LoadedFile):
+            source, path, threads = self._source
+            file = _loaded(source, path, threads)
+        holds = {"holds": f"coalesce({term.sql}, false)"}
+        found = file.run(holds, lambda result: result.fetchnumpy())["holds"]
+        return np.asarray(found, np.bool_), term.reads
 
     def samples(self, selection: Selection, rng: np.random.Generator) -> Samples:
         """Return features and target as `selection` asks for them; built once per selection.
@@ -235,6 +253,10 @@ class Table:
 def _opened(source: TableSource, path: Path, threads: int) -> TableFile:
     if not source.loading and not source.without:
         return TableFile(path, source.format, source.missing, threads, source.codes)
+    return _loaded(source, path, threads)
+
+
+def _loaded(source: TableSource, path: Path, threads: int) -> LoadedFile:
     return LoadedFile(
         path,
         source.format,

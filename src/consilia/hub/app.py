@@ -44,10 +44,12 @@ from consilia.hub.engine import Engine
 from consilia.hub.federation import Federation
 from consilia.hub.housekeeping import ServerCertificate, keep_house
 from consilia.hub.listener import Bounds, Contexts, NodeListener, make_contexts
+from consilia.hub.poolrelay import PoolRelay
 from consilia.hub.probes import Probe, free_bytes
 from consilia.hub.retention import EVERY, Collector
 from consilia.hub.store import Store
 from consilia.hub.telemetry import ForwardToLog, Log, Metrics, make_log, measure_lag
+from consilia.web import tlsbuffers
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -96,10 +98,12 @@ def build(  # noqa: PLR0913 - the parts it connects
     *,
     limits: Limits | None = None,
     metrics: Metrics | None = None,
+    relay: PoolRelay | None = None,
 ) -> Hub:
     """Connect engine and federation; then await `engine.recover()`.
 
-    `signing_key(site)` is a site's registered Ed25519 key, or raises AuthError.
+    `signing_key(site)` is a site's registered Ed25519 key, or raises AuthError. `relay` keeps
+    sealed uploads for studies' data centres.
     """
     engine = Engine(
         store,
@@ -110,7 +114,7 @@ def build(  # noqa: PLR0913 - the parts it connects
         meter=metrics,
         checkpoint=outside.checkpoint,
     )
-    federation = Federation(engine, store, blobs, signing_key, outside.clock.now)
+    federation = Federation(engine, store, blobs, signing_key, outside.clock.now, relay)
     return Hub(store, blobs, engine, federation)
 
 
@@ -124,6 +128,7 @@ def serve(directory: Path) -> None:
         sys.stdout.write(f"people {addresses.people}\nnodes  {addresses.nodes}\n")
         sys.stdout.flush()
 
+    tlsbuffers.bound()
     asyncio.run(_until_signal(directory, say))
 
 
@@ -225,6 +230,7 @@ async def _serving(
     from consilia.hub.people.directories import make_directories  # noqa: PLC0415
     from consilia.hub.people.service import make_people  # noqa: PLC0415
     from consilia.hub.rest.api import make_app  # noqa: PLC0415 - Litestar costs 0.4 s
+    from consilia.hub.rest.limits import Limiter  # noqa: PLC0415
     from consilia.hub.rest.models import SPOOL  # noqa: PLC0415
     from consilia.hub.rest.repeats import repeatable  # noqa: PLC0415
     from consilia.hub.rest.services import Services  # noqa: PLC0415
@@ -249,7 +255,13 @@ async def _serving(
         limits = Limits(
             silence=config.presence_seconds, init_bytes=config.limits.init_frame_bytes
         )
-        hub = build(store, blobs, access.signing_key, outside, limits=limits, metrics=metrics)
+        relay = PoolRelay(layout.root / "pool")
+        hub = build(
+            *(store, blobs, access.signing_key, outside),
+            limits=limits,
+            metrics=metrics,
+            relay=relay,
+        )
         stack.push_async_callback(hub.engine.close)
         await hub.engine.recover()
 
@@ -287,10 +299,12 @@ async def _serving(
             stopping=stopping,
             probes=_probes(layout, config, store, outside.clock, node_port),
         )
+        await store.write(services.people.factors.seal_all)  # of hubs before they were sealed
         tls = access.people_context()
         snapshot = make_snapshot(services)
+        limiter = Limiter(config.people, outside.clock.now)
         people = PeopleServer(
-            keeping(repeatable(make_app(services), services), snapshot),
+            keeping(repeatable(make_app(services, limiter), services, limiter), snapshot),
             tls,
             config.limits.people_connections,
             quick=snapshot.quick,

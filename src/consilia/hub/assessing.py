@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from consilia.algo import patience
-from consilia.core.round import Assessed, JobState
-from consilia.hub import audit, modelversions, tables
+from consilia.core.round import Assessed, CloseFailed, JobState
+from consilia.errors import ConsiliaError
+from consilia.hub import audit, modelversions, summing, tables
 from consilia.hub.closing import waited
 from consilia.hub.job import Book, LiveJob
 from consilia.hub.modelversions import Version
@@ -35,9 +36,10 @@ def asked(book: Book, state: JobState) -> Evaluation:
     wanted = book.record.experiment.evaluate
     if wanted is None:
         return Evaluation()
+    bins = summing.bins_of(book.record.experiment)
     last = state.round == state.config.rounds
     local = wanted.local_rounds or state.round if wanted.benefit and last else 0
-    return Evaluation(tuple(_subgroups(wanted.subgroups)), local)
+    return Evaluation(tuple(_subgroups(wanted.subgroups)), local, bins)
 
 
 def _subgroups(wanted: Mapping[str, tuple[object, ...]]) -> Iterator[Subgroups]:
@@ -92,7 +94,11 @@ def body_of(found: Evaluated) -> str:
 
 def close(job: LiveJob, now: float) -> None:
     """Put together what the sites have found, and record it."""
-    view = _view(job.book, job.state, now)
+    try:
+        view = _view(job.book, job.state, now)
+    except ConsiliaError as e:  # masks that cannot be taken off: a site's own shares contradict
+        job.note(CloseFailed(now, job.state.round, f"the sum could not be opened: {e}"))
+        return
     metrics = {f"{HOLDOUT}{name}": found.value for name, found in view.pooled.items()}
     own = f"{job.id}.{view.round}"
     made = view.model == own
@@ -101,8 +107,8 @@ def close(job: LiveJob, now: float) -> None:
         if made:
             modelversions.add_metrics(db, own, metrics)
         told = ", ".join(f"{n} {v:.4g}" for n, v in sorted(metrics.items()))
-        sites = ", ".join(view.sites)
-        detail = f"{sites}; {told}"
+        sites = ", ".join(view.sites or view.summed)
+        detail = f"{sites or 'no site'}; {told or view.cause}"
         audit.append(db, now, "hub", "round.evaluate", view.model, detail=detail)
 
     def then() -> None:
@@ -125,6 +131,11 @@ def of_job(db: Connection, job: str) -> tuple[EvaluationView, ...]:
 
 
 def _view(book: Book, state: JobState, now: float) -> EvaluationView:
+    trained = state.round > 0 or book.record.experiment.base is None
+    base = book.record.experiment.base or ""
+    model = f"{state.job}.{state.round}" if trained else base
+    if summing.masked(book.record.experiment):
+        return summing.view(book.record.experiment, state, now, model)
     leases = sorted(state.leases.values(), key=lambda lease: lease.site)
     sites = {
         lease.site: msgspec.json.decode(lease.body, type=Evaluated)
@@ -147,9 +158,6 @@ def _view(book: Book, state: JobState, now: float) -> EvaluationView:
             one.sites,
             "all records" if name in ADDITIVE else "mean of sites",
         )
-    trained = state.round > 0 or book.record.experiment.base is None
-    base = book.record.experiment.base or ""
-    model = f"{state.job}.{state.round}" if trained else base
     return EvaluationView(state.round, now, model, found, sites, without)
 
 

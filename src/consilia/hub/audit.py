@@ -8,8 +8,8 @@ Several hub processes on one PostgreSQL append one after another: each takes an 
 that its COMMIT releases. Within a process, and on SQLite, the single writer gives the order.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,9 +24,9 @@ from consilia.wire.v1 import AuditHead, Sealed, encode
 
 CONTEXT = "audit-head"
 MAX_TEXT = 2000  # characters of one field
-_LOCK = sa.text("SELECT pg_advisory_xact_lock(1668183910)")
-_HEAD = sa.select(audit.c.seq, audit.c.digest).order_by(audit.c.seq.desc()).limit(1)
 # Written out, as the journal's: many reads leave a line each.
+_LOCK = "SELECT pg_advisory_xact_lock(1668183910)"
+_HEAD = "SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1"
 _INSERT = """
 INSERT INTO audit (seq, at, actor, action, subject, outcome, detail, digest)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -42,6 +42,18 @@ class Entry:
 
     line: Line
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a line is to say; see `append`."""
+
+    at: float
+    actor: str
+    action: str
+    subject: str
+    outcome: str = "done"
+    detail: str = ""
 
 
 def append(  # noqa: PLR0913 - a line has this many parts
@@ -60,13 +72,36 @@ def append(  # noqa: PLR0913 - a line has this many parts
     outside is cut at MAX_TEXT and cleared of what a database cannot hold (NUL, lone
     surrogates): no line is lost over it.
     """
+    (entry,) = append_all(db, [Event(at, actor, action, subject, outcome, detail)])
+    return entry
+
+
+def append_all(db: Connection, events: Iterable[Event]) -> list[Entry]:
+    """Append several lines as `append` does, with one look at the chain's end."""
     _lock(db)
     length, previous = head(db)
-    texts = (_storable(text) for text in (actor, action, subject, outcome, detail))
-    line = Line(length + 1, float(at), *texts)
-    digest = link(previous, line)
-    db.exec_driver_sql(_INSERTS[db.dialect.name], (*astuple(line), digest))
-    return Entry(line, digest)
+    entries: list[Entry] = []
+    for e in events:
+        texts = map(_storable, (e.actor, e.action, e.subject, e.outcome, e.detail))
+        line = Line(length + len(entries) + 1, float(e.at), *texts)
+        previous = link(previous, line)
+        entries.append(Entry(line, previous))
+    rows = [(*_values(entry.line), entry.digest) for entry in entries]
+    if rows:
+        db.exec_driver_sql(_INSERTS[db.dialect.name], rows[0] if len(rows) == 1 else rows)
+    return entries
+
+
+def _values(line: Line) -> tuple[int | float | str, ...]:
+    return (
+        line.seq,
+        line.at,
+        line.actor,
+        line.action,
+        line.subject,
+        line.outcome,
+        line.detail,
+    )
 
 
 def _lock(db: Connection) -> None:
@@ -76,14 +111,14 @@ def _lock(db: Connection) -> None:
     """
     if db.dialect.name != "postgresql" or db.info.get(_LOCKED) is db.get_transaction():
         return
-    db.execute(_LOCK)
+    db.exec_driver_sql(_LOCK)
     if not db.in_nested_transaction():
         db.info[_LOCKED] = db.get_transaction()
 
 
 def head(db: Connection) -> tuple[int, str]:
     """The chain's length and the digest of its last line."""
-    row = db.execute(_HEAD).first()
+    row = db.exec_driver_sql(_HEAD).first()
     return (row.seq, row.digest) if row else (0, GENESIS)
 
 

@@ -1,9 +1,12 @@
 """The blob plane: tensor frames up and down, on blocking threads beside the event loop.
 
 Large transfers on the loop would delay every poll. So each `consilia-blob/1` connection gets a
-thread, mutual TLS 1.3, and one reused 256 KiB buffer; the number of threads is bounded. When
-all are taken, the connection that has been idle longest is closed (its node connects again);
-without an idle one, a handshake that dawdles; else the newcomer waits in a short queue.
+thread, mutual TLS 1.3, and one reused 256 KiB buffer; the number of threads is bounded. While
+there are threads enough, each keeps its connection. Beyond half of them, a connection that has
+been answered is parked (hub.blobpark): it stays open without a thread or a buffer, and gets
+both again with its next request, so a thousand sites need not shake hands in every round. When
+all threads are taken, the connection that has been idle longest is closed (its node connects
+again); without an idle one, a handshake that dawdles; else the newcomer waits in a short queue.
 
     GET  /v1/blobs/{digest}    whole, or Range: bytes=a- / a-b
     HEAD /v1/uploads/{lease}   how far an upload has come
@@ -33,6 +36,7 @@ import msgspec
 from consilia.core import ids
 from consilia.errors import AuthError, ConfigError, Conflict, ConsiliaError, NotFound, WireError
 from consilia.hub.blobhttp import MAX_HEAD, Request, parse, parse_range, response
+from consilia.hub.blobpark import Park
 from consilia.hub.telemetry import Log
 from consilia.wire.frames import CHUNK, Header
 from consilia.wire.problem import problem
@@ -109,6 +113,7 @@ class _Connection:
         self.since = time.monotonic()
         self.open = True
         self.site = ""  # whose request it is answering
+        self.session: _Session | None = None  # once it has shaken hands
 
 
 class BlobPlane:
@@ -140,6 +145,7 @@ class BlobPlane:
         self._waiting: deque[_Connection] = deque()
         self._buffers: list[bytearray] = []
         self._closing = False
+        self._parked: Park[_Connection] = Park(self._unpark, _cut_parked, self._timings.idle)
 
     # ---- connections -------------------------------------------------------------------------
 
@@ -147,7 +153,8 @@ class BlobPlane:
         """Take over a connected socket; returns at once. Called from the event loop."""
         newcomer = _Connection(sock, peer)
         with self._lock:
-            if self._closing or len(self._waiting) >= self._waiting_limit:
+            strangers = sum(c.session is None for c in self._waiting)
+            if self._closing or strangers >= self._waiting_limit:
                 sock.close()
                 return
             if len(self._open) >= self._limit:
@@ -163,6 +170,8 @@ class BlobPlane:
             self._closing = True
             while self._waiting:
                 self._waiting.popleft().sock.close()
+        self._parked.close()
+        with self._lock:
             for connection in self._open:
                 if connection.state != "busy":
                     _cut(connection)
@@ -176,6 +185,11 @@ class BlobPlane:
     def connections(self) -> int:
         """Connections that have a thread."""
         return len(self._open)
+
+    @property
+    def parked(self) -> int:
+        """Connections that wait for their next request without one."""
+        return len(self._parked)
 
     def _begin(self, connection: _Connection) -> None:
         """Give a connection its thread. The lock is held."""
@@ -206,6 +220,23 @@ class BlobPlane:
                 raise _Ended
             connection.state, connection.since = state, time.monotonic()
 
+    def _crowded(self) -> bool:
+        """Whether a connection that has been answered gives its thread up."""
+        with self._lock:
+            return len(self._open) > self._limit // 2 and not self._closing
+
+    def _unpark(self, connection: _Connection) -> None:
+        """Give a connection that asks again a thread, in its turn. Called by the park."""
+        with self._lock:
+            connection.state = "handshake"  # may be closed for room when its request dawdles
+            if self._closing:
+                _cut_parked(connection)
+            elif len(self._open) >= self._limit:
+                self._waiting.append(connection)
+                self._make_room()
+            else:
+                self._begin(connection)
+
     def _admit(self, connection: _Connection, site: str) -> None:
         """Note whose request is answered; end the connection when that site has too many."""
         with self._lock:
@@ -214,29 +245,35 @@ class BlobPlane:
         if held > max(SITE_TRANSFERS, self._limit // 4):
             raise _Ended(f"site {site!r} has {held} transfers at once")
 
-    def _leave(self, connection: _Connection, buffer: bytearray) -> None:
+    def _leave(self, connection: _Connection, buffer: bytearray, park: bool) -> None:
         with self._lock:
-            connection.open = False
-            connection.sock.close()
+            if not park:
+                connection.open = False
+                connection.sock.close()
             self._open.discard(connection)
             self._buffers.append(buffer)
             if self._waiting and not self._closing:
                 self._begin(self._waiting.popleft())
             self._lock.notify_all()
+        if park:
+            self._parked.add(connection, connection.sock.fileno(), connection.site)
 
     def _serve(self, connection: _Connection) -> None:
         """Run one connection from handshake to end. Nothing it meets may kill the hub."""
         with self._lock:
             buffer = self._buffers.pop() if self._buffers else bytearray(CHUNK)
+        park = False
         try:
-            tls, certificate = self._handshake(connection)
-            _Session(self, connection, tls, certificate, memoryview(buffer)).run()
+            again = connection.session is not None
+            if connection.session is None:
+                connection.session = _Session(self, connection, *self._handshake(connection))
+            park = connection.session.run(memoryview(buffer), again)
         except (_Ended, OSError) as e:
             self._log.debug("blob connection ended", peer=connection.peer, cause=str(e))
         except Exception:
             self._log.error("blob connection failed", peer=connection.peer, exc_info=True)
         finally:
-            self._leave(connection, buffer)
+            self._leave(connection, buffer, park)
 
     def _handshake(self, connection: _Connection) -> tuple[ssl.SSLSocket, bytes]:
         connection.sock.setblocking(True)
@@ -272,24 +309,30 @@ class _Session:
         connection: _Connection,
         tls: ssl.SSLSocket,
         certificate: bytes,
-        buffer: memoryview,
     ) -> None:
         self._plane = plane
         self._connection = connection
         self._tls = tls
         self._certificate = certificate
-        self._buffer = buffer
+        self._buffer = memoryview(b"")  # of the thread that serves it
         self._extra = 0  # bytes of the body that came with the head, at `_extra_at`
         self._extra_at = 0
         self._left = 0  # bytes of the body that are still to come
         self._keep = True
 
-    def run(self) -> None:
-        """Answer requests until either side has had enough."""
+    def run(self, buffer: memoryview, again: bool) -> bool:
+        """Answer requests until either side has had enough; True when it is to be parked.
+
+        `again`: it was parked, and the next request is there.
+        """
+        self._buffer, timings = buffer, self._plane._timings
         while self._keep:
-            self._plane._enter(self._connection, "idle")
-            if not (got := self._receive(self._buffer[:MAX_HEAD], self._plane._timings.idle)):
-                return
+            if not again:
+                self._plane._enter(self._connection, "idle")
+            patience = timings.head if again else timings.idle
+            again = False
+            if not (got := self._receive(self._buffer[:MAX_HEAD], patience)):
+                return False
             self._plane._enter(self._connection, "busy")
             try:
                 request = self._head(got)
@@ -297,9 +340,12 @@ class _Session:
                 self._keep = False
                 self._fail(e)
                 self._linger()
-                return
+                return False
             self._keep = request.keep
             self._answer(request)
+            if self._keep and self._plane._crowded() and not self._tls.pending():
+                return bool(self._connection.site)
+        return False
 
     def _answer(self, request: Request) -> None:
         try:
@@ -501,6 +547,12 @@ def _cut(connection: _Connection) -> None:
     if connection.open:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+
+def _cut_parked(connection: _Connection) -> None:
+    """Close a connection that nobody's thread looks at."""
+    connection.open = False
+    connection.sock.close()
 
 
 def _let_read(tls: ssl.SSLSocket) -> None:

@@ -38,8 +38,10 @@ from consilia.hub import (
     closing,
     encrypted,
     experiments,
+    figures,
     masking,
     modelversions,
+    summing,
 )
 from consilia.hub.blobs import Blobs
 from consilia.hub.clock import Clock
@@ -124,6 +126,8 @@ class Driver:
                     self._tell(job, command)
             case Fold():
                 self._fold(job, command)
+            case Close(kind="statistics"):
+                figures.close(job, parts.clock.now())
             case Close(kind="evaluate"):
                 assessing.close(job, parts.clock.now())
             case Close():
@@ -181,13 +185,15 @@ class Driver:
         )
         if command.kind == "evaluate":  # no update leaves: there is nothing to protect
             judged = assessing.asked(book, state)
-            task = msgspec.structs.replace(task, privacy=Privacy(evaluation=judged))
+            experiment = book.record.experiment
+            asked = summing.protection(experiment, judged, experiment.fold)
+            task = msgspec.structs.replace(task, privacy=asked)
         limit = limits.init_bytes
         if command.model is not None and book.base is not None:
             limit = book.base.total_bytes + limits.slack_bytes
             if privacy.compression is not None:  # its parts need more of a header
                 limit += book.base.data_start
-            if command.cohort:
+            if command.cohort and command.kind == "train":
                 schema = hidden.schema(book.base.schema, task.privacy)
                 limit += sum(spec.nbytes for spec in schema)
         until = state.opened_at + state.config.deadline

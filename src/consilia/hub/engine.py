@@ -40,15 +40,17 @@ from consilia.core.round import (
     new_job,
     outstanding,
 )
-from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
+from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, Wrong
 from consilia.hub import (
     audit,
     encrypted,
     experiments,
     journal,
     modelversions,
+    pooling,
     records,
     steering,
+    summing,
     views,
 )
 from consilia.hub.blobs import Blobs
@@ -228,12 +230,25 @@ class Engine:
         )
         return (*experiments.problems(experiment), *refers)
 
-    async def start(self, experiment: Experiment, author: str, study: Study, plan: Plan) -> str:
-        """Start a job and return its id; ConfigError lists every problem of the experiment."""
+    def _copies(self, study: Study) -> frozenset[str]:
+        """Return the sites whose records the study's data centre holds."""
+        said = {site: found for site in study.sites if (found := self.said(site)) is not None}
+        return pooling.held(study, experiments.digest_of(study), said)
+
+    async def start(
+        self, experiment: Experiment, author: str, study: Study, plan: Plan | None
+    ) -> str:
+        """Start a job and return its id; ConfigError lists every problem of the experiment.
+
+        `plan` is None for statistics.
+        """
         experiments.matches(experiment, study, plan)
-        experiment = experiments.settled(experiment, study)
+        experiment = experiments.settled(experiment, study, self._copies(study))
+        summed = {s for s in study.sites if (told := self.said(s)) and told.summed}
+        experiment = summing.settled(experiment, study.sites, summed)
         if found := await self.validate(experiment):
-            raise ConfigError("; ".join(map(str, found)))
+            words = "; ".join(map(str, found))
+            raise ConfigError(Wrong(found[0].field, found[0].found, found[0].needed, words))
         base = await self._store.read(lambda db: experiments.base_frame(db, experiment))
         now = self._clock.now()
         record = JobRecord(
@@ -316,7 +331,7 @@ class Engine:
     async def change(self, id: str, arguments: Arguments, author: str) -> None:
         """Change arguments from the next round that opens."""
         if problem := experiments.arguments_misfit(arguments):
-            raise ConfigError(str(problem))
+            raise ConfigError(Wrong(problem.field, problem.found, problem.needed))
         job = await self._live(id)
         now = self._clock.now()
         line = _line(

@@ -15,9 +15,20 @@ from consilia.core import ids
 from consilia.core.round import Evaluating, RoundConfig, Selection
 from consilia.core.steps import FEWEST
 from consilia.errors import ConfigError, NotFound
-from consilia.hub import closing, evaluations, modelversions, records, watching
+from consilia.hub import (
+    closing,
+    evaluations,
+    figures,
+    modelversions,
+    pooling,
+    records,
+    summing,
+    watching,
+)
 from consilia.hub.blobs import Blobs
+from consilia.hub.siteviews import advertised
 from consilia.privacy import accountant, adaptive, ckks, gradients, graph, noise, ring
+from consilia.stats import sums
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import (
     MAX_ARGUMENTS,
@@ -36,6 +47,7 @@ MAX_SECONDS = 30 * 86400.0  # of grace and deadline
 MAX_TEXT = 200  # characters of an argument's name
 MAX_VALUE = 4000  # characters of a text argument
 MAX_SEED = 1 << 63
+MAX_FOLD = 20
 NOISE_REACH = 8  # standard deviations of noise that a masked coordinate must carry
 
 _BITS: dict[int, Literal[8, 16, 32]] = {8: 8, 16: 16, 32: 32}
@@ -57,7 +69,13 @@ class Problem:
 def rounds_of(experiment: Experiment) -> RoundConfig:
     """Return what the round machine obeys for this experiment."""
     wanted = experiment.evaluate
-    judging = None if wanted is None else Evaluating(wanted.every, tuple(sorted(wanted.at)))
+    judging = None
+    if wanted is not None:
+        hidden = wanted.aggregation == "secure"
+        judging = Evaluating(wanted.every, tuple(sorted(wanted.at)), hidden)
+    question = figures.asked_of(experiment)
+    if question is not None:
+        judging = Evaluating(sites=tuple(sorted(experiment.sites)))
     return RoundConfig(
         rounds=experiment.rounds,
         min_updates=experiment.min_updates,
@@ -70,16 +88,26 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
         encrypted=experiment.privacy is not None and experiment.privacy.aggregation == "ckks",
         trainers=tuple(sorted(experiment.sites)),
         evaluating=judging,
+        statistics="" if question is None else sums.digest(question),
     )
 
 
-def settled(experiment: Experiment, study: Study) -> Experiment:
-    """Return the experiment with the protection it gets when it names none.
+def settled(
+    experiment: Experiment, study: Study, copies: frozenset[str] = frozenset()
+) -> Experiment:
+    """Return the experiment with the sites and the protection it gets when it names none.
 
-    Secure aggregation from three sites up. Its rounds need three updates at least, whatever
-    the experiment asks for: from the sum of two, each site knows the other's update.
+    `copies` are the sites whose records the study's data centre holds: they train there, and
+    models are evaluated at the hospitals. Secure aggregation from three sites up. Its rounds
+    need three updates at least, whatever the experiment asks for: from the sum of two, each
+    site knows the other's update.
     """
-    many = len(study.sites) >= FEWEST
+    sites = experiment.sites or pooling.trainers(study, copies)
+    judged = experiment.evaluate
+    if judged is not None and study.data_centre and not judged.at:
+        judged = msgspec.structs.replace(judged, at=study.hospitals)
+    experiment = msgspec.structs.replace(experiment, sites=sites, evaluate=judged)
+    many = len(sites or study.sites) >= FEWEST
     privacy = experiment.privacy or Privacy(aggregation="secure" if many else "plain")
     if privacy.aggregation == "plain":
         return msgspec.structs.replace(experiment, privacy=privacy)
@@ -100,6 +128,7 @@ def problems(experiment: Experiment) -> tuple[Problem, ...]:
         *_watch(experiment),
         *_early_stop(experiment),
         *(Problem(*found) for found in evaluations.problems(experiment)),
+        *(Problem(*found) for found in summing.problems(experiment)),
         *_arguments(experiment.arguments),
         *_privacy(experiment.privacy or Privacy()),
         *_compress(experiment),
@@ -116,6 +145,8 @@ def protection(
     round is planned after it.
     """
     privacy = adaptive.of_round(experiment.privacy or Privacy(), noted)
+    if experiment.fold:
+        privacy = msgspec.structs.replace(privacy, fold=experiment.fold)
     codec = named(experiment.compress)
     if privacy.aggregation == "secure" and privacy.bits == 8:
         return msgspec.structs.replace(privacy, final=final)
@@ -135,13 +166,17 @@ def missing(db: Connection, experiment: Experiment, blobs: Blobs) -> tuple[Probl
     return (*_study(db, experiment), *_plan(db, experiment), *_base(db, experiment, blobs))
 
 
-def matches(experiment: Experiment, study: Study, plan: Plan) -> None:
-    """Raise ConfigError unless `study` and `plan` are the ones that the experiment names."""
+def matches(experiment: Experiment, study: Study, plan: Plan | None) -> None:
+    """Raise ConfigError unless `study` and `plan` are the ones that the experiment names.
+
+    Statistics have no plan.
+    """
     if experiment.study != study.name:
         raise ConfigError(
             f"the experiment is of study {experiment.study!r}, not {study.name!r}"
         )
-    if experiment.plan != (found := plan_digest(plan)):
+    found = "" if plan is None else plan_digest(plan)
+    if experiment.plan != found or (plan is None and figures.asked_of(experiment) is None):
         raise ConfigError(f"the experiment names plan {experiment.plan}, not {found}")
 
 
@@ -165,6 +200,7 @@ def base_frame(db: Connection, experiment: Experiment) -> str | None:
 
 def _numbers(e: Experiment) -> Iterator[Problem]:
     least = 1 if e.evaluate is None or e.base is None else 0  # 0: `base` is evaluated
+    least = 0 if _of_statistics(e) else least
     rules: tuple[tuple[str, float, bool, str], ...] = (
         ("rounds", e.rounds, least <= e.rounds <= MAX_ROUNDS, f"{least} to {MAX_ROUNDS}"),
         ("min_updates", e.min_updates, e.min_updates >= 1, "1 or more"),
@@ -177,6 +213,7 @@ def _numbers(e: Experiment) -> Iterator[Problem]:
             0 < e.deadline <= MAX_SECONDS,
             f"above 0, at most {MAX_SECONDS:g} seconds",
         ),
+        ("fold", e.fold, 0 <= e.fold <= MAX_FOLD, f"0 to {MAX_FOLD}"),
         ("seed", e.seed, 0 <= e.seed < MAX_SEED, f"0 to {MAX_SEED - 1}"),
         ("keep", e.keep or 0, e.keep is None or e.keep >= 1, "1 or more, or nothing"),
     )
@@ -292,6 +329,8 @@ def _privacy(p: Privacy) -> Iterator[Problem]:
         yield from _mechanism(p, p.dp)
     if p.evaluation is not None:
         yield Problem("privacy.evaluation", "a value", "nothing: it is the key `evaluate`")
+    if p.fold:
+        yield Problem("privacy.fold", f"{p.fold}", "nothing: it is the key `fold`")
     if p.final:
         yield Problem("privacy.final", "true", "nothing: the hub says which round is the last")
     if p.aggregation == "ckks":
@@ -387,8 +426,23 @@ def _study(db: Connection, e: Experiment) -> Iterator[Problem]:
                 f"at most {invited}, the sites that study {e.study!r} invites",
             )
     yield from (Problem(*p) for p in evaluations.strangers(e, found.study.sites))
+    yield from (Problem(*p) for p in summing.few(e, found.study.sites))
+    yield from _pooled(db, e, found)
     yield from _colluding(e, invited)
     yield from _small_ring(e, invited)
+
+
+def _pooled(db: Connection, e: Experiment, found: records.StudyRecord) -> Iterator[Problem]:
+    """Whether records would train twice: at their hospital, and at the data centre."""
+    if not found.study.data_centre:
+        return
+    copies = pooling.held(found.study, found.digest, advertised(records.every_site(db)))
+    if both := pooling.twice(found.study, copies, e.sites):
+        yield Problem(
+            "sites",
+            f"{found.study.data_centre} and {', '.join(both)}, whose records it holds",
+            "one or the other: the same records would count twice",
+        )
 
 
 def _small_ring(e: Experiment, invited: int) -> Iterator[Problem]:
@@ -417,7 +471,16 @@ def _colluding(e: Experiment, invited: int) -> Iterator[Problem]:
         )
 
 
+def _of_statistics(e: Experiment) -> bool:
+    """Tell whether a job asks for statistics, as the hub has made it: without a plan."""
+    return figures.asked_of(e) is not None and not e.plan
+
+
 def _plan(db: Connection, e: Experiment) -> Iterator[Problem]:
+    if _of_statistics(e):
+        return
+    if figures.asked_of(e) is not None:
+        yield Problem("privacy.statistics", "a value", "nothing: ask by POST /statistics")
     studies = records.plan_studies(db, e.plan)
     if e.study not in studies:
         offered = f"one offered to {', '.join(studies)} only" if studies else "an unknown one"

@@ -20,7 +20,18 @@ from sqlalchemy import Connection
 from consilia.core import ids
 from consilia.core.round import Accepted, Settled
 from consilia.errors import AuthError, ConfigError, Conflict, NotFound, Refused, WireError
-from consilia.hub import assessing, audit, encrypted, masking, packed, records, withdrawals
+from consilia.hub import (
+    assessing,
+    audit,
+    encrypted,
+    figures,
+    masking,
+    packed,
+    poolfront,
+    records,
+    summing,
+    withdrawals,
+)
 from consilia.hub.blobs import Blob, Blobs
 from consilia.hub.checks import (
     masked_misfit,
@@ -28,6 +39,8 @@ from consilia.hub.checks import (
     result_misfit,
 )
 from consilia.hub.engine import Engine
+from consilia.hub.poolfront import PoolFront
+from consilia.hub.poolrelay import PoolRelay
 from consilia.hub.presence import Assignment
 from consilia.hub.siteviews import advertised
 from consilia.hub.store import Store
@@ -73,15 +86,20 @@ _ADVERTISEMENT = msgspec.msgpack.Decoder(Advertisement)
 class Federation:
     """The hub's side of the wire, for sites that are who they say they are."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts it is made of
         self,
         engine: Engine,
         store: Store,
         blobs: Blobs,
         signing_key: Callable[[str], bytes],
         now: Callable[[], float],
+        relay: PoolRelay | None = None,
     ) -> None:
-        """`signing_key(site)` is the site's registered Ed25519 key, or AuthError."""
+        """`signing_key(site)` is the site's registered Ed25519 key, or AuthError.
+
+        `relay` keeps sealed uploads for studies' data centres; without one none are taken.
+        """
+        self._relay = relay
         self._engine = engine
         self._store = store
         self._blobs = blobs
@@ -121,6 +139,7 @@ class Federation:
         """Take what a site says of itself; jobs see the change at once."""
         said = self._opened(site, sealed, "advertisement", _ADVERTISEMENT)
         _check_advertisement(site, said)
+        poolfront.check(site, said, self._signing_key(site))
         before = self._engine.said(site)
         now = self._now()
 
@@ -148,7 +167,15 @@ class Federation:
 
         await self._store.write(write)
         self._engine.advertised(site, said)
+        if self._relay is not None and said.pool:
+            await PoolFront(self._store, self._relay).settle(site, said)
         return Verdict(True)
+
+    async def pool(self, site: str, method: str, path: str, body: bytes) -> object:
+        """Answer what a site asks about pooled datasets (hub.poolfront)."""
+        if self._relay is None:
+            raise NotFound("this hub relays no uploads")
+        return await PoolFront(self._store, self._relay).answer(site, method, path, body)
 
     async def catalogue(self, site: str) -> Catalogue:
         """Return the studies that invite the site, and the plans on offer in them."""
@@ -267,7 +294,7 @@ class Federation:
         job = self._engine.job(held.task.job)
         if job is None:
             return await self._ended(held.site, report)
-        if held.task.kind == "evaluate":
+        if held.task.kind in ("evaluate", "statistics"):
             return await self._evaluated(held, report)
         header: Header | None = None
         if report.model is not None:
@@ -303,9 +330,23 @@ class Federation:
             return Verdict(True)
         return await self._ended(held.site, report)
 
+    async def _figures(self, held: Assignment, report: Result) -> Verdict:
+        """Take a site's sums."""
+        if problem := figures.misfit(report, held.task):
+            if await self._engine.settle(held, "rejected", problem):
+                return Verdict(False, f"sums of site {held.site!r} rejected: {problem}")
+            return await self._ended(held.site, report)
+        if await self._engine.accept(held, "", 1, {}, figures.body_of(report)):
+            return Verdict(True)
+        return await self._ended(held.site, report)
+
     async def _evaluated(self, held: Assignment, report: Result) -> Verdict:
-        """Take what a site has found of a model."""
+        """Take what a site has found of a model, or its sums."""
+        if held.task.kind == "statistics":
+            return await self._figures(held, report)
         found = report.evaluated
+        if held.task.cohort:
+            return await self._summed(held, report)
         if (problem := assessing.misfit(report, held.task)) or found is None:
             cause = problem or ""
             if await self._engine.settle(held, "rejected", cause):
@@ -313,6 +354,16 @@ class Federation:
             return await self._ended(held.site, report)
         body = assessing.body_of(found)
         if await self._engine.accept(held, "", found.records, {}, body):
+            return Verdict(True)
+        return await self._ended(held.site, report)
+
+    async def _summed(self, held: Assignment, report: Result) -> Verdict:
+        """Take a site's masked vector of what it has found of a model."""
+        if problem := summing.misfit(report, held.task):
+            if await self._engine.settle(held, "rejected", problem):
+                return Verdict(False, f"evaluation of site {held.site!r} rejected: {problem}")
+            return await self._ended(held.site, report)
+        if await self._engine.accept(held, "", 1, {}, summing.body_of(report)):
             return Verdict(True)
         return await self._ended(held.site, report)
 

@@ -84,6 +84,9 @@ class Federation(Protocol):
     async def plan(self, site: str, digest: str) -> v1.Plan:
         """Give a plan's source."""
 
+    async def pool(self, site: str, method: str, path: str, body: bytes) -> object:
+        """Answer what a site asks about pooled datasets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
@@ -354,6 +357,9 @@ class NodeListener:
             case "POST", "/v1/renew":
                 renew = await self._body(request, v1.Renew, MAX_ENROL)
                 return await asyncio.shield(self._access.renew(site, renew))
+            case ("GET" | "PUT") as method, _ if path.startswith("/v1/pool"):
+                piece = await self._body(request, bytes) if method == "PUT" else b""
+                return await federation.pool(site, method, path, piece)
             case "GET", _:
                 return await self._told(site, path)
         raise _elsewhere(request.method, path)

@@ -26,8 +26,10 @@ PIECE = 64 << 10  # elements worked on at a time: they stay in the cache
 
 def context(state: JobState) -> bytes:
     """Return what binds the messages of the open round to this attempt at it."""
-    lease = f"{state.job}.{state.round}.{state.attempt}.hub"
-    return masked.context(lease, state.model or "", steps.cohort(state))
+    attempt = f"e{state.attempt}" if state.kind == "evaluate" else f"{state.attempt}"
+    lease = f"{state.job}.{state.round}.{attempt}.hub"
+    subject = state.config.statistics or state.model or ""
+    return masked.context(lease, subject, steps.cohort(state))
 
 
 def said(state: JobState, step: str) -> dict[str, bytes]:

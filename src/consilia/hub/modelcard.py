@@ -6,7 +6,8 @@ from consilia import __version__
 from consilia.hub import modelversions, records, stages, withdrawals
 from consilia.hub.modelversions import Version
 from consilia.hub.records import JobRecord
-from consilia.hub.views import model_view, round_views, spent
+from consilia.hub.views import model_view, round_views
+from consilia.privacy.estimate import evaluations, spent
 from consilia.wire.people import ModelCard, Protection, StageView
 
 FEW_SITES = 3  # fewer contribute each so much that a sum hides little
@@ -60,9 +61,7 @@ def protections(db: Connection, line: tuple[str, ...]) -> tuple[Protection, ...]
 def _protection(job: JobRecord, round: int) -> Protection:
     privacy = job.experiment.privacy
     dp = privacy.dp if privacy else None
-    epsilon = None
-    if dp is not None:
-        epsilon = spent(dp, round)
+    epsilon = spent(job.experiment, round, evaluations(job.experiment, round))
     return Protection(
         job=job.id,
         round=round,

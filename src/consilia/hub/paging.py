@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from consilia.errors import ConfigError
+from consilia.errors import ConfigError, Wrong
 
 T = TypeVar("T")
 MAX_PAGE = 500
@@ -31,7 +31,8 @@ def within(value: int, what: str, low: int, high: int) -> int:
     """Return `value` when it lies between `low` and `high`, else raise ConfigError."""
     if not low <= value <= high:
         found = f"{value}" if abs(value) < 10**20 else "a number of more than 20 digits"
-        raise ConfigError(f"{what} is {found}, must be between {low} and {high}")
+        words = f"{what} is {found}, must be between {low} and {high}"
+        raise ConfigError(Wrong(what, found, f"{low} to {high}", words))
     return value
 
 

@@ -15,7 +15,7 @@ class Needs:
 
     study: Study
     study_digest: str
-    plan: str  # digest
+    plan: str  # digest; "" for statistics, which have none
 
 
 def lack(site: str, needs: Needs, said: Advertisement | None, online: bool) -> str | None:
@@ -28,7 +28,7 @@ def lack(site: str, needs: Needs, said: Advertisement | None, online: bool) -> s
     rules = (
         (online, OFFLINE),
         (needs.study_digest in said.studies, "has not accepted the study"),
-        (needs.plan in said.plans, "has not approved the plan"),
+        (not needs.plan or needs.plan in said.plans, "has not approved the plan"),
         (
             any(tags <= set(d.tags) for d in said.datasets),
             f"offers no dataset with the tags {', '.join(sorted(tags)) or '(any)'}",

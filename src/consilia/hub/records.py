@@ -119,6 +119,8 @@ def add_job(db: Connection, job: JobRecord) -> None:
     Raises Conflict when the frame that it would start from is gone, or about to go.
     """
     bases.check_base(db, job.experiment.base)
+    if not job.experiment.plan:  # statistics: a row that stands for none
+        _keep_source(db, "", Plan("statistics", {}, ""))
     db.execute(
         sa.insert(t.jobs).values(
             id=job.id,
@@ -262,6 +264,12 @@ def studies_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
 # ---- plans ----------------------------------------------------------------------------------
 
 
+def _keep_source(db: Connection, digest: str, plan: Plan) -> None:
+    known = sa.select(t.plan_sources.c.digest).where(t.plan_sources.c.digest == digest)
+    if not db.execute(known).first():
+        db.execute(sa.insert(t.plan_sources).values(digest=digest, body=document(plan)))
+
+
 def add_plan(db: Connection, plan: Plan, study: str, author: str, at: float) -> PlanRecord:
     """Offer a plan to a submitted study; raise Conflict when it is offered there already."""
     _need_state(get_study(db, study), "submitted", "offered a plan")
@@ -271,9 +279,7 @@ def add_plan(db: Connection, plan: Plan, study: str, author: str, at: float) -> 
         raise Conflict(f"plan {digest} is offered to study {study!r} already")
     offered = sa.select(p.c.digest).where(p.c.study == study)
     _need_room(db, offered, MAX_PLANS, f"study {study!r} has", "plans")
-    known = sa.select(t.plan_sources.c.digest).where(t.plan_sources.c.digest == digest)
-    if not db.execute(known).first():
-        db.execute(sa.insert(t.plan_sources).values(digest=digest, body=document(plan)))
+    _keep_source(db, digest, plan)
     db.execute(
         sa.insert(p).values(
             digest=digest, study=study, name=plan.name, author=author, created=at

@@ -127,7 +127,9 @@ people = sa.Table(  # accounts; one that was removed keeps its name, which nobod
     sa.Column("actor", sa.String(100), nullable=False),  # who let them in
     sa.Column("disabled", sa.Boolean, nullable=False),
     sa.Column("removed", sa.Double),
-    sa.Column("secret", sa.String(64), nullable=False),  # second factor, base32; "": none
+    sa.Column(
+        "secret", sa.String(64), nullable=False
+    ),  # second factor, sealed (people.factors); "": none
     sa.Column("proposed", sa.String(64), nullable=False),  # one not confirmed yet
     sa.Column("step", sa.BigInteger, nullable=False),  # of the code used last
     sa.Column("last", sa.Double),  # signed in

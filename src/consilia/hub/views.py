@@ -7,14 +7,15 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from consilia.hub import journal, records
+from consilia.hub import figures, journal, records
+from consilia.hub.assessing import HOLDOUT
 from consilia.hub.job import TICKS, LiveJob, Progressed
 from consilia.hub.modelversions import Version
 from consilia.hub.readiness import doing
 from consilia.hub.records import JobRecord
-from consilia.privacy import accountant
+from consilia.privacy.estimate import spent
 from consilia.wire.people import JobView, ModelView, RoundView
-from consilia.wire.v1 import Dp, Privacy
+from consilia.wire.v1 import Privacy
 
 MAX_EVENTS = 500  # in one answer
 
@@ -53,6 +54,7 @@ def live(
             rounds=state.config.rounds,  # a resume may have added some
         ),
         state=state.phase,
+        pausing=bool(state.pause),
         round=min(state.round, state.config.rounds),
         cause=cause,
         author=book.record.author,
@@ -94,12 +96,15 @@ def round_views(record: JobRecord, versions: Sequence[Version]) -> tuple[RoundVi
     views = tuple(_saved(v) if packed else round_view(v) for v in versions)
     if dp is None:
         return views
-    return tuple(msgspec.structs.replace(v, epsilon=spent(dp, v.round)) for v in views)
+    return tuple(
+        msgspec.structs.replace(v, epsilon=spent(record.experiment, v.round, judged(views, n)))
+        for n, v in enumerate(views)
+    )
 
 
-def spent(dp: Dp, rounds: int) -> float:
-    """Return a site's epsilon after so many rounds of a job, none of them repeated."""
-    return accountant.epsilon(accountant.cost(dp, rounds), dp.delta)
+def judged(rounds: Sequence[RoundView], last: int) -> int:
+    """Return how many models, up to a place in `rounds`, the job has evaluated."""
+    return sum(any(name.startswith(HOLDOUT) for name in r.metrics) for r in rounds[: last + 1])
 
 
 def _saved(version: Version) -> RoundView:
@@ -195,6 +200,8 @@ def _told(type: str, body: Mapping[str, Any], sums: bool) -> Mapping[str, Any]:
     """
     if type == "Accepted" and sums and not body.get("body"):
         return {**body, "metrics": {}}
+    if type == "Accepted" and str(body.get("body", "")).startswith(figures.MARK):
+        return {k: v for k, v in body.items() if k != "body"}  # one site's, or masked
     if type != "Spoke":
         return body
     return {**{k: v for k, v in body.items() if k != "body"}, "characters": len(body["body"])}

@@ -6,6 +6,7 @@ DIR/node.sqlite   decisions, audit trail, outbox's register (node.store)
 DIR/audit/        closed parts of that trail (node.segments)
 DIR/studykeys/    a key for each study's bytes at rest (node.studykeys)
 DIR/cache/        models by digest      DIR/outbox/  answers until acknowledged
+DIR/pool/         uploads to a study's data centre, or the copies that are there (node.pool)
 DIR/opening/      sums of encrypted rounds, while they are opened (node.opening)
 DIR/log/          agent.log, and what plans printed    DIR/control.sock  for commands
 """
@@ -27,7 +28,7 @@ import msgspec
 from consilia.core import ids
 from consilia.errors import Conflict, ConsiliaError, StorageError
 from consilia.files import write_whole
-from consilia.node import config, control, identity, logs, policyhistory, runner
+from consilia.node import config, control, identity, logs, policyhistory, poolkeeping, runner
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
@@ -164,11 +165,16 @@ async def _serve(
                 _LOG.warning("the sandbox is OFF: approved code can read what this user can")
             if ready is not None:
                 ready(agent)
-            renewing = asyncio.create_task(keep_certified(me, link, time.time, asyncio.sleep))
+            pooling = poolkeeping.keep(store, me, link, agent.changed, time.time, asyncio.sleep)
+            beside = [
+                asyncio.create_task(keep_certified(me, link, time.time, asyncio.sleep)),
+                asyncio.create_task(pooling),
+            ]
             try:
                 await agent.run()
             finally:
-                renewing.cancel()
+                for task in beside:
+                    task.cancel()
     except asyncio.CancelledError:
         _LOG.info("node of site %s has ended", settings.site)
     finally:

@@ -20,7 +20,7 @@ from consilia.node import hours
 from consilia.node.console import settings as console_settings
 from consilia.node.console.settings import Console
 from consilia.node.line import parse_proxy, with_password
-from consilia.node.policy import ConsortiumReview, Interval, Terms, allowed_values
+from consilia.node.policy import ConsortiumReview, Interval, Terms, Told, allowed_values
 from consilia.privacy.ledger import Cap, check_cap
 from consilia.wire import strict
 from consilia.wire.token import split_url
@@ -62,7 +62,7 @@ class Disclosure(msgspec.Struct, frozen=True):
 
     k: int = 5  # fewest records that a number is about; a study can only raise it
     counts: Literal["rounded", "exact"] = "rounded"  # to multiples of 5
-    metrics: Literal["none", "rounded", "all"] = "rounded"  # of training tasks
+    metrics: Literal["none", "summed", "rounded", "all"] = "rounded"  # summed: masked only
     metric_digits: int = 3  # significant digits of a rounded metric
     metrics_per_day: int = 1000  # tasks of one dataset whose metrics leave; then none do
     progress_metrics: bool = False  # let metrics leave while a task runs
@@ -95,6 +95,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     permitted_studies: list[str] = []  # names; empty: any that is accepted here
     terms: Terms = Terms()  # what a study must say of itself
     regions: list[str] = []  # that this site is in, as studies name them: DE, EU
+    statistics: Told = "study"  # sums over records: for studies that say so, all, or none
     hours: list[str] = []  # when tasks may run, as "mon-fri 19:00-07:00"; empty: at any time
     reviewers_needed: int = 1  # different people who must approve a plan
     consortium_review: ConsortiumReview | None = None  # other sites' reviewers who suffice

@@ -8,7 +8,6 @@ they nor what they leave over is smaller than k; calibration in bins of k cases 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from consilia.node.runner import TaskOutput
 from consilia.privacy import disclosure
 from consilia.privacy.disclosure import Rules, Suppressed, Why
 from consilia.stats.scores import METRICS, Estimate, Floats, calibration, estimates, gains
+from consilia.stats.sums import names_of
 from consilia.wire.v1 import (
     CalibrationBin,
     Evaluated,
@@ -210,15 +210,6 @@ def _of_somebody(few: list[int], counts: list[int], rules: Rules) -> tuple[bool,
     held = [n for n, count in zip(few, counts, strict=True) if count]
     shown = iter(disclosure.shown_cells(held, rules))
     return tuple(count > 0 and next(shown) for count in counts)
-
-
-def names_of(asked: Subgroups) -> tuple[str, ...]:
-    """Return the names of a column's subgroups: its levels, or what lies between cut points."""
-    if not asked.cuts:
-        return asked.levels
-    texts = [f"{cut:g}" for cut in asked.cuts]
-    between = (f"{low} to {high}" for low, high in pairwise(texts))
-    return (f"below {texts[0]}", *between, f"from {texts[-1]}")
 
 
 def _checked(tensor: WorkerTensor, asked: Evaluation, records: int) -> TensorSpec:

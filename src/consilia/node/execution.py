@@ -143,6 +143,7 @@ class Execution:
                 task.deterministic,
                 dp=dp_of(task),
                 evaluation=task.evaluation,
+                statistics=task.privacy.statistics,
             )
             work.phase, work.told = "training", loop.time()
             output = await self._runner.run(
@@ -160,6 +161,15 @@ class Execution:
                 if work.exchange is not None:
                     await work.exchange.ready(work.left)
                 work.phase = "releasing"
+                if task.kind == "statistics":
+                    answer = await in_thread(
+                        self._release.statistics,
+                        lease,
+                        output,
+                        dataset=grant.dataset.name if grant.dataset else "",
+                        seconds=loop.time() - started,
+                    )
+                    return answer
                 if task.kind == "evaluate":
                     answer = await in_thread(
                         self._release.evaluated,

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from consilia.data.holdout import Holdout, check, inside
+from consilia.core.weights import Array
+from consilia.data.holdout import Holdout, check, folds, inside
 from consilia.data.loading.table import pack_rows, unpack_rows
 from consilia.data.registry import Dataset, table_of
 from consilia.errors import DataError
@@ -32,7 +33,11 @@ def declare(
         return datasets.edit(store, name, actor=actor, now=now, holdout="none")
     check(declared, known.patient)
     datasets.check_unchanged(known)
-    parted(replace(known, holdout=declared), b"")
+    looked = replace(known, holdout=declared)
+    if declared.folds:
+        folded(looked, b"")
+    else:
+        parted(looked, b"")
     return datasets.edit(store, name, actor=actor, now=now, holdout=declared)
 
 
@@ -48,7 +53,36 @@ def parted(dataset: Dataset, left_out: bytes) -> tuple[bytes, bytes]:
     return pack_rows(out | held), pack_rows(out | ~held, empty=True)
 
 
+def folded(dataset: Dataset, left_out: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return for each fold what training leaves out and what the fold leaves out, packed.
+
+    `left_out` are the records that neither has. Raises DataError.
+    """
+    number = numbers(dataset)
+    gone = np.zeros(len(number), np.bool_)
+    out = unpack_rows(left_out, dataset.records) if left_out else gone
+    declared = 0 if dataset.holdout is None else dataset.holdout.folds
+    return tuple(
+        (pack_rows(out | (number == fold)), pack_rows(out | (number != fold), empty=True))
+        for fold in range(1, declared + 1)
+    )
+
+
+def numbers(dataset: Dataset) -> NDArray[np.int64]:
+    """Return in which fold each record of a dataset is, from 1; DataError without folds."""
+    if dataset.holdout is None or not dataset.holdout.folds:
+        raise DataError(f"dataset {dataset.name!r} declares no folds")
+    values, ids = _read(dataset, dataset.holdout)
+    return folds(dataset.holdout, dataset.records, values, ids)
+
+
 def _inside(dataset: Dataset, declared: Holdout) -> NDArray[np.bool_]:
+    values, ids = _read(dataset, declared)
+    return inside(declared, dataset.records, values, ids)
+
+
+def _read(dataset: Dataset, declared: Holdout) -> tuple[Array | None, list[str] | None]:
+    """Return the values of the declaration's column and the patients' ids, where there are."""
     table = table_of(dataset)
     wanted = [c for c in (declared.column, dataset.patient) if c]
     if declared.column and declared.column not in table.header:
@@ -60,5 +94,4 @@ def _inside(dataset: Dataset, declared: Holdout) -> NDArray[np.bool_]:
     ids = None
     if dataset.patient:
         ids = [str(i).strip() for i in read[dataset.patient][0].tolist()]
-    values = read[declared.column][0] if declared.column else None
-    return inside(declared, dataset.records, values, ids)
+    return (read[declared.column][0] if declared.column else None), ids

@@ -6,6 +6,7 @@ or limits. Researcher code runs with all rights of the caller, who must own it.
 
 import asyncio
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +49,19 @@ class InProcess:
     """A Runs without processes. `in_thread` keeps the event loop free while a plan trains.
 
     Without it a task runs at once, inside the call: deterministic, and right for a virtual
-    clock, which would otherwise run on while nothing seems to happen.
+    clock, which would otherwise run on while nothing seems to happen. `pool` gives the threads;
+    None: asyncio's own. One of a single thread lets the tasks of all its sites take turns.
     """
 
-    def __init__(self, *, site: str = "", threads: int = 1, in_thread: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        site: str = "",
+        threads: int = 1,
+        in_thread: bool = True,
+        pool: Executor | None = None,
+    ) -> None:
+        self._pool = pool
         self._site = site
         self._threads = threads
         self._in_thread = in_thread
@@ -92,7 +102,9 @@ class InProcess:
         if begin is not None:
             await begin()
         try:
-            outcome, fd = await asyncio.to_thread(work) if self._in_thread else work()
+            outcome, fd = (
+                await loop.run_in_executor(self._pool, work) if self._in_thread else work()
+            )
         except (asyncio.CancelledError, KeyboardInterrupt):
             self._stopped[job] = "stopped"
             raise

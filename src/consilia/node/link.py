@@ -19,7 +19,7 @@ import aiohttp
 from consilia.errors import AuthError, ConfigError, StorageError, TransferError, WireError
 from consilia.node.blobline import BlobLine
 from consilia.node.line import Credentials, Retry, client_context, line_error, parse_proxy
-from consilia.wire import hello, v1
+from consilia.wire import hello, pool, v1
 from consilia.wire.frames import Header
 from consilia.wire.problem import error_of
 from consilia.wire.token import JoinToken, split_url
@@ -122,6 +122,22 @@ class HttpLink:
     async def offers(self, study: str) -> v1.SiteOffers:
         """Return what the sites of a study offer it; NotFound when it invites not this one."""
         return await self._control.call("GET", f"/v1/offers/{study}", v1.SiteOffers)
+
+    async def pool_board(self) -> pool.Board:
+        """Return what this site's partners have said of pooled datasets."""
+        return await self._control.call("GET", "/v1/pool", pool.Board)
+
+    async def pool_have(self, place: str) -> pool.Pieces:
+        """Return which pieces of an upload, named as study/site/upload, the hub has."""
+        return await self._control.call("GET", f"/v1/pool/{place}", pool.Pieces)
+
+    async def pool_put(self, place: str, number: int, piece: bytes) -> None:
+        """Leave a piece of this site's upload at the hub; repeating it is harmless."""
+        await self._control.call("PUT", f"/v1/pool/{place}/{number}", pool.Pieces, piece)
+
+    async def pool_get(self, place: str, number: int) -> bytes:
+        """Return a piece of an upload to this data centre."""
+        return await self._control.call("GET", f"/v1/pool/{place}/{number}", bytes)
 
     async def renew(self, renew: v1.Renew) -> v1.Enrolled:
         """Ask for a new certificate; store it, then call `renewed`."""

@@ -30,6 +30,7 @@ from consilia.node.store import Row, Store, Transaction
 
 ANY = ""  # the study of an attachment that holds for all of them
 _HELD = "/holdout"  # after a source: what was measured of its hold-out
+_FOLD = "/fold/"  # after a source, with a number: what was measured without that fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Facts:
     patients: Patients = frozenset()  # hashes of the patients left out
     held: bytes = b""  # records left out for the hold-out; b"" when there is none
     held_records: int = 0
+    folds: tuple["Facts", ...] = ()  # with each fold as the hold-out; not read back whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,25 +252,41 @@ class Loading:
     store: Store
     _list: str | None = None
     _attached: dict[tuple[str, str], Attached] | None = None
-    _prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict)
+    _prepared: dict[tuple[str, str, int], Prepared] = field(default_factory=dict)
 
-    def prepared(self, dataset: Dataset, study: str) -> Prepared:
-        """Return `dataset` as a task of `study` gets it. Looks up, and measures nothing."""
-        key = (dataset.name, study)
+    def prepared(self, dataset: Dataset, study: str, fold: int = 0) -> Prepared:
+        """Return `dataset` as a task of `study` gets it. Looks up, and measures nothing.
+
+        `fold` is the one kept from training, 0 for none.
+        """
+        key = (dataset.name, study, fold)
         if key not in self._prepared:
-            self._prepared[key] = self._prepare(dataset, study)
+            self._prepared[key] = self._prepare(dataset, study, fold)
         return self._prepared[key]
 
     def facts(
-        self, known: Sequence[DatasetFacts], by_name: Mapping[str, Dataset], study: str
+        self,
+        known: Sequence[DatasetFacts],
+        by_name: Mapping[str, Dataset],
+        study: str,
+        fold: int = 0,
     ) -> tuple[DatasetFacts, ...]:
         """Return what policy judges by, with the records that are left for `study`."""
         return tuple(
-            f if f.name not in by_name else _left(f, self.prepared(by_name[f.name], study))
+            f
+            if f.name not in by_name
+            else _left(f, self.prepared(by_name[f.name], study, fold))
             for f in known
         )
 
-    def _prepare(self, dataset: Dataset, study: str) -> Prepared:
+    def _prepare(self, dataset: Dataset, study: str, fold: int) -> Prepared:
+        there = dataset.holdout.folds if dataset.holdout else 0
+        if fold and not 1 <= fold <= there:
+            return Prepared(
+                dataset,
+                problem=f"the task names fold {fold}, dataset {dataset.name!r} declares "
+                f"{there or 'none'}: consilia dataset holdout {dataset.name} --folds",
+            )
         if self._attached is None:
             self._attached = {(a.dataset, a.study): a for a in attachments(self.store)}
         if self._list is None:
@@ -280,7 +298,8 @@ class Loading:
         if attached is None and not listed and dataset.holdout is None:
             return Prepared(dataset)
         stored = get(self.store, attached.plan, attached.version) if attached else None
-        facts = _known(self.store, dataset, _source(dataset, stored, self._list))
+        source = _source(dataset, stored, self._list)
+        facts = _known(self.store, dataset, source, fold)
         name = f"{attached.plan} version {attached.version}" if attached else ""
         digest = stored.digest if stored else ""
         if facts is None:
@@ -377,12 +396,22 @@ def _measured(store: Store, dataset: Dataset, stored: Stored | None) -> tuple[st
     if stored is not None:
         compiled(dataset, stored.plan)
     plan = blocks.to_bytes(stored.plan) if stored else b""
-    held, held_records = b"", 0
+    ready = replace(dataset, loading=plan)
+    if dataset.holdout is not None and dataset.holdout.folds:
+        each = holdout.folded(dataset, rows)
+        folds = tuple(_parted(ready, train, held, patients) for train, held in each)
+        return source, replace(_parted(ready, rows, b"", patients), folds=folds)
+    held = b""
     if dataset.holdout is not None:
         rows, held = holdout.parted(dataset, rows)
-        held_records = _counted(replace(dataset, loading=plan, without=held)).records
-    found = _counted(replace(dataset, loading=plan, without=rows))
-    return source, Facts(found.records, found.columns, rows, patients, held, held_records)
+    return source, _parted(ready, rows, held, patients)
+
+
+def _parted(ready: Dataset, rows: bytes, held: bytes, patients: Patients) -> Facts:
+    """Count what is left to train on without `rows`, and of the hold-out where there is one."""
+    inside = _counted(replace(ready, without=held)).records if held else 0
+    found = _counted(replace(ready, without=rows))
+    return Facts(found.records, found.columns, rows, patients, held, inside)
 
 
 def _counted(ready: Dataset) -> Facts:
@@ -411,9 +440,10 @@ def _source(dataset: Dataset, stored: Stored | None, on_list: str) -> str:
     return hashlib.sha256(msgspec.msgpack.encode(parts)).hexdigest()
 
 
-def _known(store: Store, dataset: Dataset, source: str) -> Facts | None:
+def _known(store: Store, dataset: Dataset, source: str, fold: int = 0) -> Facts | None:
+    source += f"{_FOLD}{fold}" if fold else ""
     found = _kept(store, dataset.name, source)
-    if found is None or dataset.holdout is None:
+    if found is None or dataset.holdout is None or (dataset.holdout.folds and not fold):
         return found
     apart = _kept(store, dataset.name, source + _HELD)
     return apart and replace(found, held=apart.rows, held_records=apart.records)
@@ -443,6 +473,8 @@ def _keep(tx: Transaction, dataset: str, source: str, facts: Facts) -> None:
     if facts.held:
         apart = Facts(facts.held_records, facts.columns, facts.held)
         _keep(tx, dataset, source + _HELD, apart)
+    for number, fold in enumerate(facts.folds, 1):
+        _keep(tx, dataset, f"{source}{_FOLD}{number}", fold)
 
 
 def _forget(store: Store, current: Sequence[tuple[str, str]]) -> None:
@@ -451,7 +483,7 @@ def _forget(store: Store, current: Sequence[tuple[str, str]]) -> None:
     stale = {
         (str(dataset), str(source))
         for dataset, source in rows
-        if (str(dataset), str(source).removesuffix(_HELD)) not in set(current)
+        if (str(dataset), str(source).partition("/")[0]) not in set(current)
     }
     if stale:
         with store.write() as tx:

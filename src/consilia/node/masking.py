@@ -32,6 +32,7 @@ from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
 from consilia.privacy import ckks, gradients, masked, ring, secagg, vault
 from consilia.privacy.streams import random_of
+from consilia.stats import sums
 from consilia.wire import frames, masks, seal
 from consilia.wire.v1 import Lease, Metrics, Said, Sealed, Task, Word, decode, encode
 
@@ -39,6 +40,8 @@ Step = Literal["keys", "shares", "consent", "unmask"]
 REPORT = "report"
 FEWEST = 3  # sites of a masked round
 KEPT = 30 * 86400.0  # seconds that the secrets of a round nobody ended are kept
+LONGEST = 7 * 86400.0  # seconds from joining a round to its update, whatever the hub allows
+SLACK = 600.0  # seconds
 _ORDER = ("", "roster", "inbox", "survivors", "consents")
 
 
@@ -81,6 +84,8 @@ class _Row:
     task: Task
     member: secagg.Member
     spoken: Spoken
+    at: float  # when this site joined, by its own clock
+    timeout: float  # seconds that the hub gave it then
 
 
 def forget(tx: Transaction, lease: str) -> None:
@@ -122,7 +127,7 @@ class Masking:
         self._pins(lease)
         if encrypts(task):
             _require_tenseal()
-        context = masked.context(lease.id, task.model or "", task.cohort)
+        context = masked.context(lease.id, _subject(task), task.cohort)
         member, body = secagg.join(self._site, context, self._key.sign, self._random)
         said = self._seal(lease, "keys", body)
         kept = self._locked(lease, member)
@@ -257,6 +262,20 @@ class Masking:
                     writer.append(frames.raw_bytes(steps))
             return writer.finish()
 
+    def mask_numbers(self, lease: Lease, numbers: NDArray[np.uint64]) -> bytes:
+        """Return the masked form of a vector of the 64-bit ring, for a sum without a model.
+
+        Raises Refused as `mask`; the masks are used once.
+        """
+        masker = self._spend(lease, self._heard(lease).member)
+        hidden = numbers.copy()
+        masker.mask(hidden)
+        return frames.raw_bytes(hidden).tobytes()
+
+    def keyed(self, lease: Lease) -> int:
+        """Return how many sites have sent keys, by the roster that this site has checked."""
+        return len(masks.read_roster(self._heard(lease).member.roster).keys)
+
     def mask_coarse(  # noqa: PLR0913, PLR0917 - what is masked, with what, where to
         self,
         lease: Lease,
@@ -310,12 +329,22 @@ class Masking:
 
     def _may_send(self, lease: Lease, records: int) -> _Row:
         """Return the round; Refused unless an update on `records` may leave in it."""
-        row, total = self._row(lease.id), lease.task.total
-        if row is None or row.spoken.heard != "inbox":
-            raise Refused("the round's shares have not arrived: nothing can be masked")
+        row, total = self._heard(lease), lease.task.total
         if not 0 < records <= total:
             raise Refused(
                 f"{records} records would be weighed against {total} of the whole cohort"
+            )
+        return row
+
+    def _heard(self, lease: Lease) -> _Row:
+        """Return the round once its shares have arrived, Refused before and after."""
+        row = self._row(lease.id)
+        if row is None or row.spoken.heard != "inbox":
+            raise Refused("the round's shares have not arrived: nothing can be masked")
+        if not self._now() - row.at < min(row.timeout, LONGEST) + SLACK:
+            raise Refused(
+                "the round that this site joined must have ended long ago: its masks may have "
+                "been used before its disk was put back to an older state"
             )
         return row
 
@@ -334,14 +363,15 @@ class Masking:
 
     def _row(self, lease: str) -> "_Row | None":
         rows = self._store.rows(
-            "SELECT body, member, heard, said FROM masked WHERE lease = ?", (lease,)
+            "SELECT body, member, heard, said, at FROM masked WHERE lease = ?", (lease,)
         )
         if not rows:
             return None
-        body, member, heard, said = rows[0]
-        spoken, task = Spoken(str(heard), decode(said, Sealed)), decode(body, Lease).task
-        opened = self._rest.unlock(task.study, member, _about(lease))
-        return _Row(task, decode(opened, secagg.Member), spoken)
+        body, member, heard, said, at = rows[0]
+        spoken, given = Spoken(str(heard), decode(said, Sealed)), decode(body, Lease)
+        opened = self._rest.unlock(given.task.study, member, _about(lease))
+        known = decode(opened, secagg.Member)
+        return _Row(given.task, known, spoken, float(at), given.timeout)
 
     def _pins(self, lease: Lease) -> dict[str, bytes]:
         """Return the pinned keys of the cohort; Refused when one is missing."""
@@ -399,18 +429,34 @@ def _one_sum(tx: Transaction, lease: Lease, survivors: tuple[str, ...], opens: b
     task = lease.task
     if dp_of(task) is not None:
         return
-    what = (task.plan, task.model, sorted(task.arguments.items()))
-    key = hashlib.sha256(encode(what)).hexdigest()
-    known = tx.rows("SELECT survivors FROM sums WHERE id = ?", (key,))
-    told = " ".join(survivors)
-    if known and known[0][0] != told:
-        raise Refused(
-            f"this site has helped to open the sum of {known[0][0]} for this plan, model and "
-            f"arguments; with that of {told} the difference would tell single sites' updates. "
-            "Wait for the same sites, or start from another model (another seed)"
-        )
-    if opens and not known:
-        tx.execute("INSERT INTO sums VALUES (?, ?)", (key, told))
+    for key in _keys(task):
+        known = tx.rows("SELECT survivors FROM sums WHERE id = ?", (key,))
+        told = " ".join(survivors)
+        if known and known[0][0] != told:
+            raise Refused(
+                f"this site has helped to open the sum of {known[0][0]} for this plan, model "
+                f"and arguments (or statistics); with that of {told} the difference would tell "
+                "single sites' updates. Wait for the same sites, or start from another model "
+                "(another seed)"
+            )
+        if opens and not known:
+            tx.execute("INSERT INTO sums VALUES (?, ?)", (key, told))
+
+
+def _keys(task: Task) -> tuple[str, ...]:
+    """Return what one sum may be opened of: of statistics, each part for itself."""
+    if task.kind == "statistics" and task.privacy.statistics is not None:
+        return sums.parts(task.privacy.statistics)
+    what: tuple[object, ...] = (task.plan, task.model, sorted(task.arguments.items()))
+    if task.kind != "train":  # what is found of a model is another sum than what it is made
+        what = (*what, task.kind)
+    return (hashlib.sha256(encode(what)).hexdigest(),)
+
+
+def _subject(task: Task) -> str:
+    """Return what a masked round is about: its model, or the question for statistics."""
+    asked = task.privacy.statistics if task.kind == "statistics" else None
+    return task.model or "" if asked is None else sums.digest(asked)
 
 
 def _write_extra(

@@ -89,6 +89,8 @@ class Numbers:
         said: list[str] = []
         if self._settings.metrics == "none":
             raise Refused("this site releases no metrics")
+        if self._settings.metrics == "summed":
+            raise Refused("this site's metrics leave in masked sums only")
         exact = self._settings.metrics == "all"
         answer = measured(found, asked, self.rules, exact, said.append)
         if not self._admitted(dataset, today.isoformat()):
@@ -96,6 +98,14 @@ class Numbers:
         names = {name: m.value for name, m in answer.measures.items()}
         note = "; ".join(dict.fromkeys(said))[:MAX_NOTE]
         return answer, Told(names, note, dataset, today.isoformat())
+
+    def summed(self, *, dataset: str, today: date) -> Told:
+        """Return what to `count` of a vector in a masked sum; Refused as `evaluated`."""
+        if self._settings.metrics == "none":
+            raise Refused("this site releases no metrics")
+        if not self._admitted(dataset, today.isoformat()):
+            raise Refused(f"{self._settings.metrics_per_day} tasks told metrics today")
+        return Told({"sums": 0.0}, "", dataset, today.isoformat())
 
     def count(self, tx: Transaction, told: Told) -> None:
         """Write down, with the release itself, that a task told metrics."""
@@ -139,6 +149,9 @@ class Numbers:
             return {}
         if self._settings.metrics == "none":
             said.append("this site releases no metrics")
+            return {}
+        if self._settings.metrics == "summed" and not task.cohort:
+            said.append("this site's metrics leave in masked sums only")
             return {}
         return disclosure.release_metrics(
             metrics,

@@ -21,7 +21,7 @@ import msgspec
 from consilia.node.hours import DAY, Window, open_at
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
-KINDS = frozenset({"init", "train", "evaluate"})
+KINDS = frozenset({"init", "train", "evaluate", "statistics"})
 FRAMEWORK_ARGUMENTS: Mapping[str, Scalar] = {"proximal_mu": 0.0}  # set by strategies, not plans
 FEWEST_MASKED = 3  # sites: of two, each works out the other's update from the sum
 MAX_TEXT = 200  # characters of a text argument
@@ -44,6 +44,8 @@ class OneOf:
 
 Allowed = Interval | OneOf
 Via = Literal["site", "shipped", "consortium"]  # how a plan came to be approved
+Told = Literal["study", "all", "none"]  # study: where the study's terms say so
+_LEAVES: Mapping[str, str] = {"train": "update", "statistics": "sums"}
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -76,6 +78,7 @@ class StudyGrant:
     legal_basis: str = ""
     ethics: str = ""
     residency: str = ""  # region that its data must stay in; "" for any
+    statistics: bool = False  # its terms: sums over records may be asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class Policy:
     consortium: ConsortiumReview | None = None  # None: only this site's own review counts
     compression: bool = True  # may updates be compressed
     regions: tuple[str, ...] = ()  # that this site is in
+    statistics: Told = "study"  # for which studies sums over records leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ Rule = Callable[[Request, Policy, date], str | None]
 def _kind(r: Request, _: Policy, __: date) -> str | None:
     if r.kind not in KINDS:
         return f"task kind {r.kind[:40]!r} is unknown here; known: {', '.join(sorted(KINDS))}"
-    if r.kind != "init" and r.model is None:
+    if r.kind not in ("init", "statistics") and r.model is None:
         return f"a task of kind {r.kind!r} names no model to start from"
     return None
 
@@ -183,6 +187,8 @@ def _study(r: Request, p: Policy, today: date) -> str | None:
 
 
 def _plan(r: Request, p: Policy, today: date) -> str | None:
+    if r.kind == "statistics":
+        return f"statistics by plan {short(r.plan)}: they have none" if r.plan else None
     grant = p.plans.get(r.plan)
     if grant is None:
         return f"plan {short(r.plan)} has no approval in force here"
@@ -238,6 +244,8 @@ def _holdout(r: Request, p: Policy, _: date) -> str | None:
 
 
 def _arguments(r: Request, p: Policy, _: date) -> str | None:
+    if r.kind == "statistics":
+        return "statistics take no arguments" if r.arguments else None
     if len(r.arguments) > MAX_ARGUMENTS:
         return f"{len(r.arguments)} arguments, at most {MAX_ARGUMENTS}"
     plan = p.plans.get(r.plan)
@@ -263,32 +271,52 @@ def _failures(r: Request, p: Policy, _: date) -> str | None:
 def _aggregation(r: Request, p: Policy, _: date) -> str | None:
     """Masked where it can be: from three sites up, unless the site's owner said otherwise."""
     study = p.studies.get(r.study)
-    if r.kind != "train" or study is None:
+    how = r.privacy.aggregation
+    told = r.kind == "evaluate" and how == "plain"  # numbers, under disclosure.metrics
+    if r.kind == "init" or study is None or told:
         return None  # no update leaves
-    if r.privacy.aggregation in ("secure", "ckks"):
+    if how == "secure" or (how == "ckks" and r.kind != "evaluate"):
         return _cohort(r.cohort, study)
-    if r.privacy.aggregation != "plain":
-        return f"aggregation {r.privacy.aggregation!r} is unknown here"
+    if how != "plain":
+        return f"aggregation {how!r} is unknown here for a task of kind {r.kind!r}"
     if len(study.sites) < FEWEST_MASKED or p.plain_updates:
         return None
     return (
-        f"the update of one of {len(study.sites)} sites would leave unmasked; this site "
-        "sends it only by secure aggregation (plain_updates: true would let it)"
+        f"the {_LEAVES[r.kind]} of one of {len(study.sites)} sites would leave unmasked; this "
+        "site sends it only by secure aggregation (plain_updates: true would let it)"
     )
 
 
 def _private(r: Request, p: Policy, _: date) -> str | None:
-    if r.kind == "evaluate" and p.dp_required:
+    if r.kind == "evaluate" and p.dp_required and r.privacy.dp is None:
         return "this site evaluates no models: what it tells must be differentially private"
     if r.kind == "init" or not p.dp_required or r.privacy.dp is not None:
         return None
     return "this site trains only with differential privacy (privacy.dp of the experiment)"
 
 
+def _statistics(r: Request, p: Policy, _: date) -> str | None:
+    """Sums over records leave where the study is about them, unless the site says otherwise."""
+    study, asks = p.studies.get(r.study), r.privacy.statistics is not None
+    if asks is not (r.kind == "statistics"):
+        return f"a task of kind {r.kind!r} {'asks' if asks else 'does not ask'} for statistics"
+    if not asks or study is None:
+        return None
+    if r.privacy.dp is not None or r.privacy.aggregation == "ckks":
+        return "statistics are neither encrypted nor noised: masked or plain"
+    if p.statistics == "none" or (p.statistics == "study" and not study.statistics):
+        return f"study {study.name!r} does not ask for statistics, or this site tells none"
+    return None
+
+
 def _shared_noise(r: Request, _: Policy, __: date) -> str | None:
     """Shares of noise protect in a masked sum only: alone each is too small."""
     dp = r.privacy.dp
-    if r.kind != "train" or dp is None or not dp.distributed:
+    if r.kind not in ("train", "evaluate") or dp is None:
+        return None
+    if r.kind == "evaluate" and not dp.distributed:
+        return "an evaluation carries its noise in shares, inside a masked sum, or none"
+    if not dp.distributed:
         return None
     if r.privacy.aggregation == "secure" and len(r.cohort) >= FEWEST_MASKED:
         return None
@@ -398,6 +426,7 @@ RULES: tuple[Rule, ...] = (
     _aggregation,
     _private,
     _shared_noise,
+    _statistics,
     _compression,
     _permitted,
     _terms,

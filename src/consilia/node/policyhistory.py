@@ -40,7 +40,7 @@ FIXED = frozenset({"site", "hub"})  # another site or hub is another node: join 
 LIVE = frozenset({
     "min_records", "clip_norm", "arguments", "disclose_reasons", "plain_updates", "dp_required",
     "failures_per_day", "permitted_studies", "terms", "hours", "reviewers_needed",
-    "consortium_review", "retention_days", "compressed_updates", "regions",
+    "consortium_review", "retention_days", "compressed_updates", "regions", "statistics",
 })  # fmt: skip
 
 

@@ -69,6 +69,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "terms.ethics_required": "The study must name an ethics vote.",
     "terms.end_required": "The study must have a last day.",
     "regions": "Regions that the site is in, as studies name them, such as DE and EU.",
+    "statistics": "Sums over records: for studies whose terms say so, for all, or for none.",
     "hours": "When tasks may run, such as mon-fri 19:00-07:00; empty for any time.",
     "reviewers_needed": "Different people who must approve a plan.",
     "consortium_review": "Other sites' reviewers who suffice to approve a plan; null: none do.",

@@ -42,13 +42,16 @@ from consilia.node import (
     coarse,
     compressing,
     evaluating,
+    figures,
     ledger,
     ledgerlog,
     noising,
     segments,
     studykeys,
+    summing,
 )
 from consilia.node.config import NodeConfig
+from consilia.node.disclosure import Answerer
 from consilia.node.masking import Masking, encrypts, forget
 from consilia.node.numbers import Numbers, Told
 from consilia.node.policy import short
@@ -57,6 +60,7 @@ from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction, hashed_name
 from consilia.node.updates import Updates, discard
 from consilia.privacy import disclosure
+from consilia.stats import sums
 from consilia.wire import frames, seal
 from consilia.wire.metrics import metrics_misfit
 from consilia.wire.v1 import (
@@ -88,6 +92,7 @@ class Answer:
     lease: Lease
     report: Sealed
     frame: Path | None = None
+    listens: bool = False  # a masked round goes on with it, without a frame
 
 
 class Release:
@@ -114,6 +119,7 @@ class Release:
         self._random = random
         self._mirrored = False
         self._numbers = Numbers(store, config.disclosure)
+        self._answers = Answerer(store, config.disclosure, now, random)
         self._rest = studykeys.rest_of(store, random)
         self._feedback = compressing.Feedback(outbox.parent / "feedback", now, self._rest)
         self._updates = Updates(outbox, config, self.masking, self._feedback, random)
@@ -175,6 +181,9 @@ class Release:
         asked = lease.task.evaluation or Evaluation()
         predictions = evaluating.taken(output, asked, records)
         today = date.fromtimestamp(self._now())
+        if summing.masks_evaluation(lease.task):
+            told = self._numbers.summed(dataset=dataset, today=today)
+            return self._summed(lease, predictions, asked, told, seconds)
         found, told = self._numbers.evaluated(predictions, asked, dataset=dataset, today=today)
         job, took = lease.task.job, disclosure.release_duration(seconds)
         report = self._seal(
@@ -190,6 +199,70 @@ class Release:
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
         self._numbers.ended(lease.id)
         return Answer(lease, report)
+
+    def _summed(
+        self,
+        lease: Lease,
+        found: evaluating.Predictions,
+        asked: Evaluation,
+        told: Told,
+        seconds: float,
+    ) -> Answer:
+        """Make the answer of a masked evaluation: a vector that only the others' can open."""
+        task, dp = lease.task, dp_of(lease.task)
+        if dp is None:
+            numbers = summing.vector(found, asked, self._numbers.rules)
+        else:
+            keyed = self.masking.keyed(lease)
+            numbers = summing.noised(found, asked, dp, keyed, self._random)
+        hidden = self.masking.mask_numbers(lease, numbers)
+        took = disclosure.release_duration(seconds)
+        report = self._seal(
+            Result(lease.id, task.job, task.round, None, task.total, {}, took, None, hidden)
+        )
+        noise = "" if dp is None else f"noise of {dp.noise_multiplier:g} a cell in shares; "
+        detail = (
+            f"metrics of a hold-out of {len(found.scores)} records, masked among "
+            f"{len(task.cohort)} sites; {noise}{_about(lease)}"
+        )
+        with self._committing() as (tx, _):
+            self._keep(tx, lease, report, None, listens=True)
+            self._numbers.count(tx, told)
+            if dp is not None:
+                ledger.settle_in(tx, lease.id, now=self._now())
+            tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
+        self._numbers.ended(lease.id)
+        return Answer(lease, report, listens=True)
+
+    def statistics(
+        self, lease: Lease, output: TaskOutput, *, dataset: str, seconds: float
+    ) -> Answer:
+        """Make the answer to a question for sums from the columns that a worker has read.
+
+        Masked where there is a cohort. Raises Refused when nothing may be told, WorkerError.
+        """
+        task, asked = lease.task, lease.task.privacy.statistics
+        if asked is None:
+            raise Refused("a task of kind 'statistics' without a question")
+        universe = ledger.universe_of(self._config.privacy, dataset)
+        about = figures.About(task.study, universe, dataset)
+        columns = figures.taken(output, asked)
+        told = figures.answered(columns, asked, about, self._answers)
+        body = sums.coded(asked, told)
+        masked = bool(task.cohort)
+        sent = self.masking.mask_numbers(lease, body) if masked else body.tobytes()
+        took = disclosure.release_duration(seconds)
+        records = task.total if masked else 1
+        report = self._seal(
+            Result(lease.id, task.job, task.round, None, records, {}, took, None, sent)
+        )
+        detail = f"{figures.described(asked, told)}; {'masked' if masked else 'plain'}; "
+        with self._committing() as (tx, _):
+            self._keep(tx, lease, report, None, listens=masked)
+            tx.audit(
+                self._now(), "agent", "release", lease.id, "released", detail + _about(lease)
+            )
+        return Answer(lease, report, listens=masked)
 
     def failed(self, lease: Lease, cause: FailureCause) -> Answer:
         """Make the answer for a task that did not finish; the reason in words stays here."""
@@ -372,7 +445,7 @@ class Release:
         for lease_bytes, report, name in rows:
             lease, sealed = decode(lease_bytes, Lease), decode(report, Sealed)
             path = None if name is None else self._outbox / str(name)
-            answer = Answer(lease, sealed, path)
+            answer = Answer(lease, sealed, path, self._listens(lease))
             if path is not None and not self._sound(answer, path):
                 self._forget(answer)
                 continue
@@ -441,8 +514,15 @@ class Release:
         self._numbers.ended(lease.id)
         return Answer(lease, report, path)
 
-    def _keep(self, tx: Transaction, lease: Lease, report: Sealed, frame: str | None) -> None:
-        if frame is None:
+    def _keep(
+        self,
+        tx: Transaction,
+        lease: Lease,
+        report: Sealed,
+        frame: str | None,
+        listens: bool = False,
+    ) -> None:
+        if frame is None and not listens:
             forget(tx, lease.id)  # a site that has declined or failed gives out no share
         tx.execute(
             "INSERT INTO leases VALUES (?, ?, 0, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
@@ -497,6 +577,15 @@ class Release:
         except (ConsiliaError, OSError):
             return False
         return verifier.complete
+
+    def _listens(self, lease: Lease) -> bool:
+        """Tell whether a masked round goes on after an answer without a frame.
+
+        One that declines or fails has deleted the round's secrets with the answer.
+        """
+        if not (summing.masks_evaluation(lease.task) or lease.task.kind == "statistics"):
+            return False
+        return bool(self._store.rows("SELECT 1 FROM masked WHERE lease = ?", (lease.id,)))
 
     def _frame_path(self, lease: str) -> Path:
         return self._outbox / f"{hashed_name(lease)}.frame"

@@ -14,7 +14,17 @@ import msgspec
 import consilia
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError
-from consilia.node import approvals, config, datasets, optout, policyhistory, stops, studies
+from consilia.node import (
+    approvals,
+    config,
+    datasets,
+    figures,
+    optout,
+    policyhistory,
+    pool,
+    stops,
+    studies,
+)
 from consilia.node.config import NodeConfig
 from consilia.node.hours import open_at, parse
 from consilia.node.loading import Loading, Prepared
@@ -54,6 +64,7 @@ def policy_of(store: Store, settings: NodeConfig) -> Policy:
         settings.consortium_review,
         settings.compressed_updates,
         tuple(settings.regions),
+        settings.statistics,
     )
 
 
@@ -132,13 +143,16 @@ class Standing:
     def grant(self, lease: Lease, decision: Decision) -> Grant:
         """Return what a lease that was just allowed may use."""
         task, policy = lease.task, self.policy()
+        if task.kind == "statistics":
+            self._plans[task.plan] = figures.PLAN
         if task.plan not in self._plans:
             record = approvals.get(self._store, task.plan, self.today())
             self._plans[task.plan] = record.plan
         least = max(policy.min_records, policy.studies[task.study].min_records)
         if decision.dataset is None:
             return Grant(self._plans[task.plan], None, least)
-        loaded = self._loading.prepared(self._datasets[decision.dataset], task.study_name)
+        known = self._datasets[decision.dataset]
+        loaded = self._loading.prepared(known, task.study_name, task.privacy.fold)
         return Grant(self._plans[task.plan], loaded.dataset, least, loaded)
 
     def advertisement(self) -> Advertisement:
@@ -150,13 +164,16 @@ class Standing:
             tuple(sorted(d for d, g in policy.studies.items() if today <= g.until)),
             tuple(sorted(d for d, g in policy.plans.items() if today <= g.until)),
             withdrawn=studies.withdrawn(self._store),
+            pool=pool.statements(self._store),
+            summed=self.config.disclosure.metrics == "summed",
         )
 
     def _policy_for(self, lease: Lease) -> Policy:
         """Return the policy with the records that are left of each dataset for its study."""
-        policy = self.policy()
-        study = lease.task.study_name
-        found = self._loading.facts(policy.datasets, self._datasets, study)
+        policy, task = self.policy(), lease.task
+        found = self._loading.facts(
+            policy.datasets, self._datasets, task.study_name, task.privacy.fold
+        )
         return replace(policy, datasets=found)
 
     def _held_back(self, lease: Lease, decision: Decision) -> Decision:
@@ -165,11 +182,12 @@ class Standing:
             return Decision((f"{actor} has stopped this job here",))
         if not decision.allowed or decision.dataset is None:
             return decision
-        loaded = self._loading.prepared(self._datasets[decision.dataset], lease.task.study_name)
+        task, known = lease.task, self._datasets[decision.dataset]
+        loaded = self._loading.prepared(known, task.study_name, task.privacy.fold)
         if loaded.problem:
             return Decision((loaded.problem,))
         before = optout.last_used(self._store, decision.dataset)
-        private, k = dp_of(lease.task) is not None, self.config.disclosure.k
+        private, k = dp_of(task) is not None, self.config.disclosure.k
         objection = optout.wait(before, loaded.patients, k, private)
         return Decision((objection,)) if objection else decision
 

@@ -247,6 +247,16 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             actor TEXT NOT NULL, at REAL NOT NULL, reason TEXT NOT NULL,
             PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID""",
     ),
+    (  # datasets pooled at a study's data centre (.pool)
+        """CREATE TABLE pooled (
+            study TEXT NOT NULL, site TEXT NOT NULL, role TEXT NOT NULL, upload TEXT NOT NULL,
+            state TEXT NOT NULL, dataset TEXT NOT NULL, records INTEGER NOT NULL,
+            digest TEXT NOT NULL, told BLOB NOT NULL, at REAL NOT NULL, actor TEXT NOT NULL,
+            PRIMARY KEY (study, site)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE pool_channels (
+            study TEXT PRIMARY KEY, private BLOB NOT NULL, told BLOB NOT NULL,
+            at REAL NOT NULL, actor TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

@@ -269,6 +269,7 @@ def grants(store: Store) -> dict[str, StudyGrant]:
             record.study.legal_basis,
             record.study.ethics,
             record.study.residency,
+            record.study.statistics,
         )
     return found
 

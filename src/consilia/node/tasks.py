@@ -146,7 +146,10 @@ class Tasks:
         for work in list(self._works.values()):
             if work.phase == "waiting" or work.ending is not None:
                 continue  # judged when its turn comes
-            told = work.lease.task.kind == "evaluate"  # an answer without a frame, of records
+            told = work.lease.task.kind in (
+                "evaluate",
+                "statistics",
+            )  # an answer without a frame, of records
             if isinstance(work.answer, Answer) and work.answer.frame is None and not told:
                 continue  # nothing of the site's data is in a refusal or failure
             decision = self._standing.judge(work.lease)
@@ -208,7 +211,8 @@ class Tasks:
                 work.answer = await self._answer(work)
             if not heard and work.answer is not None:
                 taken = await self._delivery.deliver(work, work.answer)
-                heard = taken and work.answer.frame is not None and work.ending is None
+                goes_on = work.answer.frame is not None or work.answer.listens
+                heard = taken and goes_on and work.ending is None
             if heard and work.exchange is not None:
                 await self._hear_out(work, work.exchange)
             await self._leave(work)

@@ -28,6 +28,7 @@ from consilia.plans.contract import Context, Outcome, contiguous, run_task
 from consilia.plans.evaluate import evaluate
 from consilia.plans.load import fresh_plan, load_plan
 from consilia.plans.requirements import missing_requirements
+from consilia.stats.columns import columns
 from consilia.wire import frames
 from consilia.wire.v1 import FailureCause, Metrics
 from consilia.wire.worker import (
@@ -106,6 +107,8 @@ class Tasks:
             return self._audit(task, weights, context)
         if task.kind == "evaluate":
             return self._evaluate(task, weights, context)
+        if task.kind == "statistics":
+            return self._statistics(task)
         if (task.kind == "init") is not (weights is None):
             raise WireError(f"task of kind {task.kind!r} with model {task.model!r}")
         # the buffers are handed over: what comes back (often the same arrays) replaces them
@@ -151,6 +154,14 @@ class Tasks:
         del plan
         gc.collect()
         return Outcome(found, held.records, {})
+
+    def _statistics(self, task: Run) -> Outcome:
+        """Read what sums are asked of; the agent makes them. No plan's code takes part."""
+        if task.statistics is None or self._table is None or self._load.dataset is None:
+            raise WireError("a task of kind 'statistics' needs a question, on a dataset")
+        found = columns(self._table, task.statistics, self._load.dataset.patient)
+        kept = {name: contiguous(array) for name, array in found.items()}
+        return Outcome(kept, self._table.records, {})
 
     def forget(self) -> None:
         """Drop the model's memory."""

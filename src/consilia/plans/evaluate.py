@@ -16,10 +16,10 @@ from consilia.core.weights import Weights
 from consilia.data.table import Table
 from consilia.errors import DataError, PlanError
 from consilia.plans.contract import Context, TrainingPlan, check_arguments, run_task
-from consilia.wire.v1 import Evaluation, Predicts, Scalar, Subgroups
+from consilia.stats.columns import places
+from consilia.wire.v1 import Evaluation, Predicts, Scalar
 
 Floats = NDArray[np.float64]
-MISSING = -1  # level of a record that belongs to none
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - what the task is of
@@ -35,7 +35,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - what the task is of
 
     "kind:PREDICTS" (empty), "scores" and "targets" (float64, records x columns), "levels"
     (int64, records x subgroups; places in a subgroup's levels, or between its cut points;
-    MISSING for none), and "local", the scores of the site's own model, where it was asked for.
+    -1 for none), and "local", the scores of the site's own model, where it was asked for.
     Raises PlanError when the plan cannot predict, DataError for a column that is not there.
     """
     arguments = check_arguments(plan.arguments, given)
@@ -46,7 +46,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - what the task is of
         "targets": targets,
     }
     if asked.subgroups:
-        found["levels"] = np.stack([_levels(holdout, s) for s in asked.subgroups], axis=1)
+        found["levels"] = np.stack([places(holdout, s) for s in asked.subgroups], axis=1)
     if asked.local:
         alone = _trained_alone(plan, asked.local, table, given, context)
         _, found["local"], _ = _judged(plan, alone, holdout, arguments, context)
@@ -107,27 +107,3 @@ def _trained_alone(
 
 def _unheard(_: float, __: object) -> None:
     """Tell nobody how far a round of many is."""
-
-
-def _levels(table: Table, asked: Subgroups) -> NDArray[np.int64]:
-    """Return each record's place among the levels, or between the cut points."""
-    values, missing = table.column(asked.column), table.missing(asked.column)
-    if asked.cuts:
-        if values.dtype.kind not in "biuf":
-            raise DataError(f"subgroup {asked.column!r} has cut points, and holds no numbers")
-        numbers = values.astype(np.float64)
-        found = np.searchsorted(np.asarray(asked.cuts), numbers, side="right")
-        missing = missing | np.isnan(numbers)
-    else:
-        places = {level: place for place, level in enumerate(asked.levels)}
-        found = np.array([places.get(_text(v), MISSING) for v in values.tolist()], np.int64)
-    return np.where(missing, MISSING, found).astype(np.int64)
-
-
-def _text(value: object) -> str:
-    """Return a value as a level names it: 1 for 1.0, true for True."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

@@ -6,11 +6,54 @@ the experiment would add by itself: every round with every site, at the experime
 
 from collections.abc import Sequence
 
-from consilia.privacy.accountant import cost, epsilon
+from consilia.privacy.accountant import compose, cost, epsilon
 from consilia.privacy.noise import few_sites
 from consilia.wire.people import Experiment, PrivacyEstimateView
+from consilia.wire.v1 import Dp
 
 LARGE = 10.0  # an epsilon that promises little
+CELL = 1.0  # by how much a record changes what is told of a model: it is in one cell
+
+
+def noise_of(experiment: Experiment) -> Dp | None:
+    """Return the mechanism of one evaluation, None where it has no noise."""
+    dp, wanted = experiment.privacy.dp if experiment.privacy else None, experiment.evaluate
+    if dp is None or wanted is None or not wanted.noise_multiplier > 0:
+        return None
+    return Dp(
+        dp.level,
+        wanted.noise_multiplier,
+        CELL,
+        delta=dp.delta,
+        distributed=True,
+        colluding=dp.colluding,
+    )
+
+
+def evaluations(experiment: Experiment, rounds: int) -> int:
+    """Return how often a model is evaluated in so many rounds of all that are planned."""
+    wanted = experiment.evaluate
+    if wanted is None:
+        return 0
+    last = rounds >= experiment.rounds
+    if not wanted.every:
+        return int(last)
+    return rounds // wanted.every + int(last and rounds % wanted.every > 0)
+
+
+def spent(experiment: Experiment, rounds: int, judged: int) -> float | None:
+    """Return a site's epsilon after rounds and evaluations of a job, none of them repeated.
+
+    None without differential privacy, and where evaluations told something that no ledger was
+    charged for: no epsilon covers what is not in it.
+    """
+    dp, noise = experiment.privacy.dp if experiment.privacy else None, noise_of(experiment)
+    if dp is None or (judged and noise is None):
+        return None
+    costs = [cost(dp, rounds)]
+    if noise is not None:
+        costs.append(cost(noise, judged))
+    return epsilon(compose(costs), dp.delta)
 
 
 def estimate(experiment: Experiment, sites: Sequence[str]) -> PrivacyEstimateView:
@@ -22,7 +65,8 @@ def estimate(experiment: Experiment, sites: Sequence[str]) -> PrivacyEstimateVie
     dp = None if experiment.privacy is None else experiment.privacy.dp
     if dp is None:
         return PrivacyEstimateView("", experiment.rounds, 0.0, None, None, {})
-    whole = epsilon(cost(dp, experiment.rounds), dp.delta)
+    judged = evaluations(experiment, experiment.rounds) if noise_of(experiment) else 0
+    whole = spent(experiment, experiment.rounds, judged) or 0.0
     warnings = []
     if warning := few_sites(dp, len(sites)):
         warnings.append(warning)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from consilia import errors
-from consilia.errors import AuthError, ConfigError, ConsiliaError, TransferError
+from consilia.errors import AuthError, ConfigError, ConsiliaError, TransferError, Wrong
 from consilia.wire import frames, people
 
 if TYPE_CHECKING:
@@ -29,17 +29,20 @@ _DOWN = (502, 503, 504)
 class Api:
     """Requests of one person to one hub."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where, who, and what tests and simulations give
         self,
         url: str,
         token: str | Callable[[], str],
         ca: str,
         timeout: float,
         sleep: Callable[[float], None],
+        *,
+        transport: "httpx.BaseTransport | None" = None,
     ) -> None:
         """`ca` is the hub's CA certificate, as a path or PEM text; `timeout` is in seconds.
 
-        `token` is an API key ("" for none), or gives the token that is good now.
+        `token` is an API key ("" for none), or gives the token that is good now. `transport`
+        takes the place of the network: of a hub that is simulated in this process.
         """
         import httpx  # noqa: PLC0415  # `consilia --help` must not pay for it
 
@@ -54,6 +57,7 @@ class Api:
             verify=_context(ca),
             timeout=timeout,
             trust_env=False,
+            transport=transport,
         )
 
     def close(self) -> None:
@@ -117,7 +121,7 @@ class Api:
                 if not answer.is_error:
                     return answer.content
                 if attempt == tries or answer.status_code not in _DOWN:
-                    raise _problem(answer)
+                    raise problem_of(answer)
             self._sleep(0.1 * 2**attempt)
         raise AssertionError("the loop returns or raises")
 
@@ -157,7 +161,7 @@ class Api:
                 ) as answer:
                     if answer.status_code not in (200, 206):
                         answer.read()
-                        raise _problem(answer)
+                        raise problem_of(answer)
                     if answer.status_code == 200 and done:
                         raise TransferError(f"{self.url} does not continue downloads")
                     for chunk in answer.iter_bytes(_CHUNK):
@@ -191,7 +195,7 @@ class Api:
         except httpx.TransportError as e:
             raise self.unreachable(e) from None
         if answer.is_error:
-            raise _problem(answer)
+            raise problem_of(answer)
         return answer.content
 
 
@@ -238,7 +242,13 @@ def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         ) from None
 
 
-def _problem(answer: "httpx.Response") -> ConsiliaError:
+def _words(
+    detail: str, field: str | None, found: str | None, expected: str | None
+) -> str | Wrong:
+    return detail if field is None else Wrong(field, found or "", expected or "", detail)
+
+
+def problem_of(answer: "httpx.Response") -> ConsiliaError:
     """Return the error of an answer as the class it was raised as at the hub."""
     try:
         problem = msgspec.json.decode(answer.content, type=people.ProblemView)
@@ -249,6 +259,7 @@ def _problem(answer: "httpx.Response") -> ConsiliaError:
         )
     kind = getattr(errors, problem.error, None)
     if isinstance(kind, type) and issubclass(kind, ConsiliaError):
-        error: ConsiliaError = kind(problem.detail)
+        said = problem.detail, problem.field, problem.found, problem.expected
+        error: ConsiliaError = kind(_words(*said))
         return error
     return ConsiliaError(f"{problem.title} ({problem.status}): {problem.detail}")

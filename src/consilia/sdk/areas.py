@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consilia.sdk.client import Client
+    from consilia.sdk.compare import Comparison
 
 Better = Literal["higher", "lower"]
 _ERRORS = ("loss", "error", "mae", "mse", "rmse", "brier")  # names of metrics that should fall
@@ -72,6 +73,25 @@ class Experiments:
     def get(self, job: str) -> Experiment:
         """Return the experiment of a job, by its id."""
         return Experiment.attach(self._client, job)
+
+    def compare(
+        self,
+        *,
+        study: str,
+        plan: str | Path | ModuleType | Plan,
+        rounds: int,
+        folds: int = 5,
+        **settings: Any,
+    ) -> "Comparison":
+        """Compare local, federated, hybrid and central training on the same patients.
+
+        See `consilia.sdk.compare` for `settings` and for what comes of it.
+        """
+        from consilia.sdk.compare import compare  # noqa: PLC0415 - only who compares needs it
+
+        return compare(
+            self._client, study=study, plan=plan, rounds=rounds, folds=folds, **settings
+        )
 
 
 class Models:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from consilia.errors import ConfigError, TransferError
 from consilia.sdk.api import Api, decode
 from consilia.sdk.profile import load_profile, profile_path
 from consilia.wire import frames, people
+from consilia.wire.statistics import AskStatistics, StatisticsView
 from consilia.wire.v1 import Arguments, Plan, Study
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from consilia.sdk.areas import Deployments, Experiments, Models, PrivacyArea
     from consilia.sdk.datasets import Datasets
     from consilia.sdk.people import People
+    from consilia.sdk.statistics import Described
+    from consilia.wire.statistics import What
 
 T = TypeVar("T")
 _CHUNK = 1 << 18  # bytes moved at a time
@@ -272,6 +275,50 @@ class Client:
         return self._api.all(
             f"/jobs/{_part(id)}/evaluations", people.Page[people.EvaluationView]
         )
+
+    def ask_statistics(self, asked: AskStatistics) -> people.JobView:
+        """Ask the sites of a study for sums over their records, as a job of one round."""
+        return self._api.post("/statistics", people.JobView, asked)
+
+    def job_statistics(self, id: str) -> StatisticsView:
+        """Return what the sites have told; NotFound until they have."""
+        return self._api.get(f"/jobs/{_part(id)}/statistics", StatisticsView)
+
+    def statistics(  # noqa: PLR0913 - by keyword
+        self,
+        study: str,
+        columns: Sequence[str] = (),
+        *,
+        by: str = "",
+        what: "Sequence[What]" = ("count", "missing", "mean", "sd"),
+        where: str = "",
+        levels: Mapping[str, Sequence[str]] | None = None,
+        edges: Mapping[str, Sequence[float]] | None = None,
+        tables: Sequence[tuple[str, str]] = (),
+        aggregation: Literal["secure", "plain"] | None = None,
+        deadline: float = 600.0,
+    ) -> "Described":
+        """Describe a study's patients over all sites, and wait for it: Table 1 and more.
+
+        `levels` names what is counted of a column, `edges` the bins of its histogram, or the
+        cut points where it is `by`; without them the mock twins on offer say. ConsiliaError
+        when too few sites tell anything.
+        """
+        from consilia.sdk import statistics  # noqa: PLC0415  # only whoever asks needs it
+
+        asked = statistics.question(
+            study,
+            columns,
+            by=by,
+            what=what,
+            where=where,
+            levels=levels,
+            edges=edges,
+            tables=tables,
+            aggregation=aggregation,
+            deadline=deadline,
+        )
+        return statistics.ask(self, asked)
 
     def resume(self, id: str, rounds: int | None = None) -> people.JobView:
         """Go on with a stopped or failed job, perhaps with more rounds."""

@@ -16,7 +16,7 @@ from html import escape
 from math import nan
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -199,20 +199,24 @@ class Experiment(Results):
         base = version_of(self.job.rounds, round, self.job.id)
         return type(self)(self.client, **{**fields, "base": base, **changes})
 
-    def evaluate(
+    def evaluate(  # noqa: PLR0913 - by keyword
         self,
         round: int | None = None,
         *,
         at: Sequence[str] = (),
         subgroups: Mapping[str, Sequence[Scalar]] | None = None,
         benefit: bool = False,
+        aggregation: Literal["", "plain", "secure"] = "",
+        noise_multiplier: float = 0.0,
     ) -> Self:
         """Return an experiment that evaluates this one's model after `round`; not started.
 
         Every site that is ready does so on its own hold-out, or those of `at`, such as the one
         that keeps a common hold-out. `subgroups` names columns with their levels (texts) or
         cut points (numbers). With `benefit` each site trains a model alone for as many rounds
-        and tells how much better this one is. See `evaluations` for what comes of it.
+        and tells how much better this one is. With `aggregation` "secure" the hub sees the sum
+        of three sites or more, and no site's numbers. A job with differential privacy needs it,
+        and `noise_multiplier`. See `evaluations` for what comes of it.
         """
         config = self.refresh().experiment
         fields = {name: getattr(config, name) for name in config.__struct_fields__}
@@ -223,6 +227,8 @@ class Experiment(Results):
             "at": tuple(at),
             "subgroups": {name: tuple(v) for name, v in (subgroups or {}).items()},
             "benefit": benefit,
+            "aggregation": aggregation,
+            "noise_multiplier": noise_multiplier,
             "local_rounds": max(1, view.round if view else made.round) if benefit else 0,
         }
         plain = {"early_stop": None, "watch": None, "sites": ()}

@@ -42,6 +42,21 @@ class People:
         """End all sessions of an account (operator)."""
         return self._api.post(f"/users/{name}/end-sessions", accounts.UserView)
 
+    def second_factor(self) -> accounts.SecondFactorView:
+        """Make a secret for one's own second factor; a confirmed code puts it in force."""
+        return self._api.post("/auth/second-factor", accounts.SecondFactorView, {})
+
+    def confirm_second_factor(self, code: str) -> accounts.MeView:
+        """Put the proposed second factor in force with a code of it; other sessions end."""
+        return self._api.post(
+            "/auth/second-factor/confirm", accounts.MeView, accounts.Code(code)
+        )
+
+    def remove_second_factor(self, password: str, code: str) -> accounts.MeView:
+        """Take one's own second factor away; other sessions end."""
+        said = accounts.Confirmed(password, code)
+        return self._api.send_for("DELETE", "/auth/second-factor", accounts.MeView, said)
+
     def invite(
         self,
         roles: "Sequence[str]" = (),

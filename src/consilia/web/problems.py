@@ -30,6 +30,8 @@ from consilia.errors import (
     UpdateRejected,
     WireError,
     WorkerError,
+    Wrong,
+    wrong_in,
 )
 from consilia.wire.people import ProblemView
 
@@ -81,7 +83,7 @@ def handlers(log: Log, party: str) -> dict[int | type[Exception], Handler]:
         kind = next(k for k in type(error).__mro__ if k in STATUS)
         status, title = STATUS[kind]
         if kind is not StorageError:
-            answer = _problem(status, title, str(error), kind)
+            answer = _problem(status, title, str(error), kind, wrong_in(error))
             if isinstance(error, TooMany):
                 answer.headers["Retry-After"] = str(max(1, math.ceil(error.after)))
             return answer
@@ -94,7 +96,8 @@ def handlers(log: Log, party: str) -> dict[int | type[Exception], Handler]:
         if not isinstance(error, HTTPException) or error.status_code >= 500:
             return defect(request, error)
         kind = _FRAMEWORK.get(error.status_code, ConfigError)
-        return _problem(error.status_code, STATUS[kind][1], _explain(request, error), kind)
+        title, detail = STATUS[kind][1], _explain(request, error)
+        return _problem(error.status_code, title, detail, kind, _parameter(error))
 
     def defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         number = os.urandom(4).hex()
@@ -127,13 +130,33 @@ def _explain(request: Request[Any, Any, Any], error: HTTPException) -> str:
     return "; ".join(parts) or error.detail
 
 
-def _problem(
-    status: int, title: str, detail: str, kind: type[ConsiliaError]
-) -> Response[bytes]:
+def _parameter(error: HTTPException) -> Wrong | None:
+    """Return what the framework found wrong with the first parameter of a request."""
+    first = error.extra[0] if isinstance(error.extra, list) and error.extra else None
+    if error.status_code != 400 or not isinstance(first, dict) or "key" not in first:
+        return None
+    said = str(first.get("message", ""))
+    expected, _, found = said.removeprefix("Expected ").partition(", got ")
+    return Wrong(str(first["key"]), found or "something else", expected or "a valid value")
+
+
+def view(
+    status: int, title: str, detail: str, kind: type[ConsiliaError], wrong: Wrong | None = None
+) -> ProblemView:
+    """Return a problem's body; `wrong` names the field that is to blame."""
     name = TYPES.get(kind, "about:blank")
-    body = ProblemView(
-        title=title, status=status, detail=detail, error=kind.__name__, type=name
-    )
+    at = (wrong.field, wrong.found, wrong.expected) if wrong else (None, None, None)
+    return ProblemView(title, status, detail, kind.__name__, name, *at)
+
+
+def _problem(
+    status: int,
+    title: str,
+    detail: str,
+    kind: type[ConsiliaError],
+    wrong: Wrong | None = None,
+) -> Response[bytes]:
+    body = view(status, title, detail, kind, wrong)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     return Response(
         msgspec.json.encode(body),

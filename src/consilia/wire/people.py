@@ -10,6 +10,7 @@ import msgspec
 
 from consilia.wire.v1 import (
     Arguments,
+    CalibrationBin,
     Evaluated,
     Metrics,
     OfferedDataset,
@@ -83,6 +84,8 @@ class Evaluate(Request, frozen=True):
     subgroups: dict[str, tuple[Scalar, ...]] = {}  # column -> levels (texts) or cut points
     benefit: bool = False  # of the last model: each site compares it with one of its own
     local_rounds: int = 0  # that the site's own model is trained; 0: as many as the job had
+    aggregation: Literal["", "plain", "secure"] = ""  # "": secure where a site asks for it
+    noise_multiplier: float = 0.0  # on each cell of the sum, of a job with privacy.dp
 
 
 class Experiment(Request, frozen=True):
@@ -110,6 +113,7 @@ class Experiment(Request, frozen=True):
     compress: str = "none"  # of updates that are not masked: int8, top-5%, int8+top-5%, ...
     sites: tuple[str, ...] = ()  # that may train; empty: every site of the study
     evaluate: Evaluate | None = None  # None: no model is evaluated
+    fold: int = 0  # of the sites' folds, the one to evaluate on and not train on; 0: none
 
 
 class NewToken(Request, frozen=True):
@@ -159,6 +163,25 @@ class SetStage(Request, frozen=True):
     reason: str
 
 
+class PooledSite(View, frozen=True):
+    """A site that is asked to pool, and how far that is."""
+
+    site: str
+    state: Literal["asked", "sent", "held", "withdrawn"]  # held: the data centre has a copy
+    records: int = 0  # of the copy, rounded down to a multiple of 5
+
+
+class DegreeView(View, frozen=True):
+    """How federated a study is: 0, all records lie in the data centre, to 1, none does."""
+
+    sites: float  # share of the hospitals that train at home
+    records: float | None  # the same by records, as far as sites tell them; None: nobody does
+    planned: float  # by sites, once everybody who is asked has pooled
+    federated: tuple[str, ...]  # hospitals that train at home now
+    pooled: tuple[PooledSite, ...]  # those that are asked to pool
+    data_centre: str = ""
+
+
 class StudyView(View, frozen=True):
     """A study and where it stands at each site."""
 
@@ -167,6 +190,7 @@ class StudyView(View, frozen=True):
     state: str  # draft, submitted, closed
     author: str
     sites: dict[str, str]  # site -> invited, accepted
+    degree: DegreeView | None = None  # None: a hub from before there were data centres
 
 
 class OfferView(View, frozen=True):
@@ -234,6 +258,7 @@ class JobView(View, frozen=True):
     ]  # site -> what it does now: ready, waiting, training, reported, away, refused, failed
     progress: dict[str, float]  # site -> fraction of the running task
     rounds: tuple[RoundView, ...] = ()
+    pausing: bool = False  # it pauses when its open round is closed
 
 
 class PooledView(View, frozen=True):
@@ -244,7 +269,9 @@ class PooledView(View, frozen=True):
     high: float
     records: int
     sites: int
-    method: Literal["all records", "mean of sites"]  # what the value is equal to
+    # What the value is equal to; "in bins" up to `bound`.
+    method: Literal["all records", "all records, in bins", "mean of sites"]
+    bound: float = 0.0  # how far the value may be off, beside chance
 
 
 class EvaluationView(View, frozen=True):
@@ -254,8 +281,13 @@ class EvaluationView(View, frozen=True):
     at: float
     model: str  # version id, or the digest of the frame that was the job's base
     pooled: dict[str, PooledView]
-    sites: dict[str, Evaluated]
+    sites: dict[str, Evaluated]  # none of them where the sum alone is known
     without: dict[str, str] = {}  # sites that were asked and have told nothing: why
+    aggregation: Literal["plain", "secure"] = "plain"
+    summed: tuple[str, ...] = ()  # the sites in the sum, with secure aggregation
+    gain: dict[str, PooledView] = {}  # of the sum: how much better than the sites' own models
+    calibration: tuple[CalibrationBin, ...] = ()  # of the sum
+    cause: str = ""  # why there is no sum
 
 
 class ModelView(View, frozen=True):
@@ -417,3 +449,6 @@ class ProblemView(View, frozen=True):
     detail: str
     error: str  # class name in consilia.errors
     type: str = "about:blank"  # or a URI that ends in what a program must tell apart
+    field: str | None = None  # to blame, a path of keys; None: it is about no field
+    found: str | None = None  # what the field holds
+    expected: str | None = None  # what it needs

@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from consilia.errors import ConfigError
+from consilia.errors import ConfigError, Wrong
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]  # keys and indexes from the root
 Locate = Callable[[Path], int | None]  # line (from 1) of a path, None when unknown
 
 _AT = re.compile(r" - at `(?:key in )?\$(.*)`\Z", re.DOTALL)
+_MISFIT = re.compile(r"Expected (?P<expected>.+?)(?:, got (?P<found>.+))?\Z", re.DOTALL)
+_ABSENT = re.compile(r"Object missing required field `(?P<name>[^`]+)`\Z")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -38,7 +40,8 @@ def convert(value: object, kind: type[T], what: str, locate: Locate | None = Non
         place = f"{where.lstrip('.')}: " if where else ""
         if said.startswith("Invalid enum value"):
             said += _choices(said, info, path)
-        raise ConfigError(f"{_source(what, path, locate)}: {place}{said}") from None
+        words = f"{_source(what, path, locate)}: {place}{said}"
+        raise ConfigError(_misfit(said, where.lstrip("."), words)) from None
 
 
 def from_yaml(text: str, kind: type[T], what: str) -> T:
@@ -93,6 +96,16 @@ def _split(message: str) -> tuple[str, str]:
     return (message[: found.start()], found[1]) if found else (message, "")
 
 
+def _misfit(said: str, field: str, words: str) -> Wrong | str:
+    """Return what msgspec says of a field, in its parts where it tells them."""
+    if match := _MISFIT.match(said):
+        return Wrong(field, match["found"] or "something else", match["expected"], words)
+    if match := _ABSENT.match(said):
+        inner = f"{field}.{match['name']}" if field else match["name"]
+        return Wrong(inner, "nothing", "a value", words)
+    return Wrong(field, said, "a valid value", words) if field else words
+
+
 def _choices(said: str, info: inspect.Type, path: Path) -> str:
     """Return "; did you mean 'x'? Valid: ..." where only some words are allowed at `path`."""
     found: tuple[inspect.Type, ...] = (info,)
@@ -134,10 +147,11 @@ def _refuse_unknown(
             if key not in fields:
                 source = _source(what, here, locate)
                 within = f" in {'.'.join(map(str, path))}" if path else ""
-                raise ConfigError(
-                    f"{source}: unknown key {str(key)[:80]!r}{within}"
-                    f"{nearest(str(key), fields)}"
-                )
+                name = repr(str(key)[:80])
+                words = f"{source}: unknown key {name}{within}{nearest(str(key), fields)}"
+                valid = f"one of {', '.join(sorted(fields)) or 'no key'}"
+                field = ".".join(map(str, (*path, str(key)[:80])))
+                raise ConfigError(Wrong(field, f"unknown key {name}", valid, words))
             _refuse_unknown(item, fields[key], here, what, locate)
     elif isinstance(info, inspect.DictType) and isinstance(value, dict):
         for key, item in value.items():

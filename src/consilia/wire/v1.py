@@ -64,9 +64,18 @@ class Study(Record, frozen=True):
     min_records: int = 0  # the study may only raise a site's own minimum
     retention_days: int = 0  # a site keeps what the study left no longer after its end; 0: free
     residency: str = ""  # region that data and what is made of them here must stay in
+    data_centre: str = ""  # of `sites`, the one that holds copies of what others pool; "": none
+    pooled: tuple[str, ...] = ()  # of `sites`, those asked to pool at the data centre, sorted
+    statistics: bool = False  # sums over the sites' records may be asked for, beside models
+
+    @property
+    def hospitals(self) -> tuple[str, ...]:
+        """The sites whose own records the study is about: all but the data centre."""
+        return tuple(site for site in self.sites if site != self.data_centre)
 
 
-_LATER = ("retention_days", "residency")  # of Study: not in the digest where they say nothing
+# Of Study: not in the digest where they say nothing.
+_LATER = ("retention_days", "residency", "data_centre", "pooled", "statistics")
 
 
 def plan_digest(plan: Plan) -> str:
@@ -112,6 +121,7 @@ class Evaluation(Record, frozen=True):
 
     subgroups: tuple[Subgroups, ...] = ()
     local: int = 0  # rounds the site trains alone, to compare its model with; 0: it does not
+    bins: int = 0  # of the grid that sums are taken on (stats.binned); 0: each site's metrics
 
 
 class Measure(Record, frozen=True):
@@ -151,6 +161,35 @@ class Evaluated(Record, frozen=True):
     subgroups: tuple[Subgroup, ...] = ()
     local: dict[str, Measure] = {}  # of the model that the site has trained alone
     gain: dict[str, Measure] = {}  # how much better the model is than the site's own
+
+
+# ---- which sums are asked for ---------------------------------------------------------------
+
+Moment = Literal["count", "missing", "mean", "sd", "quantiles"]
+
+
+class Numbers(Record, frozen=True):
+    """A column of numbers: which of its sums are asked for, and the bins they are counted in.
+
+    Values below the second edge are in the first bin, from the last but one in the last.
+    Sums are of (value - centre) / unit: a public range that lets them fit the masked sum.
+    """
+
+    column: str
+    what: tuple[Moment, ...] = ("count",)
+    edges: tuple[float, ...] = ()  # rising; three or more, none for no histogram
+    centre: float = 0.0
+    unit: float = 1.0
+
+
+class Statistics(Record, frozen=True):
+    """Sums that every site is asked for, of its own records; its layout is in stats.sums."""
+
+    numbers: tuple[Numbers, ...] = ()
+    levels: tuple[Subgroups, ...] = ()  # columns of which the levels are counted
+    tables: tuple[tuple[Subgroups, Subgroups], ...] = ()  # crosstabs: rows, columns
+    by: Subgroups | None = None  # each of `numbers` and `levels` for each of these groups
+    where: str = ""  # data.loading.expression over a record; "" for every record
 
 
 # ---- how an update is protected ------------------------------------------------------------
@@ -197,6 +236,8 @@ class Privacy(Record, frozen=True):
     compression: Compression | None = None  # of an update as it leaves; None: whole
     final: bool = False  # the last round that is planned: what 8 bits leave out is not kept
     evaluation: Evaluation | None = None  # of kind evaluate: numbers leave, and no update
+    statistics: Statistics | None = None  # of kind statistics: sums leave, and no update
+    fold: int = 0  # of the dataset's folds, the one kept from training; 0: none of them
 
 
 # ---- hub -> node ---------------------------------------------------------------------------
@@ -205,7 +246,7 @@ class Privacy(Record, frozen=True):
 class Task(Record, frozen=True):
     """What one node is asked to run. The node's policy decides on these facts alone."""
 
-    kind: Literal["init", "train", "evaluate"]
+    kind: Literal["init", "train", "evaluate", "statistics"]
     job: str
     round: int  # 0 is the init round
     study: str  # digest
@@ -382,6 +423,8 @@ class Advertisement(Record, frozen=True):
     ledger_head: str = ""  # digest of the privacy ledger's last entry; "": not stated
     ledger_length: int = 0
     withdrawn: tuple[str, ...] = ()  # digests of studies that the site has left
+    pool: tuple["Sealed", ...] = ()  # what it has said of pooled datasets (wire.pool)
+    summed: bool = False  # what it finds of models leaves in masked sums only
 
 
 class Progress(Record, frozen=True, tag="progress"):
@@ -403,6 +446,7 @@ class Result(Record, frozen=True, tag="result"):
     metrics: Metrics = {}  # of a masked one the names only, each 0: the values are masked
     seconds: float = 0.0  # bucketed
     evaluated: Evaluated | None = None  # of an evaluation, which has no `model`
+    sums: bytes = b""  # little-endian uint64, masked: stats.binned of models, else stats.sums
 
 
 # Closed lists: a free text would be a channel out of the site.

@@ -11,7 +11,16 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from consilia.errors import WireError
-from consilia.wire.v1 import Arguments, Dp, Evaluation, FailureCause, Metrics, Plan, Record
+from consilia.wire.v1 import (
+    Arguments,
+    Dp,
+    Evaluation,
+    FailureCause,
+    Metrics,
+    Plan,
+    Record,
+    Statistics,
+)
 
 MAX_WORKER_MESSAGE = 8 << 20
 
@@ -71,6 +80,7 @@ class Run(Record, frozen=True, tag="run"):
     dp: Dp | None = None  # the privacy that the worker's own loop gives the round
     audit: Audit | None = None  # of a task of kind "audit"
     evaluation: Evaluation | None = None  # of a task of kind "evaluate"
+    statistics: Statistics | None = None  # of a task of kind "statistics"
 
 
 ToWorker = Load | Run

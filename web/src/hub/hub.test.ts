@@ -4,8 +4,10 @@ import { describe, expect, it } from "vitest";
 
 import { baseKey } from "../shared/text/translate";
 import { eventsIn } from "./api/stream";
-import type { JobView } from "./api/schema";
+import type { EvaluationView, JobView, ModelView } from "./api/schema";
+import { askedOf, evaluateOf, evaluationOf, levelsOf, NOTHING_ASKED } from "./model/asked";
 import { draftOf, experimentOf, FIRST, scalar, typed } from "./model/draft";
+import { partsOf } from "./model/evaluated";
 import { leaseParts, NOTHING, siteFigures, told, type Happening } from "./model/happenings";
 import { stretches } from "./model/lineage";
 import { path, span, thinned, ticks, type Point } from "./model/scale";
@@ -155,5 +157,46 @@ describe("what a study has cost", () => {
       { site: "a", jobs: 2, epsilon: 1.5, delta: 2e-6 },
       { site: "b", jobs: 1, epsilon: 1, delta: 1e-6 },
     ]);
+  });
+});
+
+describe("an evaluation", () => {
+  const asked = { ...NOTHING_ASKED, every: 2, at: ["north"], subgroups: [{ key: " sex ", value: "f, m" }, { key: "age", value: "40,65" }, { key: "", value: "x" }], benefit: true };
+
+  it("takes levels as texts and cut points as numbers", () => {
+    expect(levelsOf("A, 1")).toEqual(["A", "1"]);
+    expect(levelsOf("40, 65.5")).toEqual([40, 65.5]);
+    expect(levelsOf(" , ")).toEqual([]);
+    expect(evaluateOf(asked).subgroups).toEqual({ sex: ["f", "m"], age: [40, 65] });
+    expect(evaluateOf(askedOf(evaluateOf(asked)))).toEqual(evaluateOf(asked));
+  });
+
+  it("goes through the form of an experiment unchanged", () => {
+    const draft = { ...FIRST, study: "s", plan: "p", evaluate: true, asked };
+    const experiment = experimentOf(draft);
+    const job = { id: "job-1", experiment } as unknown as JobView;
+    expect(experimentOf(draftOf(job)).evaluate).toEqual(experiment.evaluate);
+    expect("evaluate" in experimentOf(FIRST)).toBe(false);
+  });
+
+  it("of a model trains nothing and keeps the arguments of that model", () => {
+    const experiment = { ...experimentOf({ ...FIRST, study: "s", plan: "p", stopEarly: true }), sites: ["north"], name: "first" };
+    const job = { id: "job-1", experiment } as unknown as JobView;
+    const model = { id: "job-1.3", round: 3, arguments: { lr: 0.1 } } as unknown as ModelView;
+    expect(evaluationOf(job, model, asked)).toMatchObject({
+      name: "first, 3", rounds: 0, base: "job-1.3", arguments: { lr: 0.1 }, early_stop: null, watch: null, sites: [],
+      evaluate: { every: 0, local_rounds: 3, at: ["north"] },
+    });
+  });
+
+  it("is told by site: the whole, groups, the own model, the gain", () => {
+    const measure = { value: 0.8, error: 0.1, records: 50 };
+    const told = { measures: { auc: measure }, subgroups: [{ column: "sex", level: "f", records: 20, measures: { auc: measure } }], local: { auc: measure }, gain: { auc: measure } };
+    const rows = partsOf({ sites: { south: { measures: { auc: measure } }, north: told } } as unknown as EvaluationView);
+    expect(rows.map((row) => [row.site, row.part, row.group])).toEqual([
+      ["north", "whole", ""], ["north", "group", "sex: f"], ["north", "own", ""], ["north", "gain", ""], ["south", "whole", ""],
+    ]);
+    expect(rows[0]?.room).toBeCloseTo(0.196, 3);
+    expect(new Set(rows.map((row) => row.id)).size).toBe(rows.length);
   });
 });

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from consilia.accounts import passwords
 from consilia.core import ids
-from consilia.errors import ConfigError, Conflict, NotFound, Refused
+from consilia.errors import ConfigError, Conflict, NotFound, Refused, Wrong
 from consilia.hub import audit, credentials, records
 from consilia.hub.authority import DAY
 from consilia.hub.credentials import Token, hashed
@@ -146,7 +146,7 @@ async def invite(people: People, who: Caller, said: NewInvitation) -> Invitation
     """Make a one-time code: to an account, to roles, or to a new password."""
     if not 0 < said.hours <= MAX_HOURS:
         raise ConfigError(
-            f"hours: found {said.hours:g}, needed more than 0 and at most {MAX_HOURS:g}"
+            Wrong("hours", f"{said.hours:g}", f"more than 0 and at most {MAX_HOURS:g}")
         )
     roles = checked_for_study(said.roles) if said.study else _roles(said.roles, said.site)
     at, secret = people.now(), doors.secret(people.random_bytes(doors.SECRET_BYTES))
@@ -406,5 +406,5 @@ def _roles(roles: Iterable[str], site: str | None) -> tuple[Role, ...]:
 def _reason(text: str) -> str:
     text = text.strip()
     if not 1 <= len(text) <= MAX_REASON:
-        raise ConfigError(f"reason: found {len(text)} characters, needed 1 to {MAX_REASON}")
+        raise ConfigError(Wrong("reason", f"{len(text)} characters", f"1 to {MAX_REASON}"))
     return text

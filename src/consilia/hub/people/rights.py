@@ -87,6 +87,8 @@ RIGHTS: Final[Mapping[str, Roles | Open]] = {
     "POST /api/v1/jobs/{id}/rollback": WRITERS,
     "POST /api/v1/jobs/{id}/arguments": WRITERS,
     "GET /api/v1/jobs/{id}/evaluations": READERS,
+    "GET /api/v1/jobs/{id}/statistics": READERS,
+    "POST /api/v1/statistics": WRITERS,
     "GET /api/v1/jobs/{id}/events": READERS,
     "GET /api/v1/jobs/{id}/stream": READERS,
     "GET /api/v1/jobs/{id}/audit": READERS,
@@ -128,6 +130,7 @@ IN_STUDY: Final[frozenset[str]] = frozenset(
         "status",
         "budgets",
         "start",
+        "statistics",
     )
 ) - {"POST /api/v1/studies"}
 ABOUT_ONESELF: Final[frozenset[str]] = frozenset(

@@ -12,6 +12,7 @@ from consilia.accounts.directory import Person, Turned
 from consilia.hub.access import Access
 from consilia.hub.config import HubConfig
 from consilia.hub.people.accounts import Account
+from consilia.hub.people.factors import Factors
 from consilia.hub.people.knowledge import Knowledge
 from consilia.hub.people.roles import Caller
 from consilia.hub.people.sessions import Lifetime, Signer
@@ -78,6 +79,7 @@ class People:
     access: Access
     knowledge: Knowledge
     signer: Signer
+    factors: Factors
     config: HubConfig
     life: Lifetime
     origin: Callable[[], str]  # where browsers reach the hub: https://host:port
@@ -115,6 +117,7 @@ def make_people(  # noqa: PLR0913 - clock and randomness are arguments too
         access=access,
         knowledge=Knowledge(store, access, signer, life, now),
         signer=signer,
+        factors=Factors(access.hub_key, random_bytes),
         config=config,
         life=life,
         origin=origin,

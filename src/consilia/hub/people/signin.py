@@ -213,7 +213,8 @@ async def propose_second_factor(people: People, who: Caller) -> SecondFactorView
     if account.secret:
         raise Conflict("this account has a second factor; remove it first to set up another")
     secret = totp.new_secret(people.random_bytes(totp.SECRET_BYTES))
-    await people.store.write(lambda db: accounts.change(db, account.name, proposed=secret))
+    kept = people.factors.seal(secret, account.name)
+    await people.store.write(lambda db: accounts.change(db, account.name, proposed=kept))
     issuer = f"Consilia {people.config.name}"
     return SecondFactorView(secret, totp.uri(secret, account.name, issuer))
 
@@ -224,7 +225,8 @@ async def confirm_second_factor(people: People, who: Caller, code: str) -> None:
     now = people.now()
     if not account.proposed:
         raise Conflict("no second factor was proposed; begin again")
-    step = totp.accepted(account.proposed, code, now, 0)
+    proposed = people.factors.open(account.proposed, account.name)
+    step = totp.accepted(proposed, code, now, 0)
     if step is None:
         raise ConfigError(
             "code: not the one of this moment; check that the device's clock is right"
@@ -304,7 +306,8 @@ async def _enter(people: People, found: Account, code: str, address: str) -> Ent
 
     def write(db: Connection) -> Session | None:
         known = accounts.get(db, found.name)  # as it is now, with the step used last
-        step = totp.accepted(known.secret, code, now, known.step) if known.secret else 0
+        opened = people.factors.open(known.secret, known.name)
+        step = totp.accepted(opened, code, now, known.step) if opened else 0
         if step is None or known.epoch != found.epoch or not known.may_enter:
             return None
         if known.secret:
@@ -358,7 +361,8 @@ async def _confirm(
         lambda db: attempts.count(db, account.name, address, now, free)
     )
     right = await _matches(people, account, password)
-    step = 0 if code is None else totp.accepted(account.secret, code, now, account.step)
+    secret = people.factors.open(account.secret, account.name)
+    step = 0 if code is None else totp.accepted(secret, code, now, account.step)
     if not right or step is None:
         await _failed(people, account, attempt, address, "confirmation")
         raise Refused("password or code: not the one of this account")

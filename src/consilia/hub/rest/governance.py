@@ -197,9 +197,32 @@ def checked_study(study: Study, now: float) -> Study:
         )
     if study.until:
         _check_until(study.until, now)
+    _check_pool(study)
     return msgspec.structs.replace(
-        study, sites=tuple(sorted(set(study.sites))), tags=tuple(sorted(set(study.tags)))
+        study,
+        sites=tuple(sorted(set(study.sites))),
+        tags=tuple(sorted(set(study.tags))),
+        pooled=tuple(sorted(set(study.pooled))),
     )
+
+
+def _check_pool(study: Study) -> None:
+    """Raise ConfigError unless data centre and pooled sites are sites of the study, apart."""
+    invited = ", ".join(sorted(study.sites)[:20])
+    if study.data_centre and study.data_centre not in study.sites:
+        raise ConfigError(
+            f"data_centre: found {study.data_centre[:80]!r}, needed one of the study's sites "
+            f"({invited}): the data centre is a node like any other"
+        )
+    if odd := sorted(set(study.pooled) - set(study.hospitals)):
+        raise ConfigError(
+            f"pooled: found {odd[0][:80]!r}, needed sites of the study other than its data "
+            f"centre ({invited})"
+        )
+    if bool(study.data_centre) != bool(study.pooled):
+        raise ConfigError(
+            "data_centre and pooled: found one without the other, needed both or neither"
+        )
 
 
 def _check_until(until: str, now: float) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -13,12 +13,19 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from sqlalchemy import Connection
 
-from consilia.errors import ConfigError, NotFound, Refused, TransferError, WireError
+from consilia.errors import (
+    ConfigError,
+    ConsiliaError,
+    NotFound,
+    Refused,
+    TransferError,
+    WireError,
+)
 from consilia.hub import audit, bases, modelversions, stages, withdrawals
 from consilia.hub.blobs import Blob
 from consilia.hub.modelversions import Version
 from consilia.hub.rest.guard import Caller, Who
-from consilia.hub.rest.services import Hub, Services
+from consilia.hub.rest.services import FrameAsk, FrameSpan, Hub, Services
 from consilia.hub.rest.snapshot import KEPT
 from consilia.hub.rest.views import released_to, sees_model
 from consilia.hub.uploads import Upload
@@ -126,24 +133,20 @@ async def get_frame(
     hub: Hub, who: Who, id: FromPath[str], request: Request[Any, Any, Any]
 ) -> Stream | Response[bytes]:
     """Return the tensor frame of a model version, or the asked range of its bytes."""
-    asked, at = request.headers.get("range", ""), hub.now()
+    asked = request.headers.get("range", "")
 
-    def admit(db: Connection) -> tuple[_Frame, int, int]:
-        """Read the row and write the line in one transaction: no read goes unrecorded."""
-        frame = _seen_frame(db, who, id)
-        start, stop = _span(asked, frame.bytes)
-        part = f"bytes {start}-{stop - 1}/{frame.bytes}"
-        audit.append(db, at, who.actor, "model.read", id, detail=part)
-        return frame, start, stop
+    async def admit(asks: Sequence[FrameAsk]) -> list[FrameSpan | Exception]:
+        return await hub.store.write(lambda db: _admitted(db, asks))
 
-    frame, start, stop = await hub.store.write(admit)
+    frame = await hub.reads.ask(FrameAsk(who, id, asked, hub.now()), admit)
+    start, stop = frame.start, frame.stop
     headers = {
         "Content-Length": str(stop - start),
         "Accept-Ranges": "bytes",
         "ETag": f'"{frame.digest}"',
     }
     if asked:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{frame.bytes}"
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{frame.size}"
     if stop - start <= SMALL:
         body = await asyncio.to_thread(_piece, hub, frame.digest, start, stop)
         return Response(
@@ -159,6 +162,30 @@ async def get_frame(
         media_type="application/octet-stream",
         headers=headers,
     )
+
+
+def _admitted(db: Connection, asks: Sequence[FrameAsk]) -> list[FrameSpan | Exception]:
+    """Read the rows and write the lines in one transaction: no read goes unrecorded.
+
+    Each is decided for itself, by what its caller may see.
+    """
+    outcomes: list[FrameSpan | Exception] = []
+    events: list[audit.Event] = []
+    known: dict[tuple[Caller, str], _Frame] = {}
+    for ask in asks:
+        try:
+            if (key := (ask.who, ask.id)) not in known:
+                known[key] = _seen_frame(db, ask.who, ask.id)
+            frame = known[key]
+            start, stop = _span(ask.range, frame.bytes)
+        except (ConsiliaError, HTTPException) as e:
+            outcomes.append(e)
+            continue
+        part = f"bytes {start}-{stop - 1}/{frame.bytes}"
+        events.append(audit.Event(ask.at, ask.who.actor, "model.read", ask.id, detail=part))
+        outcomes.append(FrameSpan(frame.digest, frame.bytes, start, stop))
+    audit.append_all(db, events)
+    return outcomes
 
 
 def _span(asked: str, size: int) -> tuple[int, int]:

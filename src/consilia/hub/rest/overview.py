@@ -19,7 +19,7 @@ from consilia.hub.rest.jobs import seen_job, start_job
 from consilia.hub.rest.services import Hub, Services
 from consilia.hub.rest.snapshot import KEPT
 from consilia.hub.rest.system import asked_parts
-from consilia.hub.views import spent
+from consilia.privacy.estimate import evaluations, spent
 from consilia.wire.overview import (
     BudgetView,
     CloneJob,
@@ -115,15 +115,24 @@ def _budget(view: JobView) -> BudgetView | None:
     privacy = view.experiment.privacy
     if privacy is None or privacy.dp is None:
         return None
-    dp = privacy.dp
+    closed = view.round if view.state == "done" else max(0, view.round - 1)
+    now, all_of_it = _epsilon(view.experiment, closed), _epsilon(view.experiment)
+    if now is None or all_of_it is None:
+        return None  # something was told that no ledger is charged for
     return BudgetView(
         job=view.id,
         study=view.experiment.study,
         state=view.state,
-        delta=dp.delta,
-        spent=spent(dp, view.round if view.state == "done" else max(0, view.round - 1)),
-        planned=spent(dp, view.experiment.rounds),
+        delta=privacy.dp.delta,
+        spent=now,
+        planned=all_of_it,
     )
+
+
+def _epsilon(experiment: Experiment, rounds: int | None = None) -> float | None:
+    """Return a site's epsilon after rounds of a job, evaluations with them; None: after all."""
+    count = experiment.rounds if rounds is None else rounds
+    return spent(experiment, count, evaluations(experiment, count))
 
 
 @get("/health")
@@ -186,7 +195,7 @@ async def status(hub: Hub, who: Who, limit: FromQuery[int] = 100) -> Page[QueueV
 @post("/join")
 async def join(hub: Hub, who: Who, data: JSONBody[Invite]) -> JoinTokenView:
     """Make a one-time join token for a site: POST /sites by its short name."""
-    found: JoinTokenView = await people.invite.fn(hub, who, data)
+    found: JoinTokenView = await people.invite_site.fn(hub, who, data)
     return found
 
 

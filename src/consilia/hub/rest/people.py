@@ -83,7 +83,7 @@ async def list_sites(
 
 
 @post("/sites")
-async def invite(hub: Hub, who: Who, data: JSONBody[Invite]) -> JoinTokenView:
+async def invite_site(hub: Hub, who: Who, data: JSONBody[Invite]) -> JoinTokenView:
     """Make a one-time join token for a site; shown once."""
     return await hub.access.invite(data.site, data.hours, who.actor)
 

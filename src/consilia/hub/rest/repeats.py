@@ -28,14 +28,15 @@ from consilia.errors import (
     ConsiliaError,
     Refused,
     StorageError,
+    wrong_in,
 )
 from consilia.hub.people import rights
 from consilia.hub.rest.guard import Caller, admit, secret_of
+from consilia.hub.rest.limits import Limiter
 from consilia.hub.rest.services import Services
 from consilia.hub.rest.snapshot import header
 from consilia.hub.tables import repeats
-from consilia.web.problems import STATUS
-from consilia.wire.people import ProblemView
+from consilia.web.problems import STATUS, view
 
 NAME = b"idempotency-key"
 KEEP = 86_400.0  # seconds
@@ -97,8 +98,11 @@ def end(db: Connection, asked: Asked, answered: Answered | None) -> None:
         db.execute(sa.update(repeats).where(mine).values(answer=coded))
 
 
-def repeatable(app: ASGIApp, hub: Services) -> ASGIApp:
-    """Return the application, which takes Idempotency-Keys."""
+def repeatable(app: ASGIApp, hub: Services, limiter: Limiter) -> ASGIApp:
+    """Return the application, which takes Idempotency-Keys.
+
+    `limiter` is the application's: an answer that is given again counts as one that is made.
+    """
     running: set[Asked] = set()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +122,7 @@ def repeatable(app: ASGIApp, hub: Services) -> ASGIApp:
                 raise Conflict("the same request is under way: wait for its answer")
             running.add(asked)
             try:
-                await _once(app, hub, asked, scope, body, send)
+                await _once(app, hub, limiter, asked, scope, body, send)
             finally:
                 running.discard(asked)
         except ConsiliaError as e:
@@ -128,10 +132,18 @@ def repeatable(app: ASGIApp, hub: Services) -> ASGIApp:
 
 
 async def _once(  # noqa: PLR0913, PLR0917 - what an ASGI application gets, and for what
-    app: ASGIApp, hub: Services, asked: Asked, scope: Scope, body: bytes, send: Send
+    app: ASGIApp,
+    hub: Services,
+    limiter: Limiter,
+    asked: Asked,
+    scope: Scope,
+    body: bytes,
+    send: Send,
 ) -> None:
     at = hub.now()
     first = await hub.store.write(lambda db: begin(db, asked, at))
+    if first is not None:
+        limiter.person(asked.person)
     if first is not None and not first.status:
         raise Conflict(
             "the hub ended while it carried this request out for the first time: look whether "
@@ -186,8 +198,8 @@ def _problem(error: ConsiliaError) -> Answered:
     detail = str(error)
     if kind is StorageError:  # its text is the operator's business
         detail = "the hub could not store or read it; send it again, with the same key"
-    view = ProblemView(title=title, status=status, detail=detail, error=kind.__name__)
-    return Answered(status, b"application/problem+json", msgspec.json.encode(view))
+    body = msgspec.json.encode(view(status, title, detail, kind, wrong_in(error)))
+    return Answered(status, b"application/problem+json", body)
 
 
 async def _body(receive: Receive) -> bytes:
@@ -230,6 +242,7 @@ async def _tell(answer: Answered, send: Send, *, replayed: bool = False) -> None
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
+        (b"strict-transport-security", b"max-age=31536000"),
     ]
     if replayed:
         headers.append((b"idempotency-replayed", b"true"))

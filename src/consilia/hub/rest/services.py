@@ -12,11 +12,33 @@ from consilia.hub.access import Access
 from consilia.hub.blobs import Blobs
 from consilia.hub.config import HubConfig
 from consilia.hub.engine import Engine
+from consilia.hub.people.roles import Caller
 from consilia.hub.people.service import People
 from consilia.hub.probes import Probe
 from consilia.hub.rest.streams import Streams
+from consilia.hub.rest.together import Together
 from consilia.hub.store import Store
 from consilia.hub.telemetry import Log, Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class FrameAsk:
+    """Somebody asks for a part of a model version's frame: `range` is the header."""
+
+    who: Caller
+    id: str
+    range: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpan:
+    """The bytes that they get: `start` to before `stop` of a frame's `size`."""
+
+    digest: str
+    size: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,7 @@ class Services:
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
     judging: asyncio.Lock = field(default_factory=asyncio.Lock)  # of files: see hub.retention
     streams: Streams = field(default_factory=Streams)  # of jobs' events
+    reads: Together[FrameAsk, FrameSpan] = field(default_factory=Together)  # of models' frames
     arriving: Counter[str] = field(default_factory=Counter)  # bytes on their way, by person
 
 

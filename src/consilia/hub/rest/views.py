@@ -5,7 +5,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from consilia.hub import records, stages, tables
+from consilia.hub import pooling, records, stages, tables
 from consilia.hub.audit import Entry
 from consilia.hub.people.roles import Seeing
 from consilia.hub.records import PlanRecord, StudyRecord
@@ -83,6 +83,7 @@ def study_view(record: StudyRecord, said: Said) -> StudyView:
         state=record.state,
         author=record.author,
         sites=sites,
+        degree=pooling.degree(record.study, record.digest, said),
     )
 
 

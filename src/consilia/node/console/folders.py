@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from consilia.errors import ConfigError, DataError, NotFound, Refused
+from consilia.errors import ConfigError, DataError, NotFound, Refused, Wrong
 from consilia.wire.console.datasets import FileView, FolderView
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
@@ -27,7 +27,7 @@ def within(path: str, roots: Iterable[str], node: Path) -> Path:
             "this machine sets console.data_roots in node.yaml, as [/srv/data]"
         )
     if "\0" in path or not Path(path).is_absolute():
-        raise ConfigError(f"path: found {path[:200]!r}, needed an absolute path")
+        raise ConfigError(Wrong("path", f"{path[:200]!r}", "an absolute path"))
     try:
         real = Path(path).resolve()
     except (OSError, RuntimeError):

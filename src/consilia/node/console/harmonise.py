@@ -9,7 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from consilia.data import harmonise
 from consilia.data.loading import blocks
-from consilia.errors import ConfigError, Conflict, NotFound
+from consilia.errors import ConfigError, Conflict, NotFound, Wrong
 from consilia.node import approvals, comparing, config, datasets, identity, loading, studies
 from consilia.node.comparing import Compared
 from consilia.node.console.guard import Who, allow
@@ -52,7 +52,7 @@ def get_harmony(
             f"no dataset here carries the tags of the study ({', '.join(record.study.tags)})"
         )
     if dataset and dataset not in known:
-        raise ConfigError(f"dataset: found {dataset[:80]!r}, needed one of {', '.join(known)}")
+        raise ConfigError(Wrong("dataset", f"{dataset[:80]!r}", f"one of {', '.join(known)}"))
     found = comparing.compare(
         here.store,
         site=here.site,

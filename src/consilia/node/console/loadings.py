@@ -8,7 +8,7 @@ from litestar.params import FromPath, JSONBody
 from consilia.data.loading import blocks
 from consilia.data.loading import preview as seen
 from consilia.data.loading.preview import MAX_ROWS
-from consilia.errors import ConfigError, NotFound
+from consilia.errors import ConfigError, NotFound, Wrong
 from consilia.node import datasets, loading
 from consilia.node.console import checking
 from consilia.node.console.guard import Who, allow, anyone
@@ -78,7 +78,7 @@ def save(
 def preview(here: Here, data: JSONBody[PreviewLoading]) -> LoadingPreviewView:
     """Show a dataset before and after a draft of a plan, for the site's own eyes."""
     if not 0 <= data.rows <= MAX_ROWS:
-        raise ConfigError(f"rows: found {data.rows}, needed 0 to {MAX_ROWS}")
+        raise ConfigError(Wrong("rows", f"{data.rows}", f"0 to {MAX_ROWS}"))
     plan = blocks.from_yaml(checked(data.yaml), "yaml")
     found = loading.preview(here.store, data.dataset, plan, data.rows)
     return LoadingPreviewView(

@@ -1,6 +1,6 @@
 """Lists by number, newest first: which numbers a page holds."""
 
-from consilia.errors import ConfigError
+from consilia.errors import ConfigError, Wrong
 
 MOST = 1000
 
@@ -16,7 +16,7 @@ def bounds(length: int, before: int | None, limit: int) -> tuple[int, int]:
     `before` is the number that the page before ended with; None for the newest.
     """
     if not 1 <= limit <= MOST:
-        raise ConfigError(f"limit: found {limit}, needed 1 to {MOST}")
+        raise ConfigError(Wrong("limit", f"{limit}", f"1 to {MOST}"))
     last = length if before is None else min(length, max(0, before - 1))
     after = max(0, last - limit)
     return after, last - after

@@ -56,6 +56,8 @@ class Services:
     outside: Outside = field(default_factory=Outside)
     hasher: PasswordHasher = HASHER  # tests take one that costs little
     looked: dict[str, tuple[float, str]] = field(default_factory=dict)  # see home
+    # what the closed segments of the audit trail hold never changes: see trail
+    actions: dict[str, frozenset[str]] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     hashing: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(HASHES)

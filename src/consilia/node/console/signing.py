@@ -8,7 +8,7 @@ from consilia.accounts import links, passwords, totp
 from consilia.accounts import store as accounts
 from consilia.accounts.lockout import Attempts
 from consilia.accounts.store import Account, Session
-from consilia.errors import AuthError, ConfigError, Conflict, Refused
+from consilia.errors import AuthError, ConfigError, Conflict, Refused, Wrong
 from consilia.node.console.guard import by_provider, must_enrol, needs_code
 from consilia.node.console.recheck import recheck
 from consilia.node.console.services import Services
@@ -113,7 +113,7 @@ def invite(here: Services, roles: tuple[Role, ...], hours: float, actor: str) ->
     """Make a one-time link to an account."""
     if not 0 < hours <= MOST_HOURS:
         raise ConfigError(
-            f"hours: found {hours:g}, needed more than 0 and at most {MOST_HOURS:g}"
+            Wrong("hours", f"{hours:g}", f"more than 0 and at most {MOST_HOURS:g}")
         )
     now = here.now()
     with here.store.write() as tx:

@@ -5,7 +5,7 @@ from datetime import date
 from litestar import get, post
 from litestar.params import FromPath, JSONBody
 
-from consilia.errors import ConfigError, Conflict
+from consilia.errors import ConfigError, Conflict, Wrong
 from consilia.node import approvals, datasets, identity, peers, studies
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
@@ -145,6 +145,7 @@ def view(here: Services, record: StudyRecord) -> StudyView:
         retention_days=study.retention_days,
         residency=study.residency,
         region_problem=residency_problem(study.residency, regions) or "",
+        statistics=study.statistics,
     )
 
 
@@ -161,7 +162,7 @@ def last_day(text: str) -> date | None:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"until: found {text[:40]!r}, needed a day as YYYY-MM-DD") from None
+        raise ConfigError(Wrong("until", f"{text[:40]!r}", "a day as YYYY-MM-DD")) from None
 
 
 def day_text(day: date) -> str:

@@ -8,12 +8,12 @@ from litestar.params import FromQuery
 from litestar.response import Stream
 
 from consilia.core import chain
-from consilia.errors import ConfigError
-from consilia.node import audit
+from consilia.errors import ConfigError, Wrong
+from consilia.node import audit, segments
 from consilia.node.console.guard import anyone
 from consilia.node.console.ledger import download
 from consilia.node.console.paging import MOST, number
-from consilia.node.console.services import Here
+from consilia.node.console.services import Here, Services
 from consilia.node.store import Store
 from consilia.wire.console.site import AuditLine, AuditView, VerifiedView
 
@@ -40,11 +40,10 @@ def list_lines(  # noqa: PLR0913, PLR0917 - a filter's fields
             values.append(value)
     found = newest(here.store, where, values, limit)
     lines = tuple(AuditLine(*row) for row in found[:limit])
-    actions = here.store.rows("SELECT DISTINCT action FROM audit ORDER BY action")
     return AuditView(
         lines,
         lines[-1].seq if len(found) > limit else None,
-        tuple(str(name) for (name,) in actions),
+        tuple(sorted(_actions(here))),
         audit.head(here.store)[0],
     )
 
@@ -72,8 +71,26 @@ def newest(
 ) -> list[tuple[Any, ...]]:
     """Return up to limit + 1 audit rows that fit, newest first."""
     if not 1 <= limit <= MOST:
-        raise ConfigError(f"limit: found {limit}, needed 1 to {MOST}")
+        raise ConfigError(Wrong("limit", f"{limit}", f"1 to {MOST}"))
     return audit.find(store, " AND ".join(where) or "true", tuple(values), limit + 1)
+
+
+def _actions(here: Services) -> frozenset[str]:
+    """Return every action of the trail. A closed segment is read once, a broken one never.
+
+    What is wrong with a broken one is told by `verify`, and by a search that comes so far.
+    """
+    asked = "SELECT DISTINCT action FROM audit"
+    found = frozenset(str(name) for (name,) in here.store.rows(asked))
+    for segment in segments.closed(here.store):
+        if segment.head not in here.actions:
+            try:
+                rows = segments.rows(here.store, segment, asked)
+            except segments.Broken:
+                continue
+            here.actions[segment.head] = frozenset(str(name) for (name,) in rows)
+        found |= here.actions[segment.head]
+    return found
 
 
 def _filter(

@@ -6,7 +6,7 @@ from litestar.params import FromPath, FromQuery
 
 from consilia.core.weights import Array
 from consilia.data import mock
-from consilia.errors import ConfigError, NotFound
+from consilia.errors import ConfigError, NotFound, Wrong
 from consilia.node import datasets
 from consilia.node.console.guard import allow
 from consilia.node.console.services import Here
@@ -26,7 +26,7 @@ SEED = 1  # the same twin shows the same records
 def get_mock(here: Here, name: FromPath[str], rows: FromQuery[int] = 8) -> MockView:
     """Return a dataset's mock twin, offered or not, and records invented from it."""
     if not 1 <= rows <= MOST:
-        raise ConfigError(f"rows: found {rows}, needed 1 to {MOST}")
+        raise ConfigError(Wrong("rows", f"{rows}", f"1 to {MOST}"))
     dataset = datasets.get(here.store, name).dataset
     kept = datasets.twin(here.store, name)
     if kept is None:

@@ -6,7 +6,7 @@ cost much: references to earlier parts (billions from a few lines) and deep nest
 
 import yaml
 
-from consilia.errors import ConfigError
+from consilia.errors import ConfigError, Wrong
 
 MOST = 128 << 10  # characters
 DEPTH = 32
@@ -15,7 +15,7 @@ DEPTH = 32
 def checked(text: str) -> str:
     """Return `text`; ConfigError when it is long, deep, refers to itself or is no YAML."""
     if len(text) > MOST:
-        raise ConfigError(f"yaml: found {len(text)} characters, needed at most {MOST}")
+        raise ConfigError(Wrong("yaml", f"{len(text)} characters", f"at most {MOST}"))
     depth = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):

@@ -46,6 +46,7 @@ class StudyView(View, frozen=True):
     retention_days: int = 0  # that what it leaves may be kept after its end; 0: not said
     residency: str = ""  # region that its sites must be in; "" for any
     region_problem: str = ""  # why this site cannot accept it for that
+    statistics: bool = False  # sums over the records may be asked for
 
 
 class StudyChange(View, frozen=True):

@@ -1228,6 +1228,8 @@ export interface components {
             readonly retention_days: number;
             readonly sites: readonly string[];
             readonly state: string;
+            /** @default false */
+            readonly statistics: boolean;
             readonly study_until: string;
             readonly tags: readonly string[];
             readonly until: string;

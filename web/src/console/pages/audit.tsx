@@ -11,6 +11,7 @@ import { Mark, Page, Section } from "../../shared/ui/page";
 import { Empty, Failure, Waiting } from "../../shared/ui/states";
 import { Rows } from "../../shared/ui/table";
 import { useClient } from "../api/use";
+import { Action, Actor, Outcome } from "../audit-words";
 import { Verify } from "../verify";
 
 interface Filter {
@@ -46,10 +47,10 @@ function Trail({ filter, actions }: { filter: Filter; actions: (found: readonly 
       <Rows compact stacked label={say("nav.audit")} rows={lines} id={(row) => row.seq} columns={[
         { head: "#", right: true, cell: (row) => figure(row.seq, language) },
         { head: say("field.when"), cell: (row) => moment(row.at, language) },
-        { head: say("audit.actor"), cell: (row) => row.actor, wide: true, least: "5rem" },
-        { head: say("audit.action"), cell: (row) => row.action, wide: true, least: "8.4rem" },
+        { head: say("audit.actor"), cell: (row) => <Actor code={row.actor} />, wide: true, least: "5rem" },
+        { head: say("audit.action"), cell: (row) => <Action code={row.action} />, wide: true, least: "8.4rem" },
         { head: say("audit.subject"), wide: true, least: "7rem", cell: (row) => <span className="mono" title={row.subject}>{row.subject.includes(":") ? shortDigest(row.subject) : row.subject}</span> },
-        { head: say("field.outcome"), cell: (row) => <Mark tone="plain">{row.outcome}</Mark> },
+        { head: say("field.outcome"), cell: (row) => <Mark tone="plain"><Outcome code={row.outcome} /></Mark> },
         { head: say("field.detail"), wide: true, cell: (row) => <span title={row.detail}>{withShortDigests(row.detail)}</span> },
       ]} />
       <More shown={pages.hasNextPage} busy={pages.isFetchingNextPage} load={() => void pages.fetchNextPage()} />
@@ -58,7 +59,11 @@ function Trail({ filter, actions }: { filter: Filter; actions: (found: readonly 
 }
 
 export default function Audit() {
-  const { say } = useText();
+  const { say, knows } = useText();
+  const worded = (code: string) => {
+    const key = `act.${code.replaceAll("-", "_")}`;
+    return knows(key) ? `${say(key)} (${code})` : code;
+  };
   const client = useClient();
   const [filter, setFilter] = useState(() => ({ ...NO_FILTER, text: new URLSearchParams(window.location.search).get("text") ?? "" }));
   const [known, setKnown] = useState<readonly string[]>([]);
@@ -76,7 +81,7 @@ export default function Audit() {
           <TextInput label={say("audit.search")} value={filter.text} onChange={(event) => edit({ text: event.currentTarget.value })} style={{ flex: 2, minWidth: 180 }} />
           <TextInput label={say("audit.actor")} value={filter.actor} onChange={(event) => edit({ actor: event.currentTarget.value })} style={{ flex: 1, minWidth: 120 }} />
           <NativeSelect label={say("audit.action")} value={filter.action} onChange={(event) => edit({ action: event.currentTarget.value })}
-            data={[{ value: "", label: say("audit.any") }, ...known]} style={{ flex: 1, minWidth: 140 }} />
+            data={[{ value: "", label: say("audit.any") }, ...known.map((value) => ({ value, label: worded(value) }))]} style={{ flex: 1, minWidth: 140 }} />
           <TextInput type="date" label={say("audit.since")} value={filter.since} onChange={(event) => edit({ since: event.currentTarget.value })} />
           <TextInput type="date" label={say("audit.until")} value={filter.until} onChange={(event) => edit({ until: event.currentTarget.value })} />
           <Button variant="default" onClick={() => setFilter(NO_FILTER)}>{say("action.clear")}</Button>

@@ -3,7 +3,7 @@ import { IconAdjustmentsCheck, IconInfoCircle } from "@tabler/icons-react";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useMemo, useState } from "react";
 
-import { day, figure, shortDigest } from "../../shared/text/format";
+import { bytes, day, figure, shortDigest } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { groupsOf, spelled, valueAt, type Field, type FieldGroup } from "../../shared/text/schema-form";
 import { Confirm } from "../../shared/ui/confirm";
@@ -24,13 +24,15 @@ function presetText(preset: unknown): string {
 }
 
 function FieldInput({ field, value, set }: { field: Field; value: unknown; set: (value: unknown) => void }) {
-  const { say, knows } = useText();
+  const { say, knows, language } = useText();
   const key = field.path.join(".");
   const label = knows(`policy.${key}`) ? say(`policy.${key}`) : spelled(field.path.at(-1) ?? "");
   const hint = knows(`policy.${key}.hint`) ? say(`policy.${key}.hint`) : undefined;
   const shown = value ?? field.preset;
   const preset = presetText(field.preset);
-  const common = { label, ...(hint === undefined ? {} : { description: hint }) };
+  const size = key.endsWith("_bytes") && typeof shown === "number" ? say("policy.size", { size: bytes(shown, language) }) : undefined;
+  const told = [hint, size].filter((part) => part !== undefined).join(" ");
+  const common = { label, ...(told === "" ? {} : { description: told }) };
   switch (field.kind) {
     case "switch":
       return <Switch {...common} checked={shown === true} onChange={(event) => set(event.currentTarget.checked)} />;

@@ -13,6 +13,7 @@ import { Answer, Empty, Failure, Waiting } from "../../shared/ui/states";
 import { Rows } from "../../shared/ui/table";
 import type { ReleaseView, RunView } from "../api/schema";
 import { useChange, useClient, useMay } from "../api/use";
+import { Action, Outcome } from "../audit-words";
 
 function Run({ run }: { run: RunView }) {
   const { say, language, knows } = useText();
@@ -76,9 +77,9 @@ function Released() {
     <>
       <Rows compact stacked label={say("released.title")} rows={releases} id={(row) => row.seq} columns={[
         { head: say("field.when"), cell: (row) => moment(row.at, language) },
-        { head: say("released.what"), cell: (row) => row.action },
+        { head: say("released.what"), cell: (row) => <Action code={row.action} /> },
         { head: say("released.task"), wide: true, cell: (row) => <span className="mono">{row.subject}</span> },
-        { head: say("field.outcome"), cell: (row) => <Mark tone="plain">{row.outcome}</Mark> },
+        { head: say("field.outcome"), cell: (row) => <Mark tone="plain"><Outcome code={row.outcome} /></Mark> },
         { head: say("field.detail"), wide: true, cell: (row) => <span title={row.detail}>{withShortDigests(row.detail)}</span> },
       ]} />
       <More shown={pages.hasNextPage} busy={pages.isFetchingNextPage} load={() => void pages.fetchNextPage()} />

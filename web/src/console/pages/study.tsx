@@ -99,6 +99,7 @@ function Terms({ study }: { study: StudyView }) {
         [say("field.sites"), study.sites.join(", ")],
         [say("field.tags"), study.tags.join(", ")],
         [say("study.min_records"), study.min_records],
+        [say("study.statistics"), say(study.statistics ? "study.statistics.asked" : "study.statistics.none")],
         [say("study.its_end"), day(study.study_until, language)],
         [say("study.matching"), study.matching.join(", ") || say("study.matching.none")],
         [say("field.offered"), moment(study.offered, language)],

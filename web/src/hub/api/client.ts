@@ -89,6 +89,7 @@ export function hubClient(server: Server) {
       get<Listed<wire.AuditView>>(address("/api/v1/jobs/{id}/audit", { id }, query)),
 
     models: (query: Query) => get<Listed<wire.ModelView>>(address("/api/v1/models", {}, query)),
+    model: (id: string) => get<wire.ModelView>(address("/api/v1/models/{id}", { id })),
     card: (id: string) => get<wire.ModelCard>(address("/api/v1/models/{id}/card", { id })),
     setStage: (id: string, body: wire.SetStage) =>
       post<wire.ModelView>(address("/api/v1/models/{id}/stage", { id }), body),

@@ -70,6 +70,53 @@ export interface components {
             readonly study?: string | null;
         };
         /**
+         * AskStatistics
+         * @description Ask every site of a study for sums over its own records.
+         *
+         *         A column is one of numbers, or its levels are counted: those of `levels`, of the mock twins
+         *         on offer, or true and false. `edges` are those of a histogram, in a group of `by` its cut
+         *         points.
+         */
+        readonly AskStatistics: {
+            /** @default null */
+            readonly aggregation?: ("plain" | "secure") | null;
+            /** @default  */
+            readonly by?: string;
+            /** @default [] */
+            readonly columns?: readonly string[];
+            /** @default 600 */
+            readonly deadline?: number;
+            /** @default {} */
+            readonly edges?: {
+                readonly [key: string]: readonly number[];
+            };
+            /** @default 30 */
+            readonly grace?: number;
+            /** @default {} */
+            readonly levels?: {
+                readonly [key: string]: readonly string[];
+            };
+            /** @default  */
+            readonly name?: string;
+            readonly study: string;
+            /** @default [] */
+            readonly tables?: readonly (readonly [
+                string,
+                string
+            ])[];
+            /**
+             * @default [
+             *       "count",
+             *       "missing",
+             *       "mean",
+             *       "sd"
+             *     ]
+             */
+            readonly what?: readonly ("count" | "histogram" | "mean" | "missing" | "quantiles" | "sd")[];
+            /** @default  */
+            readonly where?: string;
+        };
+        /**
          * AuditCheckView
          * @description Whether the hub's audit chain holds.
          */
@@ -205,6 +252,19 @@ export interface components {
             readonly reason: string;
         };
         /**
+         * DegreeView
+         * @description How federated a study is: 0, all records lie in the data centre, to 1, none does.
+         */
+        readonly DegreeView: {
+            /** @default  */
+            readonly data_centre: string;
+            readonly federated: readonly string[];
+            readonly planned: number;
+            readonly pooled: readonly components["schemas"]["PooledSite"][];
+            readonly records: number | null;
+            readonly sites: number;
+        };
+        /**
          * Dp
          * @description Differential privacy of one round at one site: what the ledger reserves and charges.
          */
@@ -248,6 +308,11 @@ export interface components {
          * @description Evaluate a job's models at the sites, each on its own hold-out.
          */
         readonly Evaluate: {
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            readonly aggregation?: "" | "plain" | "secure";
             /** @default [] */
             readonly at?: readonly string[];
             /** @default false */
@@ -256,6 +321,8 @@ export interface components {
             readonly every?: number;
             /** @default 0 */
             readonly local_rounds?: number;
+            /** @default 0 */
+            readonly noise_multiplier?: number;
             /** @default {} */
             readonly subgroups?: {
                 readonly [key: string]: readonly (boolean | number | string)[];
@@ -291,6 +358,8 @@ export interface components {
          */
         readonly Evaluation: {
             /** @default 0 */
+            readonly bins?: number;
+            /** @default 0 */
             readonly local?: number;
             /** @default [] */
             readonly subgroups?: readonly components["schemas"]["Subgroups"][];
@@ -300,7 +369,20 @@ export interface components {
          * @description What the sites have found of one model, each on its own hold-out.
          */
         readonly EvaluationView: {
+            /**
+             * @default plain
+             * @enum {unknown}
+             */
+            readonly aggregation: "plain" | "secure";
             readonly at: number;
+            /** @default [] */
+            readonly calibration: readonly components["schemas"]["CalibrationBin"][];
+            /** @default  */
+            readonly cause: string;
+            /** @default {} */
+            readonly gain: {
+                readonly [key: string]: components["schemas"]["PooledView"];
+            };
             readonly model: string;
             readonly pooled: {
                 readonly [key: string]: components["schemas"]["PooledView"];
@@ -309,6 +391,8 @@ export interface components {
             readonly sites: {
                 readonly [key: string]: components["schemas"]["Evaluated"];
             };
+            /** @default [] */
+            readonly summed: readonly string[];
             /** @default {} */
             readonly without: {
                 readonly [key: string]: string;
@@ -352,6 +436,8 @@ export interface components {
             readonly early_stop?: components["schemas"]["EarlyStop"] | null;
             /** @default null */
             readonly evaluate?: components["schemas"]["Evaluate"] | null;
+            /** @default 0 */
+            readonly fold?: number;
             /** @default 1 */
             readonly fraction?: number;
             /** @default 5 */
@@ -382,6 +468,31 @@ export interface components {
             readonly study: string;
             /** @default null */
             readonly watch?: components["schemas"]["Watch"] | null;
+        };
+        /**
+         * Figure
+         * @description One number over the sites that have told it; None where it may not be told.
+         */
+        readonly Figure: {
+            /** @default  */
+            readonly across: string;
+            /** @default  */
+            readonly across_level: string;
+            /** @default  */
+            readonly column: string;
+            /** @default  */
+            readonly group: string;
+            /** @default null */
+            readonly high: number | null;
+            /** @default  */
+            readonly level: string;
+            /** @default null */
+            readonly low: number | null;
+            /** @default 0 */
+            readonly sites: number;
+            readonly statistic: string;
+            /** @default null */
+            readonly value: number | null;
         };
         /**
          * FrameView
@@ -452,6 +563,8 @@ export interface components {
             readonly created: number;
             readonly experiment: components["schemas"]["Experiment"];
             readonly id: string;
+            /** @default false */
+            readonly pausing: boolean;
             readonly progress: {
                 readonly [key: string]: number;
             };
@@ -702,6 +815,28 @@ export interface components {
             readonly site?: string | null;
         };
         /**
+         * Numbers
+         * @description A column of numbers: which of its sums are asked for, and the bins they are counted in.
+         *
+         *         Values below the second edge are in the first bin, from the last but one in the last.
+         *         Sums are of (value - centre) / unit: a public range that lets them fit the masked sum.
+         */
+        readonly Numbers: {
+            /** @default 0 */
+            readonly centre?: number;
+            readonly column: string;
+            /** @default [] */
+            readonly edges?: readonly number[];
+            /** @default 1 */
+            readonly unit?: number;
+            /**
+             * @default [
+             *       "count"
+             *     ]
+             */
+            readonly what?: readonly ("count" | "mean" | "missing" | "quantiles" | "sd")[];
+        };
+        /**
          * OfferView
          * @description A dataset that a site offers to a study it has accepted.
          */
@@ -898,14 +1033,27 @@ export interface components {
             readonly study: string;
         };
         /**
+         * PooledSite
+         * @description A site that is asked to pool, and how far that is.
+         */
+        readonly PooledSite: {
+            /** @default 0 */
+            readonly records: number;
+            readonly site: string;
+            /** @enum {unknown} */
+            readonly state: "asked" | "held" | "sent" | "withdrawn";
+        };
+        /**
          * PooledView
          * @description One metric over the sites' hold-outs, with a 95 % interval.
          */
         readonly PooledView: {
+            /** @default 0 */
+            readonly bound: number;
             readonly high: number;
             readonly low: number;
             /** @enum {unknown} */
-            readonly method: "all records" | "mean of sites";
+            readonly method: "all records" | "all records, in bins" | "mean of sites";
             readonly records: number;
             readonly sites: number;
             readonly value: number;
@@ -935,8 +1083,12 @@ export interface components {
             readonly evaluation?: components["schemas"]["Evaluation"] | null;
             /** @default false */
             readonly final?: boolean;
+            /** @default 0 */
+            readonly fold?: number;
             /** @default 8 */
             readonly range?: number;
+            /** @default null */
+            readonly statistics?: components["schemas"]["Statistics"] | null;
         };
         /**
          * PrivacyEstimateView
@@ -961,6 +1113,12 @@ export interface components {
         readonly ProblemView: {
             readonly detail: string;
             readonly error: string;
+            /** @default null */
+            readonly expected: string | null;
+            /** @default null */
+            readonly field: string | null;
+            /** @default null */
+            readonly found: string | null;
             readonly status: number;
             readonly title: string;
             /** @default about:blank */
@@ -1116,6 +1274,43 @@ export interface components {
             readonly stage: string;
         };
         /**
+         * Statistics
+         * @description Sums that every site is asked for, of its own records; its layout is in stats.sums.
+         */
+        readonly Statistics: {
+            /** @default null */
+            readonly by?: components["schemas"]["Subgroups"] | null;
+            /** @default [] */
+            readonly levels?: readonly components["schemas"]["Subgroups"][];
+            /** @default [] */
+            readonly numbers?: readonly components["schemas"]["Numbers"][];
+            /** @default [] */
+            readonly tables?: readonly (readonly [
+                components["schemas"]["Subgroups"],
+                components["schemas"]["Subgroups"]
+            ])[];
+            /** @default  */
+            readonly where?: string;
+        };
+        /**
+         * StatisticsView
+         * @description The answer to a question: numbers over all sites that have told them.
+         */
+        readonly StatisticsView: {
+            readonly asked: components["schemas"]["Statistics"];
+            readonly at: number;
+            readonly figures: readonly components["schemas"]["Figure"][];
+            readonly job: string;
+            readonly masked: boolean;
+            readonly rounded: number;
+            readonly sites: readonly string[];
+            readonly study: string;
+            /** @default {} */
+            readonly without: {
+                readonly [key: string]: string;
+            };
+        };
+        /**
          * Strategy
          * @description Server side of an experiment; names and options as in algo.strategy.
          */
@@ -1135,18 +1330,24 @@ export interface components {
             /** @default  */
             readonly controller?: string;
             /** @default  */
+            readonly data_centre?: string;
+            /** @default  */
             readonly ethics?: string;
             /** @default  */
             readonly legal_basis?: string;
             /** @default 0 */
             readonly min_records?: number;
             readonly name: string;
+            /** @default [] */
+            readonly pooled?: readonly string[];
             readonly purpose: string;
             /** @default  */
             readonly residency?: string;
             /** @default 0 */
             readonly retention_days?: number;
             readonly sites: readonly string[];
+            /** @default false */
+            readonly statistics?: boolean;
             readonly tags: readonly string[];
             /** @default  */
             readonly until?: string;
@@ -1165,6 +1366,8 @@ export interface components {
          */
         readonly StudyView: {
             readonly author: string;
+            /** @default null */
+            readonly degree: components["schemas"]["DegreeView"] | null;
             readonly digest: string | null;
             readonly sites: {
                 readonly [key: string]: string;
@@ -1295,6 +1498,7 @@ export type AccessRequestView = components['schemas']['AccessRequestView'];
 export type Adaptive = components['schemas']['Adaptive'];
 export type Aggregate = components['schemas']['Aggregate'];
 export type AskAccess = components['schemas']['AskAccess'];
+export type AskStatistics = components['schemas']['AskStatistics'];
 export type AuditCheckView = components['schemas']['AuditCheckView'];
 export type AuditView = components['schemas']['AuditView'];
 export type BudgetView = components['schemas']['BudgetView'];
@@ -1306,6 +1510,7 @@ export type Code = components['schemas']['Code'];
 export type Compression = components['schemas']['Compression'];
 export type Confirmed = components['schemas']['Confirmed'];
 export type Decide = components['schemas']['Decide'];
+export type DegreeView = components['schemas']['DegreeView'];
 export type Dp = components['schemas']['Dp'];
 export type EarlyStop = components['schemas']['EarlyStop'];
 export type Evaluate = components['schemas']['Evaluate'];
@@ -1314,6 +1519,7 @@ export type Evaluation = components['schemas']['Evaluation'];
 export type EvaluationView = components['schemas']['EvaluationView'];
 export type EventView = components['schemas']['EventView'];
 export type Experiment = components['schemas']['Experiment'];
+export type Figure = components['schemas']['Figure'];
 export type FrameView = components['schemas']['FrameView'];
 export type HealthView = components['schemas']['HealthView'];
 export type InvitationLink = components['schemas']['InvitationLink'];
@@ -1336,6 +1542,7 @@ export type NewKey = components['schemas']['NewKey'];
 export type NewPassword = components['schemas']['NewPassword'];
 export type NewToken = components['schemas']['NewToken'];
 export type NewUser = components['schemas']['NewUser'];
+export type Numbers = components['schemas']['Numbers'];
 export type OfferView = components['schemas']['OfferView'];
 export type OfferedDataset = components['schemas']['OfferedDataset'];
 export type PageAccessRequestView = components['schemas']['Page_AccessRequestView_'];
@@ -1356,6 +1563,7 @@ export type PageTokenView = components['schemas']['Page_TokenView_'];
 export type PageUserView = components['schemas']['Page_UserView_'];
 export type Plan = components['schemas']['Plan'];
 export type PlanView = components['schemas']['PlanView'];
+export type PooledSite = components['schemas']['PooledSite'];
 export type PooledView = components['schemas']['PooledView'];
 export type Privacy = components['schemas']['Privacy'];
 export type PrivacyEstimateView = components['schemas']['PrivacyEstimateView'];
@@ -1372,6 +1580,8 @@ export type SetStage = components['schemas']['SetStage'];
 export type SignedIn = components['schemas']['SignedIn'];
 export type SiteView = components['schemas']['SiteView'];
 export type StageView = components['schemas']['StageView'];
+export type Statistics = components['schemas']['Statistics'];
+export type StatisticsView = components['schemas']['StatisticsView'];
 export type Strategy = components['schemas']['Strategy'];
 export type Study = components['schemas']['Study'];
 export type StudyRoles = components['schemas']['StudyRoles'];

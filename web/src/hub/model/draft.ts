@@ -1,5 +1,6 @@
 /** An experiment while it is being written: what the form holds, and the record it makes. */
 import type { Experiment, JobView } from "../api/schema";
+import { askedOf, evaluateOf, NOTHING_ASKED, type Asked } from "./asked";
 
 export type Scalar = boolean | number | string;
 export interface Pair {
@@ -35,6 +36,8 @@ export interface Draft {
   readonly better: "lower" | "higher";
   readonly patience: number;
   readonly compress: string;
+  readonly evaluate: boolean;
+  readonly asked: Asked;
 }
 
 export const FIRST: Draft = {
@@ -42,6 +45,7 @@ export const FIRST: Draft = {
   aggregate: "mean", minUpdates: 2, minSites: 2, fraction: 1, deadline: 600, seed: 0, base: "",
   protection: "default", dp: false, level: "record", noise: 1, clip: 1, sampling: 0.1, steps: 10,
   delta: 1e-5, stopEarly: false, metric: "loss", better: "lower", patience: 5, compress: "none",
+  evaluate: false, asked: NOTHING_ASKED,
 };
 
 /** A value as a plan gets it: true, a number, else the text itself; text in quotes stays text. */
@@ -102,6 +106,7 @@ export function experimentOf(draft: Draft): Experiment {
     ["compress", draft.compress, "none"],
     ["privacy", privacy, null],
     ["early_stop", draft.stopEarly ? { metric: draft.metric, better: draft.better, rounds: draft.patience } : null, null],
+    ["evaluate", draft.evaluate ? evaluateOf(draft.asked) : null, null],
   ];
   const set = chosen.filter(([, value, usual]) => JSON.stringify(value) !== JSON.stringify(usual));
   return {
@@ -147,6 +152,7 @@ export function draftOf(job: JobView): Draft {
           delta: dp.delta ?? FIRST.delta,
         }
       : {}),
+    ...(e.evaluate ? { evaluate: true, asked: askedOf(e.evaluate) } : {}),
     ...(e.early_stop
       ? {
           stopEarly: true,

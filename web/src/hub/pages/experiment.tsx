@@ -13,6 +13,7 @@ import type { JobView } from "../api/schema";
 import { useChange, useClient, useMay, usePerson } from "../api/use";
 import { pairs, valuesOf } from "../model/draft";
 import type { Live } from "../model/happenings";
+import { AskEvaluation } from "../ui/ask-evaluation";
 import { Charts } from "../ui/job-charts";
 import { Evaluations } from "../ui/evaluations";
 import { Log } from "../ui/job-log";
@@ -44,14 +45,20 @@ function ChangeArguments({ job }: { job: JobView }) {
   );
 }
 
+const MORE = 5; // rounds that a finished job is offered
+
 function Resume({ job }: { job: JobView }) {
   const { say } = useText();
   const client = useClient();
-  const [rounds, setRounds] = useState(job.experiment.rounds);
-  const resume = useChange(() => client.resumeJob(job.id, { rounds: rounds > job.experiment.rounds ? rounds : null }));
+  const had = job.experiment.rounds;
+  const done = job.state === "done"; // it has had its rounds: only more of them go on
+  const least = done ? had + 1 : had;
+  const [wanted, setWanted] = useState(0);
+  const rounds = Math.max(least, wanted || (done ? had + MORE : had));
+  const resume = useChange(() => client.resumeJob(job.id, { rounds: rounds > had ? rounds : null }));
   return (
-    <Confirm filled label={say("job.resume")} title={say("job.resume")} consequence={say("job.resume.consequence")} icon={<IconPlayerPlay size={17} aria-hidden />} act={() => resume.mutateAsync(undefined)}>
-      <NumberInput label={say("job.rounds")} min={job.experiment.rounds} allowDecimal={false} value={rounds} onChange={(value) => setRounds(Number(value) || job.experiment.rounds)} />
+    <Confirm filled label={say("job.resume")} title={say("job.resume")} consequence={done ? say("job.resume.done", { rounds: had }) : say("job.resume.consequence")} icon={<IconPlayerPlay size={17} aria-hidden />} act={() => resume.mutateAsync(undefined)}>
+      <NumberInput label={say("job.rounds_in_all")} min={least} allowDecimal={false} value={rounds} onChange={(value) => setWanted(Number(value) || 0)} />
     </Confirm>
   );
 }
@@ -79,13 +86,15 @@ function Actions({ job }: { job: JobView }) {
   const pause = useChange(() => client.pauseJob(job.id));
   const running = RUNNING.includes(job.state);
   const own = operator || job.author === person.name;
+  const evaluatesOnly = job.experiment.rounds === 0 && job.state === "done"; // no round could follow
   return (
     <>
       {own && running && <ChangeArguments job={job} />}
-      {own && running && job.state !== "paused" && <Confirm label={say("job.pause")} title={say("job.pause")} consequence={say("job.pause.consequence")} icon={<IconPlayerPause size={17} aria-hidden />} act={() => pause.mutateAsync(undefined)} />}
+      {own && running && job.state !== "paused" && !job.pausing && <Confirm label={say("job.pause")} title={say("job.pause")} consequence={say("job.pause.consequence")} icon={<IconPlayerPause size={17} aria-hidden />} act={() => pause.mutateAsync(undefined)} />}
       {own && running && <Confirm danger label={say("job.stop")} title={say("job.stop")} consequence={say("job.stop.consequence")} icon={<IconPlayerStop size={17} aria-hidden />} act={() => stop.mutateAsync(undefined)} />}
-      {own && (!running || job.state === "paused") && <Resume job={job} />}
+      {own && (!running || job.state === "paused" || job.pausing) && !evaluatesOnly && <Resume job={job} />}
       {own && (!running || job.state === "paused") && job.round > 0 && <RollBack job={job} />}
+      {mayWrite && job.round > 0 && <AskEvaluation job={job} />}
       {mayWrite && <Button component={Link} href={`/experiments/new?from=${encodeURIComponent(job.id)}`} variant="default" leftSection={<IconCopy size={17} aria-hidden />}>{say("job.clone")}</Button>}
     </>
   );
@@ -173,7 +182,7 @@ export default function Experiment({ id }: { id: string }) {
   const { live, up } = useLiveJob(id);
   return (
     <Page title={job.data?.experiment.name || id} lead={job.data?.experiment.name ? id : undefined} back={{ to: "/experiments", label: say("nav.experiments") }}
-      badge={job.data && <State of={job.data.state} />} actions={job.data && <Actions job={job.data} />}>
+      badge={job.data && <State of={job.data.pausing ? "pausing" : job.data.state} />} actions={job.data && <Actions job={job.data} />}>
       <Answer query={job}>{(view) => <Body job={view} live={live} up={up} />}</Answer>
     </Page>
   );

@@ -11,6 +11,7 @@ import { Facts, Page, Section } from "../../shared/ui/page";
 import { Answer, Failure, Waiting } from "../../shared/ui/states";
 import { useChange, useClient } from "../api/use";
 import { draftOf, experimentOf, FIRST, type Draft } from "../model/draft";
+import { AskedFields } from "../ui/asked";
 import { Pairs } from "../ui/pairs";
 
 const TYPING_PAUSE = 400; // milliseconds until the hub is asked
@@ -74,6 +75,26 @@ function How({ draft, edit }: { draft: Draft; edit: Edit }) {
               data={[{ value: "lower", label: say("draft.better.lower") }, { value: "higher", label: say("draft.better.higher") }]} />
             <Amount label={say("draft.patience")} whole min={1} value={draft.patience} set={(patience) => edit({ patience })} />
           </SimpleGrid>
+        )}
+      </Stack>
+    </Section>
+  );
+}
+
+function Judging({ draft, edit }: { draft: Draft; edit: Edit }) {
+  const { say } = useText();
+  const client = useClient();
+  const study = useQuery({ queryKey: ["study", draft.study], queryFn: () => client.study(draft.study), enabled: draft.study !== "" && draft.evaluate });
+  const ask = (part: Partial<Draft["asked"]>) => edit({ asked: { ...draft.asked, ...part } });
+  return (
+    <Section title={say("draft.judging")} hint={say("draft.judging.hint")}>
+      <Stack>
+        <Switch label={say("draft.evaluate")} checked={draft.evaluate} onChange={(event) => edit({ evaluate: event.currentTarget.checked })} />
+        {draft.evaluate && (
+          <>
+            <Amount label={say("draft.every")} hint={say("draft.every.hint")} whole value={draft.asked.every} set={(every) => ask({ every })} />
+            <AskedFields asked={draft.asked} edit={ask} sites={study.data?.study.sites ?? []} />
+          </>
         )}
       </Stack>
     </Section>
@@ -171,7 +192,7 @@ function Builder({ first }: { first: Draft }) {
   return (
     <Grid>
       <Grid.Col span={{ base: 12, lg: 7.5 }}>
-        <Stack gap="lg"><What draft={draft} edit={edit} /><How draft={draft} edit={edit} /><Protection draft={draft} edit={edit} /></Stack>
+        <Stack gap="lg"><What draft={draft} edit={edit} /><How draft={draft} edit={edit} /><Judging draft={draft} edit={edit} /><Protection draft={draft} edit={edit} /></Stack>
       </Grid.Col>
       <Grid.Col span={{ base: 12, lg: 4.5 }}><Group pos="sticky" top={16} grow><Check draft={draft} /></Group></Grid.Col>
     </Grid>

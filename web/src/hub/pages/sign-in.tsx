@@ -12,17 +12,16 @@ import { useClient, useSession } from "../api/use";
 
 const CODE_DUE = "second-factor-needed"; // how the type of the problem ends
 
-/** Carry out a sign-in; what went wrong stays to be shown. */
+/** Carry out a sign-in, which says whether the person is in; what went wrong stays to be shown. */
 function useEntering() {
   const cache = useQueryClient();
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>(null);
-  async function enter(work: () => Promise<void>) {
+  async function enter(work: () => Promise<boolean>) {
     setBusy(true);
     setError(null);
     try {
-      await work();
-      await cache.resetQueries({ queryKey: ["person"] });
+      if (await work()) await cache.resetQueries({ queryKey: ["person"] });
     } catch (failure) {
       setError(failure);
     } finally {
@@ -59,10 +58,14 @@ function WithPassword({ providers }: { providers: readonly ProviderView[] }) {
     try {
       const granted = await client.signIn({ name, password, cookie: true, provider, ...(needsCode ? { code } : {}) });
       session.take(granted.access_token);
+      return true;
     } catch (failure) {
       setCode("");
-      if (failure instanceof Problem && failure.type.endsWith(CODE_DUE) && !needsCode) setNeedsCode(true);
-      else throw failure;
+      if (failure instanceof Problem && failure.type.endsWith(CODE_DUE) && !needsCode) {
+        setNeedsCode(true); // asking anew who is there would take this form away
+        return false;
+      }
+      throw failure;
     }
   }
   function go(event: SyntheticEvent) {
@@ -104,6 +107,7 @@ function WithToken() {
     session.take(token.trim());
     try {
       await client.whoami();
+      return true;
     } catch (failure) {
       session.end();
       throw failure;

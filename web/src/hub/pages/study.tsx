@@ -16,6 +16,13 @@ import { Listing } from "../ui/listing";
 import { State } from "../ui/marks";
 import { JobList } from "./experiments";
 
+/** How federated a study with a data centre is, by sites and by records. */
+function degreeOf(degree: NonNullable<StudyView["degree"]>, say: ReturnType<typeof useText>["say"]): string {
+  const sites = degree.sites.toFixed(2);
+  if (degree.records == null) return say("study.degree.sites", { sites });
+  return say("study.degree.both", { sites, records: degree.records.toFixed(2) });
+}
+
 function Particulars({ view }: { view: StudyView }) {
   const { say, language } = useText();
   const { study } = view;
@@ -29,6 +36,9 @@ function Particulars({ view }: { view: StudyView }) {
         [say("study.until"), study.until ? day(study.until, language) : ""],
         [say("study.retention"), study.retention_days ? say("study.days", { count: study.retention_days }) : ""],
         [say("study.residency"), study.residency],
+        [say("study.data_centre"), study.data_centre],
+        [say("study.degree"), view.degree?.data_centre ? degreeOf(view.degree, say) : ""],
+        [say("study.pooled"), view.degree?.pooled.map((one) => `${one.site}: ${say(`study.pool.${one.state}`)}`).join(", ")],
         [say("study.tags"), study.tags.join(", ")],
         [say("study.min_records"), study.min_records ? figure(study.min_records, language) : ""],
         [say("field.author"), view.author],

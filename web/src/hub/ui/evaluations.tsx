@@ -10,7 +10,9 @@ import { Rows } from "../../shared/ui/table";
 import type { EvaluationView, JobView } from "../api/schema";
 import { useClient } from "../api/use";
 import type { Series } from "../model/scale";
+import { Calibration } from "./calibration";
 import { Chart } from "./chart";
+import { BySite } from "./evaluated-sites";
 
 /** A metric by round: pooled over the hold-outs, and each site's where it disclosed it. */
 function seriesOf(found: readonly EvaluationView[], metric: string, pooled: string): Series[] {
@@ -30,7 +32,8 @@ function seriesOf(found: readonly EvaluationView[], metric: string, pooled: stri
 
 function Newest({ found }: { found: EvaluationView }) {
   const { say, language } = useText();
-  const rows = Object.entries(found.pooled).sort(([a], [b]) => a.localeCompare(b));
+  const named = (measures: EvaluationView["pooled"]) => Object.entries(measures).sort(([a], [b]) => a.localeCompare(b));
+  const rows = [...named(found.pooled), ...named(found.gain).map(([name, one]) => [say("evaluation.gain", { metric: name }), one] as const)];
   return (
     <Rows compact label={say("evaluation.newest", { round: found.round })} rows={rows} id={([name]) => name} columns={[
       { head: say("draft.metric"), cell: ([name]) => name },
@@ -60,10 +63,15 @@ export function Evaluations({ job }: { job: JobView }) {
       <NativeSelect aria-label={say("chart.choose")} data={metrics} value={metric} onChange={(event) => choose(event.currentTarget.value)} />
     )}>
       <Stack>
-        {metric === "" ? <Text size="sm" className="quiet">{say("evaluation.none")}</Text> : (
+        {metric === "" && <Text size="sm" className="quiet">{say("evaluation.none")}</Text>}
+        {metric !== "" && items.length > 1 && (
           <Chart label={say("chart.metric", { metric })} xLabel={say("job.round")} series={seriesOf(items, metric, say("evaluation.pooled"))} />
         )}
         {newest && <Newest found={newest} />}
+        {newest && newest.cause !== "" && <Text size="sm">{newest.cause}</Text>}
+        {newest && newest.summed.length > 0 && <Text size="sm" className="quiet">{say("evaluation.summed", { sites: newest.summed.join(", ") })}</Text>}
+        {newest && <BySite found={newest} />}
+        {newest && <Calibration found={newest} />}
         {newest && Object.entries(newest.without).map(([site, why]) => <Text key={site} size="sm">{say("job.rejected", { site, cause: why })}</Text>)}
       </Stack>
     </Section>

@@ -3,7 +3,7 @@ import { Mark, type Tone } from "../../shared/ui/page";
 
 const TONES: Readonly<Record<string, Tone>> = {
   // of jobs
-  waiting: "waiting", running: "good", closing: "good", paused: "waiting", done: "good", stopped: "plain", failed: "bad",
+  waiting: "waiting", running: "good", closing: "good", paused: "waiting", pausing: "waiting", done: "good", stopped: "plain", failed: "bad",
   // of studies
   draft: "plain", submitted: "good", closed: "plain",
   // of a study's sites

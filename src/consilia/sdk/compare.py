@@ -1,0 +1,328 @@
+"""One plan in four arms: local, federated, hybrid, central, judged on the same patients.
+
+    found = client.experiments.compare(study="hearts", plan="heart.py", rounds=20, folds=5)
+    found.write("compared")     # results.csv, arms.csv, comparison.json, one plot a metric
+
+Each fold of an arm is a job that keeps the fold from training and ends in an evaluation at the
+hospitals, on that fold. A site deals its patients into folds once (consilia dataset holdout
+--folds), and a copy at the data centre keeps the numbers, so every arm holds out the same
+patients; the hospitals judge every arm, wherever it trained. An arm that the study's governance
+does not allow, or that did not finish, is in the result with the reason.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import msgspec
+
+from consilia.errors import ConfigError, ConsiliaError
+from consilia.files import write_whole
+from consilia.sdk.experiment import ENDED, Experiment
+from consilia.sdk.results import missing
+from consilia.stats.pooling import interval, pooled
+from consilia.wire.people import DegreeView, EvaluationView, StudyView
+from consilia.wire.v1 import Measure, Plan, Scalar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from consilia.sdk.client import Client
+
+Arm = Literal["local", "federated", "hybrid", "central"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+ALL = "all"  # in place of a site: every hospital, each weighing its records
+PATIENCE = 600.0  # seconds that a job may take
+_LOOK = 0.2  # seconds between two looks at a job
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric of one arm at one hospital, the mean over the folds, with a 95 % interval."""
+
+    arm: Arm
+    site: str  # ALL: every hospital
+    metric: str
+    value: float
+    low: float
+    high: float
+    records: int  # held out, all folds together
+    folds: int  # that told it
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the arms came to."""
+
+    study: str
+    rounds: int
+    folds: int
+    cells: tuple[Cell, ...]
+    without: Mapping[str, str]  # arm -> why it is not allowed, or did not finish
+    jobs: Mapping[str, tuple[str, ...]]  # arm -> its jobs, a fold each
+    degree: DegreeView
+    notes: tuple[str, ...] = ()  # what single sites did not tell
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics, by name."""
+        return tuple(sorted({cell.metric for cell in self.cells}))
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write tables, JSON and a plot of each metric (SVG, PNG); return the paths."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        paths = [place / "results.csv", place / "arms.csv", place / "comparison.json"]
+        fields = ("arm", "site", "metric", "value", "low", "high", "records", "folds")
+        rows = [tuple(getattr(cell, f) for f in fields) for cell in self.cells]
+        _table(paths[0], fields, rows)
+        states = [(arm, self.without.get(arm, "done")) for arm in ARMS]
+        _table(paths[1], ("arm", "state"), states)
+        write_whole(paths[2], msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        for metric in self.metrics:
+            figure = self.figure(metric)
+            for ending in ("svg", "png"):
+                paths.append(place / f"{metric}.{ending}")
+                figure.savefig(paths[-1], dpi=150)
+        return paths
+
+    def figure(self, metric: str) -> "Figure":
+        """Draw a metric by arm and hospital; an arm without a value says so in its place."""
+        try:
+            from matplotlib.figure import Figure  # noqa: PLC0415  # heavy, and only here
+        except ImportError:
+            raise missing("matplotlib", "a plot", "notebook") from None
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        mine = [cell for cell in self.cells if cell.metric == metric]
+        sites = [ALL, *sorted({cell.site for cell in mine} - {ALL})]
+        for number, site in enumerate(sites):
+            shift = (number - (len(sites) - 1) / 2) * 0.7 / len(sites)
+            of_site = [cell for cell in mine if cell.site == site]
+            places = [ARMS.index(cell.arm) + shift for cell in of_site]
+            errors = [
+                [max(0.0, c.value - c.low) for c in of_site],
+                [max(0.0, c.high - c.value) for c in of_site],
+            ]
+            marker = "D" if site == ALL else "o"
+            values = [cell.value for cell in of_site]
+            axes.errorbar(places, values, errors, fmt=marker, label=site, capsize=3)
+        for arm in self.without:
+            place = ([str(known) for known in ARMS].index(arm), 0.5)
+            axes.annotate(
+                "not run", place, xycoords=("data", "axes fraction"), ha="center", color="gray"
+            )
+        axes.set_xticks(range(len(ARMS)), ARMS)
+        axes.set_xlim(-0.5, len(ARMS) - 0.5)
+        axes.set_ylabel(metric)
+        title = f"{self.study}: {metric}, {self.folds} folds, 95 % intervals"
+        axes.set_title(title)
+        axes.legend(loc="best", fontsize="small")
+        return figure
+
+
+@dataclass
+class _Found:
+    """What the folds of one arm have brought so far."""
+
+    evaluations: list[EvaluationView] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    problem: str = ""
+
+
+def trainers(view: StudyView) -> dict[Arm, tuple[str, ...] | str]:
+    """Return for each arm who trains in it, or why the study's governance does not allow it."""
+    study, found = view.study, view.degree
+    hospitals = study.hospitals
+    held = {p.site for p in found.pooled if p.state == "held"} if found else set()
+    at_home = tuple(site for site in hospitals if site not in held)
+    waiting = {p.site: p.state for p in found.pooled if p.state != "held"} if found else {}
+    why = "; ".join(f"{site}: {state}" for site, state in sorted(waiting.items()))
+    away = f"{study.data_centre} holds no copy of {', '.join(at_home)}"
+    none = "the study names no data centre"
+    arms: dict[Arm, tuple[str, ...] | str] = {
+        "local": hospitals,
+        "federated": hospitals if len(hospitals) > 1 else "the study has one hospital only",
+    }
+    if not study.data_centre:
+        return {**arms, "hybrid": none, "central": none}
+    both = tuple(sorted((*at_home, study.data_centre)))
+    asked = f" ({why})" if why else ""
+    arms["hybrid"] = (
+        f"no hospital has a copy at {study.data_centre}{asked}"
+        if not held
+        else both
+        if at_home
+        else f"every hospital's records lie at {study.data_centre}: that is the central arm"
+    )
+    arms["central"] = f"{away}, and no site may be left out{asked}" if at_home else both
+    return arms
+
+
+def compare(  # noqa: PLR0913 - by keyword
+    client: "Client",
+    *,
+    study: str,
+    plan: str | Path | ModuleType | Plan,
+    rounds: int,
+    folds: int = 5,
+    arguments: Mapping[str, Scalar] | None = None,
+    arms: Sequence[Arm] = ARMS,
+    patience: float = PATIENCE,
+    say: Say = lambda _: None,
+    **settings: Any,
+) -> Comparison:
+    """Run the arms, fold by fold, and put together what the hospitals have measured.
+
+    `settings` are those of an experiment (seed, strategy, ...), but for sites and fold.
+    `patience` is how many seconds each job may take; `say` is told what begins. Raises
+    ConfigError for an arm or a setting that there is not.
+    """
+    _check(folds, arms, settings)
+    view = client.study(study)
+    allowed = trainers(view)
+    without: dict[str, str] = {arm: who for arm in arms if isinstance(who := allowed[arm], str)}
+    runs: dict[Arm, tuple[str, ...]] = {
+        arm: who for arm in arms if arm != "local" and not isinstance(who := allowed[arm], str)
+    }
+    if "local" in arms and not runs and not isinstance(allowed["federated"], str):
+        runs["federated"] = allowed["federated"]
+    fixed = {"study": study, "plan": plan, "rounds": rounds, "arguments": arguments}
+    found: dict[Arm, _Found] = {}
+    for arm, sites in runs.items():
+        benefit = "local" in arms and not any(not f.problem for f in found.values())
+        judged = {"at": view.study.hospitals, "benefit": benefit}
+        count = len(sites)
+        quorum = {"sites": sites, "min_sites": count, "min_updates": count}
+        # Sums of two arms from one start model would tell single sites' updates by their
+        # difference, so sites refuse the second: each arm starts from a seed of its own.
+        start = {"seed": int(settings.get("seed", 0)) + ARMS.index(arm)}
+        asked = {**fixed, "grace": patience, **quorum, **settings, **start, "evaluate": judged}
+        found[arm] = _run(client, arm, asked, folds, patience, say)
+        if found[arm].problem:
+            without[arm] = found[arm].problem
+    done = {arm: f for arm, f in found.items() if not f.problem and arm in arms}
+    cells = [cell for arm, f in done.items() for cell in _cells(arm, f.evaluations, False)]
+    if "local" in arms:
+        alone = next((f for f in found.values() if not f.problem), None)
+        here = _cells("local", alone.evaluations, True) if alone else []
+        cells = [*here, *cells]
+        if not here:
+            without["local"] = "no arm ran in which sites train a model of their own beside it"
+    return Comparison(
+        study,
+        rounds,
+        folds,
+        tuple(sorted(cells, key=_order)),
+        {arm: without[arm] for arm in ARMS if arm in without},
+        {arm: tuple(f.jobs) for arm, f in found.items()},
+        view.degree or DegreeView(1.0, None, 1.0, view.study.hospitals, ()),
+        tuple(_silent(done)),
+    )
+
+
+def _check(folds: int, arms: Sequence[str], settings: Mapping[str, Any]) -> None:
+    if folds < 2:
+        raise ConfigError(f"folds: found {folds}, needed 2 or more")
+    if odd := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigError(f"arms: found {odd[0]!r}, needed some of {', '.join(ARMS)}")
+    ours = ("sites", "fold", "evaluate", "min_sites", "min_updates")
+    if odd := [name for name in settings if name in ours]:
+        raise ConfigError(f"{odd[0]}: found a value, needed none: the comparison sets it")
+
+
+def _run(  # noqa: PLR0913, PLR0917 - one arm, and how
+    client: "Client", arm: Arm, asked: Mapping[str, Any], folds: int, patience: float, say: Say
+) -> _Found:
+    found = _Found()
+    for fold in range(1, folds + 1):
+        say(f"{arm}: fold {fold} of {folds}")
+        try:
+            experiment = Experiment(client, **asked, fold=fold).start()
+            found.jobs.append(experiment.job.id)
+            found.problem = _ended(experiment, patience)
+            told = experiment.evaluations if not found.problem else ()
+        except ConsiliaError as e:
+            found.problem, told = str(e), ()
+        if not found.problem and not told:
+            found.problem = f"no hospital has told anything of job {experiment.job.id}"
+        if found.problem:
+            found.problem = f"fold {fold}: {found.problem}{_hint(found.problem, folds)}"
+            return found
+        found.evaluations.append(told[-1])
+    return found
+
+
+def _hint(problem: str, folds: int) -> str:
+    """Return what most often makes sites decline; they do not say why themselves."""
+    if "consent" in problem:
+        return (
+            ". A site sums one start model with the same sites only: take another seed, and a "
+            "plan whose init uses it"
+        )
+    if "declined" in problem or "too few" in problem:
+        return f". Does every site declare {folds} folds (consilia dataset holdout --folds)?"
+    return ""
+
+
+def _ended(experiment: Experiment, patience: float) -> str:
+    """Wait for a job; return why it did not end well, "" when it did."""
+    deadline = time.monotonic() + patience
+    while (view := experiment.refresh()).state not in ENDED:
+        if time.monotonic() > deadline:
+            experiment.stop()
+            return f"job {view.id} was {view.state} after {patience:g} s: {view.cause}"
+        time.sleep(_LOOK)
+    return "" if view.state == "done" else f"job {view.id} {view.state}: {view.cause}"
+
+
+def _cells(arm: Arm, evaluations: Sequence[EvaluationView], local: bool) -> list[Cell]:
+    """Return the cells of an arm: each metric's mean over the folds, by site and over all."""
+    folds: list[dict[str, dict[str, Measure]]] = []
+    for one in evaluations:
+        sites = {
+            site: dict(told.local if local else told.measures)
+            for site, told in one.sites.items()
+        }
+        over_all = {
+            name: Measure(found.value, found.error, found.records)
+            for name, found in pooled(sites.values()).items()
+        }
+        folds.append({ALL: over_all, **sites})
+    names = {(site, name) for fold in folds for site in fold for name in fold[site]}
+    return [
+        _cell(
+            arm, site, name, [fold[site][name] for fold in folds if name in fold.get(site, {})]
+        )
+        for site, name in names
+    ]
+
+
+def _cell(arm: Arm, site: str, name: str, found: Sequence[Measure]) -> Cell:
+    count = len(found)
+    value = sum(m.value for m in found) / count
+    low, high = interval(name, value, sqrt(sum(m.error**2 for m in found)) / count)
+    return Cell(arm, site, name, value, low, high, sum(m.records for m in found), count)
+
+
+def _order(cell: Cell) -> tuple[str, int, str]:
+    return cell.metric, ARMS.index(cell.arm), "" if cell.site == ALL else cell.site
+
+
+def _silent(done: Mapping[Arm, _Found]) -> Iterable[str]:
+    for arm, found in done.items():
+        for fold, one in enumerate(found.evaluations, 1):
+            for site, why in sorted(one.without.items()):
+                yield f"{arm}, fold {fold}: {site} told nothing ({why})"
+
+
+def _table(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([names, *rows])

@@ -1,0 +1,152 @@
+"""The hub's part in pooling: what it relays to whom, who trains, how federated a study is."""
+
+from pathlib import Path
+
+import pytest
+from hubkit import Hub, key_of, open_hub
+
+from consilia.errors import AuthError, ConfigError, NotFound, Refused, WireError
+from consilia.hub import poolfront, pooling
+from consilia.hub.poolrelay import PoolRelay
+from consilia.hub.records import StudyRecord
+from consilia.hub.rest.governance import checked_study
+from consilia.wire import pool
+from consilia.wire.seal import seal
+from consilia.wire.v1 import Advertisement, OfferedDataset, Sealed, Study, encode, study_digest
+
+STUDY = Study("s", "p", ("a", "b", "c", "d"), ("t",), data_centre="d", pooled=("a", "b"))
+DIGEST = study_digest(STUDY)
+UPLOAD, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+RECORD = StudyRecord(STUDY, DIGEST, "submitted", "ada", 0.0, 0.0)
+
+
+def said(site: str, *statements: pool.Statement, records: int = 100) -> Advertisement:
+    return Advertisement(
+        "1",
+        (OfferedDataset("t", ("t",), records, {}),),
+        (DIGEST,),
+        pool=tuple(seal(pool.CONTEXT, site, encode(s), key_of(site)) for s in statements),
+    )
+
+
+def sent(upload: str = UPLOAD) -> pool.Sent:
+    return pool.Sent(DIGEST, upload, b"", b"", b"", 10, 95)
+
+
+HELD = pool.Held(DIGEST, "a", UPLOAD, 95)
+WITHDRAWN = pool.Withdrawn(DIGEST, UPLOAD)
+
+
+@pytest.mark.parametrize(
+    ("site", "centre", "state", "trainers"),
+    [
+        ((), (), "asked", ("a", "b", "c")),
+        ((sent(),), (), "sent", ("a", "b", "c")),
+        ((sent(),), (HELD,), "held", ("b", "c", "d")),
+        ((WITHDRAWN,), (HELD,), "withdrawn", ("a", "b", "c")),
+        ((WITHDRAWN,), (pool.Deleted(DIGEST, "a", UPLOAD),), "withdrawn", ("a", "b", "c")),
+        ((sent(OTHER),), (pool.Deleted(DIGEST, "a", UPLOAD),), "sent", ("a", "b", "c")),
+    ],
+)
+def test_a_record_trains_in_one_place_whatever_was_said(
+    site: tuple[pool.Statement, ...],
+    centre: tuple[pool.Statement, ...],
+    state: str,
+    trainers: tuple[str, ...],
+) -> None:
+    words = {"a": said("a", *site), "b": said("b"), "c": said("c"), "d": said("d", *centre)}
+    assert pooling.standing(STUDY, DIGEST, words)["a"].state == state
+    copies = pooling.held(STUDY, DIGEST, words)
+    assert pooling.trainers(STUDY, copies) == trainers
+    found = pooling.degree(STUDY, DIGEST, words)
+    at_home = 2 / 3 if state == "held" else 1.0
+    assert found.sites == pytest.approx(at_home) and found.planned == pytest.approx(1 / 3)
+    by_records = 200 / 295 if state == "held" else 1.0
+    assert found.records == pytest.approx(by_records)
+    assert pooling.twice(STUDY, copies, ("a", "d")) == (("a",) if state == "held" else ())
+
+
+def test_a_study_without_a_data_centre_is_wholly_federated() -> None:
+    plain = replace_study(data_centre="", pooled=())
+    found = pooling.degree(plain, study_digest(plain), {})
+    assert (found.sites, found.planned, found.records) == (1.0, 1.0, None)
+    assert pooling.trainers(plain, frozenset()) == ()
+
+
+def replace_study(**changes: object) -> Study:
+    fields = {f: getattr(STUDY, f) for f in STUDY.__struct_fields__}
+    return Study(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data_centre": "x"}, "data_centre: found 'x', needed one of the study's sites"),
+        ({"pooled": ("d",)}, "pooled: found 'd'"),
+        ({"pooled": ()}, "one without the other"),
+        ({"data_centre": "", "pooled": ("a",)}, "one without the other"),
+    ],
+)
+def test_terms_that_make_no_sense_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        checked_study(replace_study(**changes), 0.0)
+
+
+def test_the_terms_are_in_the_digest_and_plain_studies_keep_theirs() -> None:
+    assert study_digest(replace_study(pooled=("a",))) != DIGEST
+    assert b"pooled" not in encode(replace_study(data_centre="", pooled=()))
+
+
+def test_a_piece_goes_from_its_site_to_the_data_centre_only(tmp_path: Path) -> None:
+    relay = PoolRelay(tmp_path / "pool")
+    relay.put(RECORD, "a", UPLOAD, 0, b"one")
+    relay.put(RECORD, "a", UPLOAD, 2, b"three")
+    assert relay.have(RECORD, "a", UPLOAD).have == (0, 2)
+    assert relay.get(RECORD, "d", "a", UPLOAD, 0) == b"one"
+    with pytest.raises(NotFound, match="piece 1"):
+        relay.get(RECORD, "d", "a", UPLOAD, 1)
+    for reader in ("a", "b", "c"):
+        with pytest.raises(Refused, match="is not the data centre"):
+            relay.get(RECORD, reader, "a", UPLOAD, 0)
+    with pytest.raises(Refused, match="does not ask site 'c' to pool"):
+        relay.put(RECORD, "c", UPLOAD, 0, b"x")
+    for number, body in ((-1, b"x"), (pool.MAX_PIECES, b"x"), (0, b""), (0, b"x" * 2**21)):
+        with pytest.raises(WireError, match="piece"):
+            relay.put(RECORD, "a", UPLOAD, number, body)
+    relay.put(RECORD, "a", OTHER, 0, b"new")
+    assert relay.have(RECORD, "a", UPLOAD).have == (), "a site has one upload a study"
+    relay.settle("a", said("a", WITHDRAWN), ())
+    assert relay.have(RECORD, "a", OTHER).have == ()
+
+
+def test_nobody_but_the_data_centre_can_have_an_upload_deleted(tmp_path: Path) -> None:
+    relay = PoolRelay(tmp_path / "pool")
+    relay.put(RECORD, "a", UPLOAD, 0, b"one")
+    relay.settle("b", said("b", HELD), ())
+    assert relay.have(RECORD, "a", UPLOAD).have == (0,)
+    relay.settle("d", said("d", HELD), {DIGEST})
+    assert relay.have(RECORD, "a", UPLOAD).have == ()
+
+
+def test_statements_are_the_site_s_own() -> None:
+    key = key_of("a").public_key().public_bytes_raw()
+    poolfront.check("a", said("a", sent()), key)
+    with pytest.raises(AuthError):
+        poolfront.check(
+            "a", replace_pool(seal(pool.CONTEXT, "a", encode(HELD), key_of("b"))), key
+        )
+    with pytest.raises(WireError, match="in the name of 'b'"):
+        poolfront.check("a", said("b", HELD), key)
+    with pytest.raises(WireError, match="2001 statements"):
+        poolfront.check("a", replace_pool(*[said("a", HELD).pool[0]] * 2001), key)
+
+
+def replace_pool(*statements: Sealed) -> Advertisement:
+    return Advertisement("1", pool=statements)
+
+
+async def test_a_hub_without_a_relay_says_so(tmp_path: Path) -> None:
+    async with open_hub(tmp_path) as hub:
+        assert isinstance(hub, Hub)
+        with pytest.raises(NotFound, match="relays no uploads"):
+            await hub.federation.pool("a", "GET", "/v1/pool", b"")
