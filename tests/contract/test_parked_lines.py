@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transport_kit import Bench, running
 
-from consilia.hub.blobplane import Timings
+from consilia.hub.blobsession import Timings
 from consilia.node.line import client_context
 from consilia.wire import frames, hello
 
@@ -80,9 +80,9 @@ async def test_sites_keep_their_lines(tmp_path: Path) -> None:
             asking = (asyncio.to_thread(site.ask, digest) for site in sites)
             assert set(await asyncio.gather(*asking)) == {(200, content)}
             assert bench.plane.connections <= THREADS
-        # One whose thread waits beside it may be closed for the others in each burst. Without
-        # a place to park, all but two were.
-        assert sum(site.times for site in sites) <= len(SITES) + BURSTS
+        # One or two whose thread waits beside it may be closed for the others in each burst.
+        # Without a place to park, all but two were.
+        assert sum(site.times for site in sites) <= len(SITES) + 2 * BURSTS
         async with asyncio.timeout(PATIENCE):
             while bench.plane.parked < len(SITES) - THREADS:
                 await asyncio.sleep(0.01)

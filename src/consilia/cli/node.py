@@ -42,8 +42,11 @@ def join(
         ),
     ] = None,
     sandbox: Annotated[
-        Literal["required", "off"],
-        typer.Option(help="off: run researchers' code without a sandbox. Dangerous."),
+        Literal["required", "container", "off"],
+        typer.Option(
+            help="container: this is one, where bubblewrap cannot work. off: run researchers' "
+            "code without a sandbox. Dangerous."
+        ),
     ] = "required",
     as_json: Json = False,
 ) -> None:

@@ -21,20 +21,21 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from consilia.core import ids
 from consilia.errors import Conflict, ConsiliaError, StorageError
 from consilia.files import write_whole
-from consilia.node import config, control, identity, logs, policyhistory, poolkeeping, runner
+from consilia.node import config, control, identity, logs, policyhistory, runner
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
-from consilia.node.config import NodeConfig
+from consilia.node.config import NodeConfig, Sandbox
 from consilia.node.identity import Identity
 from consilia.node.line import Credentials, with_password
 from consilia.node.link import HttpLink, enrol
+from consilia.node.pool import keeping
 from consilia.node.release import Release
 from consilia.node.store import Store
 from consilia.wire.token import decode_token
@@ -66,7 +67,7 @@ def join(
     token: str,
     directory: Path,
     proxy: str | None = None,
-    sandbox: Literal["required", "off"] = "required",
+    sandbox: Sandbox = "required",
     proxy_password: str = "",
 ) -> NodeConfig:
     """Make this site's keys in `directory`, have them certified, and write node.yaml.
@@ -165,7 +166,7 @@ async def _serve(
                 _LOG.warning("the sandbox is OFF: approved code can read what this user can")
             if ready is not None:
                 ready(agent)
-            pooling = poolkeeping.keep(store, me, link, agent.changed, time.time, asyncio.sleep)
+            pooling = keeping.keep(store, me, link, agent.changed, time.time, asyncio.sleep)
             beside = [
                 asyncio.create_task(keep_certified(me, link, time.time, asyncio.sleep)),
                 asyncio.create_task(pooling),

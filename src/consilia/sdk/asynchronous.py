@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from consilia.sdk.compare import Comparison
+
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -168,6 +170,19 @@ class AsyncExperiments(_Twin[Experiments]):
     async def get(self, job: str) -> AsyncExperiment:
         """Return the experiment of a job, by its id."""
         return AsyncExperiment(await self._call(lambda: self._inner.get(job)), self._threads)
+
+    async def compare(
+        self,
+        *,
+        study: str,
+        plan: str | Path | ModuleType | Plan,
+        rounds: int,
+        folds: int = 5,
+        **settings: Any,
+    ) -> "Comparison":
+        """Compare local, federated, hybrid and central training on the same patients."""
+        named = {"study": study, "plan": plan, "rounds": rounds, "folds": folds, **settings}
+        return await self._call(partial(self._inner.compare, **named))
 
 
 class AsyncModels(_Twin[Models]):
