@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from consilia.core.weights import Weights
 from consilia.errors import Refused
-from consilia.node import figures
+from consilia.node import statistics
 from consilia.node.config import Disclosure
 from consilia.node.disclosure import Answerer
-from consilia.node.figures import About
+from consilia.node.statistics import About
 from consilia.node.store import Store
 from consilia.stats.sums import Item
 from consilia.wire.v1 import Numbers, Statistics, Subgroups
@@ -65,7 +65,7 @@ class Site:
         for i, _ in enumerate(asked.tables):
             columns |= {f"rows:{i}": self.sex, f"across:{i}": (self.age > 100).astype(np.int64)}
         try:
-            return figures.answered(columns, asked, ABOUT, self.out)
+            return statistics.answered(columns, asked, ABOUT, self.out)
         except Refused:
             return {}
 
@@ -218,4 +218,4 @@ def test_patients_with_several_records_are_refused(site: Site) -> None:
     site.ids[1] = site.ids[0]
     columns: Weights = {"ids": site.ids, "where": np.ones(RECORDS, np.bool_)}
     with pytest.raises(Refused, match="one record a patient"):
-        figures.answered(columns, Statistics(where="x > 1"), ABOUT, site.out)
+        statistics.answered(columns, Statistics(where="x > 1"), ABOUT, site.out)

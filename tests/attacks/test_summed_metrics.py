@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from consilia.errors import Refused, UpdateRejected
 from consilia.node.evaluating import Predictions
+from consilia.node.maskedevaluation import noised, vector
 from consilia.node.masking import Masking
 from consilia.node.policy import Policy, Request, StudyGrant, decide
-from consilia.node.summing import noised, vector
 from consilia.privacy import masked, ring, secagg
 from consilia.privacy.disclosure import Rules
-from consilia.stats import binned
+from consilia.stats import summedscores
 from consilia.wire.v1 import Dp, Evaluation, Lease, Privacy, Said, Task, Word, decode
 from maskedkit import SITES, Peer, peer
 
 STUDY, PLAN, MODEL = "sha256:" + "0" * 64, "sha256:" + "1" * 64, "b3:" + "a" * 64
-ASKED = Evaluation(bins=binned.BINS)
+ASKED = Evaluation(bins=summedscores.BINS)
 SECURE = Privacy(aggregation="secure", evaluation=ASKED)
 DAY = 86_400.0
 Told = Literal["roster", "inbox", "survivors", "consents"]
@@ -219,7 +219,7 @@ def test_few_cases_tell_nothing_and_noise_does_not_say_that_they_are_few() -> No
         vector(predictions(4, 60), ASKED, Rules(k=5))
     dp, asked = Dp("record", 4.0, 1.0, distributed=True), Evaluation(bins=50)
     told = noised(predictions(1, 3), asked, dp, 4, lambda n: b"7" * n)
-    assert told.size == binned.size(50, True)
+    assert told.size == summedscores.size(50, True)
     for wrong in (Dp("patient", 4.0, 1.0), Dp("record", 4.0, 9.0), Dp("record", 1e-3, 1.0)):
         with pytest.raises(Refused):
             noised(predictions(9, 9), asked, wrong, 4, lambda n: b"7" * n)

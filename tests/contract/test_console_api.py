@@ -409,9 +409,12 @@ async def test_a_person_runs_the_site_in_the_console_alone(
     assert argument["approved"] == "0.1 to 1"
     with node.here.store.write() as tx:
         tx.audit(node.clock(), "agent", "release", "job-1.1.0.charite", "released", "8 kB")
+        tx.audit(node.clock(), "user:mara", "pool.send", "sha256:5a", "sent", "46 records")
     left = (await person.get("/api/releases", params={"job": "job-1"}))["releases"]
     assert [(r["action"], r["detail"]) for r in left] == [("release", "8 kB")]
     assert not (await person.get("/api/releases", params={"job": "job-2"}))["releases"]
+    every = (await person.get("/api/releases"))["releases"]
+    assert (every[0]["action"], every[0]["detail"]) == ("pool.send", "46 records")
     await person.do("POST", "/api/runs/job-1/stop", {"reason": "enough"})
     assert (await person.get("/api/runs"))["stopped"] == ["job-1"]
     await person.do("POST", "/api/runs/job-1/resume", {"reason": "all well"})

@@ -32,7 +32,8 @@ from consilia.errors import (
     UpdateRejected,
     WireError,
 )
-from consilia.hub.blobplane import SITE_TRANSFERS, Timings
+from consilia.hub.blobplane import SITE_TRANSFERS
+from consilia.hub.blobsession import Timings
 from consilia.hub.listener import Bounds
 from consilia.hub.pace import Pace
 from consilia.node.line import Credentials, Retry, client_context, parse_proxy

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from consilia.errors import AuthError, Conflict, NotFound, Refused, WireError
-from consilia.hub.blobplane import BlobPlane, Timings
+from consilia.hub.blobplane import BlobPlane
+from consilia.hub.blobsession import Timings
 from consilia.hub.listener import Bounds, NodeListener, make_contexts
 from consilia.hub.telemetry import Log
 from consilia.node.line import Credentials, Retry

@@ -25,7 +25,8 @@ from faultkit import KNOWN, Lab, accepted, until
 
 from consilia.errors import AuthError, NotFound, WireError
 from consilia.hub.authority import DAY, Authority, issue_node, make_authority
-from consilia.hub.blobplane import BlobHandle, BlobPlane, Upload
+from consilia.hub.blobplane import BlobPlane
+from consilia.hub.blobsession import BlobHandle, Upload
 from consilia.hub.listener import NodeListener, make_contexts
 from consilia.hub.telemetry import make_log
 from consilia.node import app

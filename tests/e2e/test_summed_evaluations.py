@@ -21,7 +21,7 @@ from consilia.node import approvals
 from consilia.privacy import accountant
 from consilia.privacy.estimate import noise_of
 from consilia.sdk.client import Client
-from consilia.stats import binned
+from consilia.stats import summedscores
 from consilia.wire import frames
 from consilia.wire.people import Evaluate, JobView
 from consilia.wire.v1 import Advertisement, Dp, Plan, Privacy, decode
@@ -187,7 +187,7 @@ def test_the_hub_learns_the_sum_and_no_site_s_metrics(lab: Clinics) -> None:
     told = [e for e in journalled(lab, job, "Accepted") if ".e0." in e["lease"]]
     assert len(told) == len(SITES) and all(e["records"] == 1 for e in told)
     vectors = [np.frombuffer(base64.b64decode(e["body"]), "<u8") for e in told]
-    assert {v.size for v in vectors} == {binned.size(binned.BINS, False)}
+    assert {v.size for v in vectors} == {summedscores.size(summedscores.BINS, False)}
     for vector in vectors:
         assert uniform(vector.tobytes()), "a site's vector shows structure"
 

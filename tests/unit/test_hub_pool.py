@@ -6,8 +6,8 @@ import pytest
 from hubkit import Hub, key_of, open_hub
 
 from consilia.errors import AuthError, ConfigError, NotFound, Refused, WireError
-from consilia.hub import poolfront, pooling
-from consilia.hub.poolrelay import PoolRelay
+from consilia.hub.pool import front, placement
+from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.records import StudyRecord
 from consilia.hub.rest.governance import checked_study
 from consilia.wire import pool
@@ -43,6 +43,7 @@ WITHDRAWN = pool.Withdrawn(DIGEST, UPLOAD)
         ((), (), "asked", ("a", "b", "c")),
         ((sent(),), (), "sent", ("a", "b", "c")),
         ((sent(),), (HELD,), "held", ("b", "c", "d")),
+        ((), (HELD,), "asked", ("a", "b", "c")),  # the data centre claims what nobody has sent
         ((WITHDRAWN,), (HELD,), "withdrawn", ("a", "b", "c")),
         ((WITHDRAWN,), (pool.Deleted(DIGEST, "a", UPLOAD),), "withdrawn", ("a", "b", "c")),
         ((sent(OTHER),), (pool.Deleted(DIGEST, "a", UPLOAD),), "sent", ("a", "b", "c")),
@@ -55,22 +56,22 @@ def test_a_record_trains_in_one_place_whatever_was_said(
     trainers: tuple[str, ...],
 ) -> None:
     words = {"a": said("a", *site), "b": said("b"), "c": said("c"), "d": said("d", *centre)}
-    assert pooling.standing(STUDY, DIGEST, words)["a"].state == state
-    copies = pooling.held(STUDY, DIGEST, words)
-    assert pooling.trainers(STUDY, copies) == trainers
-    found = pooling.degree(STUDY, DIGEST, words)
+    assert placement.standing(STUDY, DIGEST, words)["a"].state == state
+    copies = placement.held(STUDY, DIGEST, words)
+    assert placement.trainers(STUDY, copies) == trainers
+    found = placement.degree(STUDY, DIGEST, words)
     at_home = 2 / 3 if state == "held" else 1.0
     assert found.sites == pytest.approx(at_home) and found.planned == pytest.approx(1 / 3)
     by_records = 200 / 295 if state == "held" else 1.0
     assert found.records == pytest.approx(by_records)
-    assert pooling.twice(STUDY, copies, ("a", "d")) == (("a",) if state == "held" else ())
+    assert placement.twice(STUDY, copies, ("a", "d")) == (("a",) if state == "held" else ())
 
 
 def test_a_study_without_a_data_centre_is_wholly_federated() -> None:
     plain = replace_study(data_centre="", pooled=())
-    found = pooling.degree(plain, study_digest(plain), {})
+    found = placement.degree(plain, study_digest(plain), {})
     assert (found.sites, found.planned, found.records) == (1.0, 1.0, None)
-    assert pooling.trainers(plain, frozenset()) == ()
+    assert placement.trainers(plain, frozenset()) == ()
 
 
 def replace_study(**changes: object) -> Study:
@@ -130,15 +131,13 @@ def test_nobody_but_the_data_centre_can_have_an_upload_deleted(tmp_path: Path) -
 
 def test_statements_are_the_site_s_own() -> None:
     key = key_of("a").public_key().public_bytes_raw()
-    poolfront.check("a", said("a", sent()), key)
+    front.check("a", said("a", sent()), key)
     with pytest.raises(AuthError):
-        poolfront.check(
-            "a", replace_pool(seal(pool.CONTEXT, "a", encode(HELD), key_of("b"))), key
-        )
+        front.check("a", replace_pool(seal(pool.CONTEXT, "a", encode(HELD), key_of("b"))), key)
     with pytest.raises(WireError, match="in the name of 'b'"):
-        poolfront.check("a", said("b", HELD), key)
+        front.check("a", said("b", HELD), key)
     with pytest.raises(WireError, match="2001 statements"):
-        poolfront.check("a", replace_pool(*[said("a", HELD).pool[0]] * 2001), key)
+        front.check("a", replace_pool(*[said("a", HELD).pool[0]] * 2001), key)
 
 
 def replace_pool(*statements: Sealed) -> Advertisement:

@@ -18,7 +18,8 @@ from consilia.core.weights import BFLOAT16, Weights, dtype_name, narrow, widen
 from consilia.errors import ConsiliaError, Refused, WorkerError
 from consilia.node import audit, clip
 from consilia.node.config import Limits, NodeConfig
-from consilia.node.release import Answer, Release
+from consilia.node.outbox import Answer
+from consilia.node.release import Release
 from consilia.node.store import Store
 from consilia.privacy import filecrypt
 from consilia.privacy.disclosure import BUCKETS, release_duration
@@ -110,7 +111,7 @@ class Door:
         assert answer.frame is not None
         assert filecrypt.is_sealed(answer.frame.read_bytes()[:100])
         copy = self.folder / "sent.frame"
-        with self.release.plain(answer, answer.frame) as path:
+        with self.release.outbox.plain(answer, answer.frame) as path:
             copy.write_bytes(path.read_bytes())
         return copy
 
@@ -278,13 +279,17 @@ def test_answers_survive_a_restart_until_they_are_acknowledged(door: Door) -> No
     (door.folder / "outbox" / "stray.frame").write_bytes(b"of a process that was killed")
 
     again = Release(door.store, door.folder / "outbox", CONFIG, KEY, time.time, os.urandom)
-    assert again.pending() == [kept, failed]
+    assert again.outbox.pending() == [kept, failed]
     assert door.left() == [kept.frame]
-    assert again.answered("a") and again.answered("c") and not again.answered("b")
+    assert (
+        again.outbox.answered("a")
+        and again.outbox.answered("c")
+        and not again.outbox.answered("b")
+    )
     again.acknowledged(kept)
     again.acknowledged(failed)
-    again.flush()
-    assert door.left() == [] and again.pending() == [] and again.answered("a")
+    again.outbox.flush()
+    assert door.left() == [] and again.outbox.pending() == [] and again.outbox.answered("a")
 
 
 def test_acknowledgements_ride_on_the_next_transaction(door: Door) -> None:
@@ -292,13 +297,13 @@ def test_acknowledgements_ride_on_the_next_transaction(door: Door) -> None:
     door.release.acknowledged(first)
     assert first.frame is not None and first.frame.exists()
     second = door.pass_through(NEW, lease="b")
-    assert not first.frame.exists() and door.release.pending() == [second]
+    assert not first.frame.exists() and door.release.outbox.pending() == [second]
 
 
 def test_a_withdrawn_answer_is_gone_and_audited(door: Door) -> None:
     answer = door.pass_through(NEW)
     door.release.withdraw(answer, "taken back by the hub")
-    assert door.left() == [] and door.release.pending() == []
+    assert door.left() == [] and door.release.outbox.pending() == []
     assert door.lines() == ["release", "release.withdraw"]
 
 

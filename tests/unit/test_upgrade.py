@@ -44,12 +44,12 @@ def test_what_an_older_release_left_is_opened_and_goes_on(directory: Path) -> No
         assert study.state == "accepted" and study.digest in policy.studies
         assert len(policy.plans) == 1 and peers.pins(store, study.digest)
         door = Release(store, directory / "outbox", CONFIG, KEY, lambda: NOW, os.urandom)
-        (answer,) = door.pending()
+        (answer,) = door.outbox.pending()
         assert answer.frame is not None
-        with door.plain(answer, answer.frame) as path:  # it was not sealed then
+        with door.outbox.plain(answer, answer.frame) as path:  # it was not sealed then
             assert frames.read(path)["w"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
         door.acknowledged(answer)
-        door.flush()
+        door.outbox.flush()
         assert list((directory / "outbox").iterdir()) == []
         assert segments.close(store, KEY, "charite", NOW, size=1) is not None
         studies.leave(store, "hearts", actor="mara", now=NOW, reason="over")

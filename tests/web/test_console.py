@@ -195,7 +195,7 @@ def accept(page: Any) -> None:
     dialog.get_by_label("I compared the key words").check()
     dialog.get_by_role("button", name="Accept").click()
     page.get_by_role("button", name="Leave").wait_for()
-    page.get_by_text("compared", exact=True).wait_for()
+    page.get_by_text("pinned", exact=True).wait_for()
 
 
 def check_the_audit(page: Any) -> None:

@@ -41,8 +41,9 @@ def group(name: str, purpose: str) -> typer.Typer:
 
 
 def example(*lines: str) -> str:
-    """Return the examples that end a command's --help."""
-    return "\b\nExample:\n" + "\n".join(f"  $ {line}" for line in lines)
+    """Return the examples that end a command's --help; an indented line goes on."""
+    shown = (f"    {line}" if line.startswith(" ") else f"  $ {line}" for line in lines)
+    return "\b\nExample:\n" + "\n".join(shown)
 
 
 def hub_dir(given: Path | None) -> Path:

@@ -30,12 +30,12 @@ def open_(name: Name, reason: Why, directory: NodeDir = None, as_json: Json = Fa
     """At the data centre: take uploads of a study's sites. Each comes in by `pool take`."""
     import os
 
-    from consilia.node import pool
+    from consilia.node.pool import decisions
     from consilia.privacy import sealing
 
     private = os.urandom(32)
     with changing(directory) as store:
-        record = pool.open_channel(
+        record = decisions.open_channel(
             *(store, name, private, sealing.public(private)),
             actor=actor(),
             now=time.time(),
@@ -65,17 +65,18 @@ def send(
     """
     import os
 
-    from consilia.node import peers, pool, pooling
+    from consilia.node import peers
+    from consilia.node.pool import decisions, transfer
 
-    asked = pooling.Consent(name, dataset, to, reason, actor(), time.time())
+    asked = transfer.Consent(name, dataset, to, reason, actor(), time.time())
     with changing(directory) as store:
-        record = pool.in_force(store, name, date.today())
-        key = pool.partner_key(store, record, to) if to in record.study.sites else b""
+        record = decisions.in_force(store, name, date.today())
+        key = decisions.partner_key(store, record, to) if to in record.study.sites else b""
         words = f" (key: {peers.words(key)})" if key else ""
         note(f"RECORDS LEAVE THIS SITE: a copy of dataset {dataset} goes to {to}{words}")
         found = _online(
             node_dir(directory),
-            lambda line: pooling.send(store, line, asked, os.urandom, _progress),
+            lambda line: transfer.send(store, line, asked, os.urandom, _progress),
         )
     text = f"{found.records} records of {dataset} lie at the hub, sealed to {to}"
     done(f"{text}; to take them back: consilia pool withdraw {name}", found, as_json)
@@ -90,12 +91,12 @@ def take(
     as_json: Json = False,
 ) -> None:
     """At the data centre: open a site's upload and make it part of the dataset pool-STUDY."""
-    from consilia.node import pooling
+    from consilia.node.pool import transfer
 
     with changing(directory) as store:
         found = _online(
             node_dir(directory),
-            lambda line: pooling.take(
+            lambda line: transfer.take(
                 store,
                 line,
                 name,
@@ -112,22 +113,23 @@ def take(
 @app.command(epilog=example("consilia pool withdraw heart-failure --reason 'consent ended'"))
 def withdraw(name: Name, reason: Why, directory: NodeDir = None, as_json: Json = False) -> None:
     """At a hospital: take the consent back. The data centre deletes its copy and says so."""
-    from consilia.node import pool
+    from consilia.node.pool import decisions
 
     with changing(directory) as store:
-        found = pool.withdraw(store, name, actor=actor(), now=time.time(), reason=reason)
+        found = decisions.withdraw(store, name, actor=actor(), now=time.time(), reason=reason)
     done(f"dataset {found.dataset}: {found.state}; see consilia pool status", found, as_json)
 
 
 @app.command(epilog=example("consilia pool status"))
 def status(directory: NodeDir = None, as_json: Json = False) -> None:
     """List what this node has sent or holds."""
-    from consilia.node import pool, studies
+    from consilia.node import studies
+    from consilia.node.pool import decisions
 
     with opened(directory) as store:
         names = {s.digest: s.study.name for s in studies.list_studies(store, date.today())}
         listing(
-            pool.every(store),
+            decisions.every(store),
             {
                 "study": lambda p: names.get(p.study, short(p.study)),
                 "site": lambda p: p.site,

@@ -97,7 +97,7 @@ def _show(found: "Described") -> None:
                     " ".join(p for p in (f.column, f.level, f.across, f.across_level) if p),
                     f.group,
                     _value(f.value),
-                    "" if f.low is None or f.high is None else f"{f.low:g} to {f.high:g}",
+                    _between(f.low, f.high),
                     str(f.sites),
                 ]
                 for f in more
@@ -117,6 +117,14 @@ def _csv(found: "Described") -> None:
 
 def _value(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if low is not None:
+        return f"from {low:g}"
+    return "" if high is None else f"below {high:g}"
 
 
 def _what(text: str) -> "tuple[What, ...]":

@@ -44,7 +44,7 @@ from consilia.hub.engine import Engine
 from consilia.hub.federation import Federation
 from consilia.hub.housekeeping import ServerCertificate, keep_house
 from consilia.hub.listener import Bounds, Contexts, NodeListener, make_contexts
-from consilia.hub.poolrelay import PoolRelay
+from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.probes import Probe, free_bytes
 from consilia.hub.retention import EVERY, Collector
 from consilia.hub.store import Store

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from consilia.algo import patience
 from consilia.core.round import Assessed, CloseFailed, JobState
 from consilia.errors import ConsiliaError
-from consilia.hub import audit, modelversions, summing, tables
+from consilia.hub import audit, maskedevaluation, modelversions, tables
 from consilia.hub.closing import waited
 from consilia.hub.job import Book, LiveJob
 from consilia.hub.modelversions import Version
@@ -36,7 +36,7 @@ def asked(book: Book, state: JobState) -> Evaluation:
     wanted = book.record.experiment.evaluate
     if wanted is None:
         return Evaluation()
-    bins = summing.bins_of(book.record.experiment)
+    bins = maskedevaluation.bins_of(book.record.experiment)
     last = state.round == state.config.rounds
     local = wanted.local_rounds or state.round if wanted.benefit and last else 0
     return Evaluation(tuple(_subgroups(wanted.subgroups)), local, bins)
@@ -134,8 +134,8 @@ def _view(book: Book, state: JobState, now: float) -> EvaluationView:
     trained = state.round > 0 or book.record.experiment.base is None
     base = book.record.experiment.base or ""
     model = f"{state.job}.{state.round}" if trained else base
-    if summing.masked(book.record.experiment):
-        return summing.view(book.record.experiment, state, now, model)
+    if maskedevaluation.masked(book.record.experiment):
+        return maskedevaluation.view(book.record.experiment, state, now, model)
     leases = sorted(state.leases.values(), key=lambda lease: lease.site)
     sites = {
         lease.site: msgspec.json.decode(lease.body, type=Evaluated)

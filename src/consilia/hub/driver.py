@@ -38,10 +38,10 @@ from consilia.hub import (
     closing,
     encrypted,
     experiments,
-    figures,
+    maskedevaluation,
     masking,
     modelversions,
-    summing,
+    statistics,
 )
 from consilia.hub.blobs import Blobs
 from consilia.hub.clock import Clock
@@ -127,7 +127,7 @@ class Driver:
             case Fold():
                 self._fold(job, command)
             case Close(kind="statistics"):
-                figures.close(job, parts.clock.now())
+                statistics.close(job, parts.clock.now())
             case Close(kind="evaluate"):
                 assessing.close(job, parts.clock.now())
             case Close():
@@ -186,7 +186,7 @@ class Driver:
         if command.kind == "evaluate":  # no update leaves: there is nothing to protect
             judged = assessing.asked(book, state)
             experiment = book.record.experiment
-            asked = summing.protection(experiment, judged, experiment.fold)
+            asked = maskedevaluation.protection(experiment, judged, experiment.fold)
             task = msgspec.structs.replace(task, privacy=asked)
         limit = limits.init_bytes
         if command.model is not None and book.base is not None:

@@ -46,11 +46,10 @@ from consilia.hub import (
     encrypted,
     experiments,
     journal,
+    maskedevaluation,
     modelversions,
-    pooling,
     records,
     steering,
-    summing,
     views,
 )
 from consilia.hub.blobs import Blobs
@@ -61,6 +60,7 @@ from consilia.hub.experiments import Problem
 from consilia.hub.job import Also, Book, LiveJob
 from consilia.hub.paging import Page
 from consilia.hub.people.roles import Seeing
+from consilia.hub.pool import placement
 from consilia.hub.presence import Assignment, Presence
 from consilia.hub.readiness import Needs, lack
 from consilia.hub.records import JobRecord
@@ -233,7 +233,7 @@ class Engine:
     def _copies(self, study: Study) -> frozenset[str]:
         """Return the sites whose records the study's data centre holds."""
         said = {site: found for site in study.sites if (found := self.said(site)) is not None}
-        return pooling.held(study, experiments.digest_of(study), said)
+        return placement.held(study, experiments.digest_of(study), said)
 
     async def start(
         self, experiment: Experiment, author: str, study: Study, plan: Plan | None
@@ -245,7 +245,7 @@ class Engine:
         experiments.matches(experiment, study, plan)
         experiment = experiments.settled(experiment, study, self._copies(study))
         summed = {s for s in study.sites if (told := self.said(s)) and told.summed}
-        experiment = summing.settled(experiment, study.sites, summed)
+        experiment = maskedevaluation.settled(experiment, study.sites, summed)
         if found := await self.validate(experiment):
             words = "; ".join(map(str, found))
             raise ConfigError(Wrong(found[0].field, found[0].found, found[0].needed, words))

@@ -18,14 +18,14 @@ from consilia.errors import ConfigError, NotFound
 from consilia.hub import (
     closing,
     evaluations,
-    figures,
+    maskedevaluation,
     modelversions,
-    pooling,
     records,
-    summing,
+    statistics,
     watching,
 )
 from consilia.hub.blobs import Blobs
+from consilia.hub.pool import placement
 from consilia.hub.siteviews import advertised
 from consilia.privacy import accountant, adaptive, ckks, gradients, graph, noise, ring
 from consilia.stats import sums
@@ -73,7 +73,7 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
     if wanted is not None:
         hidden = wanted.aggregation == "secure"
         judging = Evaluating(wanted.every, tuple(sorted(wanted.at)), hidden)
-    question = figures.asked_of(experiment)
+    question = statistics.asked_of(experiment)
     if question is not None:
         judging = Evaluating(sites=tuple(sorted(experiment.sites)))
     return RoundConfig(
@@ -102,7 +102,7 @@ def settled(
     need three updates at least, whatever the experiment asks for: from the sum of two, each
     site knows the other's update.
     """
-    sites = experiment.sites or pooling.trainers(study, copies)
+    sites = experiment.sites or placement.trainers(study, copies)
     judged = experiment.evaluate
     if judged is not None and study.data_centre and not judged.at:
         judged = msgspec.structs.replace(judged, at=study.hospitals)
@@ -128,7 +128,7 @@ def problems(experiment: Experiment) -> tuple[Problem, ...]:
         *_watch(experiment),
         *_early_stop(experiment),
         *(Problem(*found) for found in evaluations.problems(experiment)),
-        *(Problem(*found) for found in summing.problems(experiment)),
+        *(Problem(*found) for found in maskedevaluation.problems(experiment)),
         *_arguments(experiment.arguments),
         *_privacy(experiment.privacy or Privacy()),
         *_compress(experiment),
@@ -176,7 +176,7 @@ def matches(experiment: Experiment, study: Study, plan: Plan | None) -> None:
             f"the experiment is of study {experiment.study!r}, not {study.name!r}"
         )
     found = "" if plan is None else plan_digest(plan)
-    if experiment.plan != found or (plan is None and figures.asked_of(experiment) is None):
+    if experiment.plan != found or (plan is None and statistics.asked_of(experiment) is None):
         raise ConfigError(f"the experiment names plan {experiment.plan}, not {found}")
 
 
@@ -426,7 +426,7 @@ def _study(db: Connection, e: Experiment) -> Iterator[Problem]:
                 f"at most {invited}, the sites that study {e.study!r} invites",
             )
     yield from (Problem(*p) for p in evaluations.strangers(e, found.study.sites))
-    yield from (Problem(*p) for p in summing.few(e, found.study.sites))
+    yield from (Problem(*p) for p in maskedevaluation.few(e, found.study.sites))
     yield from _pooled(db, e, found)
     yield from _colluding(e, invited)
     yield from _small_ring(e, invited)
@@ -436,8 +436,8 @@ def _pooled(db: Connection, e: Experiment, found: records.StudyRecord) -> Iterat
     """Whether records would train twice: at their hospital, and at the data centre."""
     if not found.study.data_centre:
         return
-    copies = pooling.held(found.study, found.digest, advertised(records.every_site(db)))
-    if both := pooling.twice(found.study, copies, e.sites):
+    copies = placement.held(found.study, found.digest, advertised(records.every_site(db)))
+    if both := placement.twice(found.study, copies, e.sites):
         yield Problem(
             "sites",
             f"{found.study.data_centre} and {', '.join(both)}, whose records it holds",
@@ -473,13 +473,13 @@ def _colluding(e: Experiment, invited: int) -> Iterator[Problem]:
 
 def _of_statistics(e: Experiment) -> bool:
     """Tell whether a job asks for statistics, as the hub has made it: without a plan."""
-    return figures.asked_of(e) is not None and not e.plan
+    return statistics.asked_of(e) is not None and not e.plan
 
 
 def _plan(db: Connection, e: Experiment) -> Iterator[Problem]:
     if _of_statistics(e):
         return
-    if figures.asked_of(e) is not None:
+    if statistics.asked_of(e) is not None:
         yield Problem("privacy.statistics", "a value", "nothing: ask by POST /statistics")
     studies = records.plan_studies(db, e.plan)
     if e.study not in studies:

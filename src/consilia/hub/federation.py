@@ -24,12 +24,11 @@ from consilia.hub import (
     assessing,
     audit,
     encrypted,
-    figures,
+    maskedevaluation,
     masking,
     packed,
-    poolfront,
     records,
-    summing,
+    statistics,
     withdrawals,
 )
 from consilia.hub.blobs import Blob, Blobs
@@ -39,8 +38,9 @@ from consilia.hub.checks import (
     result_misfit,
 )
 from consilia.hub.engine import Engine
-from consilia.hub.poolfront import PoolFront
-from consilia.hub.poolrelay import PoolRelay
+from consilia.hub.pool import front
+from consilia.hub.pool.front import PoolFront
+from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.presence import Assignment
 from consilia.hub.siteviews import advertised
 from consilia.hub.store import Store
@@ -139,7 +139,7 @@ class Federation:
         """Take what a site says of itself; jobs see the change at once."""
         said = self._opened(site, sealed, "advertisement", _ADVERTISEMENT)
         _check_advertisement(site, said)
-        poolfront.check(site, said, self._signing_key(site))
+        front.check(site, said, self._signing_key(site))
         before = self._engine.said(site)
         now = self._now()
 
@@ -172,7 +172,7 @@ class Federation:
         return Verdict(True)
 
     async def pool(self, site: str, method: str, path: str, body: bytes) -> object:
-        """Answer what a site asks about pooled datasets (hub.poolfront)."""
+        """Answer what a site asks about pooled datasets (hub.pool.front)."""
         if self._relay is None:
             raise NotFound("this hub relays no uploads")
         return await PoolFront(self._store, self._relay).answer(site, method, path, body)
@@ -330,40 +330,25 @@ class Federation:
             return Verdict(True)
         return await self._ended(held.site, report)
 
-    async def _figures(self, held: Assignment, report: Result) -> Verdict:
-        """Take a site's sums."""
-        if problem := figures.misfit(report, held.task):
-            if await self._engine.settle(held, "rejected", problem):
-                return Verdict(False, f"sums of site {held.site!r} rejected: {problem}")
-            return await self._ended(held.site, report)
-        if await self._engine.accept(held, "", 1, {}, figures.body_of(report)):
-            return Verdict(True)
-        return await self._ended(held.site, report)
-
     async def _evaluated(self, held: Assignment, report: Result) -> Verdict:
-        """Take what a site has found of a model, or its sums."""
-        if held.task.kind == "statistics":
-            return await self._figures(held, report)
-        found = report.evaluated
-        if held.task.cohort:
-            return await self._summed(held, report)
-        if (problem := assessing.misfit(report, held.task)) or found is None:
-            cause = problem or ""
-            if await self._engine.settle(held, "rejected", cause):
-                return Verdict(False, f"evaluation of site {held.site!r} rejected: {cause}")
-            return await self._ended(held.site, report)
-        body = assessing.body_of(found)
-        if await self._engine.accept(held, "", found.records, {}, body):
-            return Verdict(True)
-        return await self._ended(held.site, report)
-
-    async def _summed(self, held: Assignment, report: Result) -> Verdict:
-        """Take a site's masked vector of what it has found of a model."""
-        if problem := summing.misfit(report, held.task):
+        """Take sums of a site's records, or what it has found of a model, masked or not."""
+        task, found, what = held.task, report.evaluated, "evaluation"
+        records, body = 1, ""
+        if task.kind == "statistics":
+            what, problem = "sums", statistics.misfit(report, task)
+            body = statistics.body_of(report)
+        elif task.cohort:
+            problem = maskedevaluation.misfit(report, task)
+            body = maskedevaluation.body_of(report)
+        else:
+            problem = assessing.misfit(report, task)
+            if found is not None:
+                records, body = found.records, assessing.body_of(found)
+        if problem is not None:
             if await self._engine.settle(held, "rejected", problem):
-                return Verdict(False, f"evaluation of site {held.site!r} rejected: {problem}")
+                return Verdict(False, f"{what} of site {held.site!r} rejected: {problem}")
             return await self._ended(held.site, report)
-        if await self._engine.accept(held, "", 1, {}, summing.body_of(report)):
+        if await self._engine.accept(held, "", records, {}, body):
             return Verdict(True)
         return await self._ended(held.site, report)
 

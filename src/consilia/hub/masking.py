@@ -6,10 +6,11 @@ round that closes: the sum, over the survivors that a threshold of sites has sig
 """
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from consilia.algo.aggregate import Accumulator, Read, accumulator, cast, widen_into
 from consilia.core import steps
@@ -40,6 +41,24 @@ def said(state: JobState, step: str) -> dict[str, bytes]:
         for name, body in lease.words.items()
         if name == step
     }
+
+
+def unmasker(state: JobState) -> secagg.Unmasker:
+    """Return what takes the masks off the sum of the open round's survivors."""
+    bound = context(state)
+    members = secagg.roster(bound, said(state, "keys"))
+    shares, words = said(state, "shares"), said(state, "unmask")
+    return secagg.unmasker(bound, members, shares, survivors(state), words)
+
+
+def sum_of(bodies: Iterable[str]) -> NDArray[np.uint64]:
+    """Return the sum, in the ring of 64 bits, of vectors as the journal keeps them."""
+    total: NDArray[np.uint64] = np.sum(
+        [np.frombuffer(base64.b64decode(body), "<u8") for body in bodies],
+        axis=0,
+        dtype=np.uint64,
+    )
+    return total
 
 
 def survivors(state: JobState) -> tuple[str, ...]:
@@ -223,16 +242,9 @@ def opener(
     state: JobState, fold: MaskedFold, old: Callable[[TensorSpec], Iterator[Array]]
 ) -> None:
     """Unmask the sum of exactly the survivors of the open round."""
-    unmasker = secagg.unmasker(
-        context(state),
-        secagg.roster(context(state), said(state, "keys")),
-        said(state, "shares"),
-        survivors(state),
-        said(state, "unmask"),
-    )
     accepted = [lease for lease in state.leases.values() if lease.status == "accepted"]
     told = tuple((lease.site, lease.id, "", lease.records) for lease in accepted)
-    fold.open(unmasker, old, total(told))
+    fold.open(unmasker(state), old, total(told))
 
 
 def metrics(state: JobState, values: tuple[float, ...]) -> Metrics:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from consilia.hub import figures, journal, records
+from consilia.hub import journal, records, statistics
 from consilia.hub.assessing import HOLDOUT
 from consilia.hub.job import TICKS, LiveJob, Progressed
 from consilia.hub.modelversions import Version
@@ -200,7 +200,7 @@ def _told(type: str, body: Mapping[str, Any], sums: bool) -> Mapping[str, Any]:
     """
     if type == "Accepted" and sums and not body.get("body"):
         return {**body, "metrics": {}}
-    if type == "Accepted" and str(body.get("body", "")).startswith(figures.MARK):
+    if type == "Accepted" and str(body.get("body", "")).startswith(statistics.MARK):
         return {k: v for k, v in body.items() if k != "body"}  # one site's, or masked
     if type != "Spoke":
         return body

@@ -238,7 +238,7 @@ class Agent:
                 self.changed()
                 self._tasks.forget_jobs()
                 if not self._tasks.computing():
-                    await in_thread(self._release.flush)
+                    await in_thread(self._release.outbox.flush)
                 await self._purge_due()
                 if asked := self._standing.asked():
                     await in_thread(self._standing.keep, asked)
@@ -277,5 +277,5 @@ class Agent:
         await self._tasks.close()
         await self._link.close()
         self._threads.shutdown(wait=True)
-        await in_thread(self._release.flush)
+        await in_thread(self._release.outbox.flush)
         await in_thread(self._standing.keep, self._standing.asked(everything=True))

@@ -10,7 +10,8 @@ from pathlib import Path
 from consilia.errors import AuthError, ConsiliaError, StorageError, TransferError
 from consilia.node.backoff import Backoff
 from consilia.node.link import HubLink
-from consilia.node.release import Answer, Release
+from consilia.node.outbox import Answer
+from consilia.node.release import Release
 from consilia.node.store import printable
 from consilia.node.work import Ending, Work, in_thread, transfer, uncancel
 
@@ -88,7 +89,7 @@ class Delivery:
 
     def _bring(self, answer: Answer, frame: Path) -> None:
         """Upload an answer's frame, opened for as long as that takes. Blocks."""
-        with self._release.plain(answer, frame) as path:
+        with self._release.outbox.plain(answer, frame) as path:
             self._link.upload(answer.lease.id, path)
 
 

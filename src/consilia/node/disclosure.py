@@ -274,7 +274,10 @@ class Answerer:
             # the last part of a breakdown follows from the others, which is no fault
             alone = audit([*known, *whole, group], self._rules.k)
             if len(known) + len(whole) not in alone.independent:
-                yield "it follows from earlier answers: it differs from one by nobody"
+                yield (
+                    "it follows from earlier answers: these are exactly the patients of one, "
+                    "or of several put together, asked about in another way"
+                )
 
     def _recall(self, reader: Store | Transaction, universe: str) -> _Memory:
         """Read the memory of a universe: its records last, they only ever grow."""
@@ -331,7 +334,8 @@ class Answerer:
         self, tx: Transaction, q: Question, outcome: str, objections: Iterable[str]
     ) -> None:
         """One audit line a question: what was asked for whom, and what struck; no number."""
-        detail = f"study {q.study}, dataset {q.dataset}, {len(q.groups)} groups"
+        groups = "1 group" if len(q.groups) == 1 else f"{len(q.groups)} groups"
+        detail = f"study {q.study}, dataset {q.dataset}, {groups}"
         reasons = "; ".join(dict.fromkeys(objections))
         detail += f"; {reasons}" if reasons else ""
         tx.audit(self._now(), "agent", "disclosure.answer", q.query, outcome, detail)

@@ -30,8 +30,9 @@ from consilia.node.backoff import Backoff
 from consilia.node.cache import Cache
 from consilia.node.delivery import Delivery
 from consilia.node.link import HubLink
+from consilia.node.outbox import Answer
 from consilia.node.policy import short
-from consilia.node.release import Answer, Release
+from consilia.node.release import Release
 from consilia.node.runner import Runs
 from consilia.node.spending import Spending, dp_of
 from consilia.node.standing import Grant, Standing
@@ -241,7 +242,8 @@ class Execution:
         facts = (task.kind, task.study, task.plan, name, arguments, loaded, dp_of(task))
         if facts != job.granted:
             detail = (
-                f"{task.kind} of job {task.job} from round {task.round}: plan {task.plan}, "
+                f"{task.kind} of job {task.job} from round {task.round}: plan "
+                f"{task.plan or 'none'}, "
                 f"study {task.study_name}, dataset {name}, arguments {dict(task.arguments)}"
             )
             if loaded is not None and loaded.note:

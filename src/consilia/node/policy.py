@@ -18,7 +18,9 @@ from typing import Literal
 
 import msgspec
 
+from consilia.errors import ConfigError
 from consilia.node.hours import DAY, Window, open_at
+from consilia.stats import sums
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
 KINDS = frozenset({"init", "train", "evaluate", "statistics"})
@@ -103,6 +105,7 @@ class DatasetFacts:
     records: int  # that tasks may train on
     enabled: bool = True
     held: int = 0  # records of its hold-out
+    study: str = ""  # digest of the only study that may use it: others' copies; "" for any
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +303,12 @@ def _statistics(r: Request, p: Policy, _: date) -> str | None:
     study, asks = p.studies.get(r.study), r.privacy.statistics is not None
     if asks is not (r.kind == "statistics"):
         return f"a task of kind {r.kind!r} {'asks' if asks else 'does not ask'} for statistics"
-    if not asks or study is None:
+    if r.privacy.statistics is None or study is None:
         return None
+    try:
+        sums.check(r.privacy.statistics)  # the hub has done so, if it is honest
+    except ConfigError as e:
+        return f"a question that makes no sense: {e}"
     if r.privacy.dp is not None or r.privacy.aggregation == "ckks":
         return "statistics are neither encrypted nor noised: masked or plain"
     if p.statistics == "none" or (p.statistics == "study" and not study.statistics):
@@ -450,6 +457,13 @@ def decide(request: Request, policy: Policy, today: date) -> Decision:
     return Decision((), _candidates(request, policy)[0].name)
 
 
+def of_study(digest: str, name: str, policy: Policy, today: date) -> tuple[str, ...]:
+    """Return what speaks against the study itself, whatever is to be done for it."""
+    request = Request("init", digest, name, "", frozenset(), {}, None, 0.0)
+    rules = (_study, _permitted, _terms, _residency)
+    return tuple(said for rule in rules if (said := rule(request, policy, today)))
+
+
 def reviewed(signers: frozenset[str], needed: ConsortiumReview) -> bool:
     """Tell whether reviewers, each written name@site, are enough, and of enough sites."""
     sites = {signer.rpartition("@")[2] for signer in signers}
@@ -542,6 +556,7 @@ def _candidates(r: Request, p: Policy) -> list[DatasetFacts]:
         and r.tags <= d.tags
         and grant.tags <= d.tags
         and (not grant.datasets or d.name in grant.datasets)
+        and d.study in ("", r.study)
     ]
 
 

@@ -4,25 +4,16 @@ An update leaves only when the worker's tensors have exactly the model's schema,
 (and clipped, where the site says so), were computed on no fewer records than the site's and
 the study's minimum and no more than the dataset has, and its metrics are a few short names
 with finite numbers, of which disclosure control lets leave what may (node.numbers). It is
-then written to DIR/outbox (one that is not masked under its study's key), signed, and entered
-in the audit trail in one transaction; only after that commit may a byte of it be sent.
-
-The answer to a lease is kept until the hub has acknowledged it, so a restarted agent sends
-the same answer again instead of training again. The frame itself is not synced: after a power
-cut an answer whose frame is damaged is dropped, and its task runs again.
+then written to the outbox (node.outbox), signed, and entered in the audit trail in one
+transaction; only after that commit may a byte of it be sent.
 
 What fails tells the hub one word of a closed list; durations are rounded up to a few buckets:
 both would otherwise carry information out.
 """
 
-import contextlib
 import logging
 import math
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import get_args
@@ -31,33 +22,30 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consilia.core.carried import Carried
-from consilia.errors import (
-    ConsiliaError,
-    Refused,
-    WorkerError,
-)
+from consilia.errors import Refused, WorkerError
 from consilia.node import (
     audit,
     budget,
     coarse,
     compressing,
     evaluating,
-    figures,
     ledger,
     ledgerlog,
+    maskedevaluation,
     noising,
     segments,
+    statistics,
     studykeys,
-    summing,
 )
 from consilia.node.config import NodeConfig
 from consilia.node.disclosure import Answerer
-from consilia.node.masking import Masking, encrypts, forget
+from consilia.node.masking import Masking, encrypts
 from consilia.node.numbers import Numbers, Told
+from consilia.node.outbox import Answer, Outbox
 from consilia.node.policy import short
 from consilia.node.runner import TaskOutput
 from consilia.node.spending import dp_of
-from consilia.node.store import Store, Transaction, hashed_name
+from consilia.node.store import Store
 from consilia.node.updates import Updates, discard
 from consilia.privacy import disclosure
 from consilia.stats import sums
@@ -76,7 +64,6 @@ from consilia.wire.v1 import (
     Result,
     Sealed,
     Task,
-    decode,
     encode,
 )
 from consilia.wire.worker import Done
@@ -85,18 +72,8 @@ REPORT, ADVERTISEMENT = "report", "advertisement"
 _LOG = logging.getLogger("consilia.node.release")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the node says on a lease, durable and audited; `frame` goes with a result."""
-
-    lease: Lease
-    report: Sealed
-    frame: Path | None = None
-    listens: bool = False  # a masked round goes on with it, without a frame
-
-
 class Release:
-    """Makes, keeps and withdraws answers. Methods block; any thread may call them."""
+    """Makes and withdraws answers; `outbox` keeps them. Methods block, on any thread."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts it is made of
         self,
@@ -107,10 +84,8 @@ class Release:
         now: Callable[[], float],
         random: Callable[[int], bytes],
     ) -> None:
-        """Open the outbox folder (made 0700 when missing); `random` gives secret bytes."""
-        outbox.mkdir(mode=0o700, exist_ok=True)
+        """Open the folder `outbox`; `random` gives secret bytes."""
         self._store = store
-        self._outbox = outbox
         self._config = config
         self._key = key
         self._now = now
@@ -120,12 +95,10 @@ class Release:
         self._mirrored = False
         self._numbers = Numbers(store, config.disclosure)
         self._answers = Answerer(store, config.disclosure, now, random)
-        self._rest = studykeys.rest_of(store, random)
-        self._feedback = compressing.Feedback(outbox.parent / "feedback", now, self._rest)
+        rest = studykeys.rest_of(store, random)
+        self.outbox = Outbox(store, outbox, rest, now)
+        self._feedback = compressing.Feedback(outbox.parent / "feedback", now, rest)
         self._updates = Updates(outbox, config, self.masking, self._feedback, random)
-        self._lock = threading.Lock()
-        self._acknowledged: dict[str, Path | None] = {}  # settled, not yet noted on disk
-        self._views: set[tuple[Path, int]] = set()  # frames being sent, opened: descriptors
         self._advertised: bytes = b""
 
     # ---- answers ---------------------------------------------------------------------------
@@ -148,7 +121,7 @@ class Release:
         `dataset` tells metrics is counted under its name. Raises Refused
         (too few records), WorkerError with its cause, or StorageError; nothing has left then.
         """
-        path = self._frame_path(lease.id)
+        path = self.outbox.path(lease.id)
         try:
             self._check_records(lease, done, available, least)
             check_metrics(done.metrics)
@@ -164,7 +137,7 @@ class Release:
                 done = msgspec.structs.replace(done, metrics=noising.metrics(dp))
             header, known = self._updates.made(lease, done, tensors, base, path)
             if not lease.task.cohort:  # a masked one hides itself
-                self._rest.keep_in_place(lease.task.study, path, _outgoing(lease))
+                self.outbox.seal(lease)
             return self._keep_result(lease, done, header, path, seconds, told, known)
         except BaseException:
             discard(path)
@@ -181,7 +154,7 @@ class Release:
         asked = lease.task.evaluation or Evaluation()
         predictions = evaluating.taken(output, asked, records)
         today = date.fromtimestamp(self._now())
-        if summing.masks_evaluation(lease.task):
+        if maskedevaluation.masks_evaluation(lease.task):
             told = self._numbers.summed(dataset=dataset, today=today)
             return self._summed(lease, predictions, asked, told, seconds)
         found, told = self._numbers.evaluated(predictions, asked, dataset=dataset, today=today)
@@ -193,8 +166,8 @@ class Release:
             f"metrics {', '.join(sorted(told.metrics))} on a hold-out of {records} records; "
             f"{_about(lease)}{'; kept back: ' if told.note else ''}{told.note}"
         )
-        with self._committing() as (tx, _):
-            self._keep(tx, lease, report, None)
+        with self.outbox.committing() as (tx, _):
+            self.outbox.keep(tx, lease, report, None)
             self._numbers.count(tx, told)
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
         self._numbers.ended(lease.id)
@@ -211,10 +184,10 @@ class Release:
         """Make the answer of a masked evaluation: a vector that only the others' can open."""
         task, dp = lease.task, dp_of(lease.task)
         if dp is None:
-            numbers = summing.vector(found, asked, self._numbers.rules)
+            numbers = maskedevaluation.vector(found, asked, self._numbers.rules)
         else:
             keyed = self.masking.keyed(lease)
-            numbers = summing.noised(found, asked, dp, keyed, self._random)
+            numbers = maskedevaluation.noised(found, asked, dp, keyed, self._random)
         hidden = self.masking.mask_numbers(lease, numbers)
         took = disclosure.release_duration(seconds)
         report = self._seal(
@@ -225,8 +198,8 @@ class Release:
             f"metrics of a hold-out of {len(found.scores)} records, masked among "
             f"{len(task.cohort)} sites; {noise}{_about(lease)}"
         )
-        with self._committing() as (tx, _):
-            self._keep(tx, lease, report, None, listens=True)
+        with self.outbox.committing() as (tx, _):
+            self.outbox.keep(tx, lease, report, None, listens=True)
             self._numbers.count(tx, told)
             if dp is not None:
                 ledger.settle_in(tx, lease.id, now=self._now())
@@ -245,9 +218,9 @@ class Release:
         if asked is None:
             raise Refused("a task of kind 'statistics' without a question")
         universe = ledger.universe_of(self._config.privacy, dataset)
-        about = figures.About(task.study, universe, dataset)
-        columns = figures.taken(output, asked)
-        told = figures.answered(columns, asked, about, self._answers)
+        about = statistics.About(task.study, universe, dataset)
+        columns = statistics.taken(output, asked)
+        told = statistics.answered(columns, asked, about, self._answers)
         body = sums.coded(asked, told)
         masked = bool(task.cohort)
         sent = self.masking.mask_numbers(lease, body) if masked else body.tobytes()
@@ -256,9 +229,9 @@ class Release:
         report = self._seal(
             Result(lease.id, task.job, task.round, None, records, {}, took, None, sent)
         )
-        detail = f"{figures.described(asked, told)}; {'masked' if masked else 'plain'}; "
-        with self._committing() as (tx, _):
-            self._keep(tx, lease, report, None, listens=masked)
+        detail = f"{statistics.described(asked, told)}; {'masked' if masked else 'plain'}; "
+        with self.outbox.committing() as (tx, _):
+            self.outbox.keep(tx, lease, report, None, listens=masked)
             tx.audit(
                 self._now(), "agent", "release", lease.id, "released", detail + _about(lease)
             )
@@ -269,15 +242,15 @@ class Release:
         cause = disclosure.release_cause(cause, get_args(FailureCause), "internal")
         report = self._seal(Failed(lease.id, cause))
         now = self._now()
-        with self._committing() as (tx, _):
-            self._keep(tx, lease, report, None)
+        with self.outbox.committing() as (tx, _):
+            self.outbox.keep(tx, lease, report, None)
             tx.execute(
                 "INSERT INTO failures VALUES (?, ?, 1) "
                 "ON CONFLICT (plan, day) DO UPDATE SET count = count + 1",
                 (lease.task.plan[:80], date.fromtimestamp(now).isoformat()),
             )
             tx.audit(now, "agent", "task.fail", lease.id, cause, _about(lease))
-        self._discard(self._frame_path(lease.id))
+        self.outbox.discard(self.outbox.path(lease.id))
         self._feedback.lost(lease)
         return Answer(lease, report)
 
@@ -297,11 +270,11 @@ class Release:
         reasons = "; ".join(objections)
         disclosed = (reasons if self._config.disclose_reasons else "; ".join(told))[:1000]
         report = self._seal(Declined(lease.id, disclosed))
-        with self._committing() as (tx, _):
-            self._keep(tx, lease, report, None)
+        with self.outbox.committing() as (tx, _):
+            self.outbox.keep(tx, lease, report, None)
             detail = f"{reasons}; {_about(lease)}"
             tx.audit(self._now(), "agent", action, lease.id, "refused", detail)
-        self._discard(self._frame_path(lease.id))
+        self.outbox.discard(self.outbox.path(lease.id))
         self._feedback.lost(lease)
         return Answer(lease, report)
 
@@ -380,82 +353,22 @@ class Release:
         """Close the part of the audit trail that has grown large enough; see node.segments."""
         segments.close(self._store, self._key, self._config.site, self._now())
 
-    # ---- the outbox ------------------------------------------------------------------------
-
-    @contextmanager
-    def plain(self, answer: Answer, frame: Path) -> Iterator[Path]:
-        """Yield where the frame of an answer can be read while it is sent; FileNotFoundError.
-
-        Once the answer is withdrawn it reads as empty: no more of it is sent.
-        """
-        about = _outgoing(answer.lease)
-        with self._rest.opened(answer.lease.task.study, frame, about) as fd:
-            view = (frame, fd)
-            with self._lock:
-                self._views.add(view)
-            try:
-                yield Path(f"/proc/self/fd/{fd}")
-            finally:
-                with self._lock:
-                    self._views.discard(view)
-
-    def _discard(self, frame: Path) -> None:
-        """Remove a frame, and empty what a transfer is reading of it."""
-        discard(frame)
-        with self._lock:
-            for path, fd in self._views:
-                if path == frame:
-                    with contextlib.suppress(OSError):
-                        os.truncate(f"/proc/self/fd/{fd}", 0)
-
-    def answered(self, lease: str) -> bool:
-        """Tell whether this node has ever answered a lease: it never does so twice."""
-        return bool(self._store.rows("SELECT 1 FROM leases WHERE id = ?", (lease,)))
+    # ---- once it is made -------------------------------------------------------------------
 
     def acknowledged(self, answer: Answer, taken: bool = True) -> None:
         """Note that the hub has the answer: written with the next transaction or `flush`."""
         if coarse.feeds(answer.lease.task.privacy) and answer.frame is not None:
             (self._feedback.taken if taken else self._feedback.lost)(answer.lease)
-        with self._lock:
-            self._acknowledged[answer.lease.id] = answer.frame
+        self.outbox.acknowledged(answer)
 
     def withdraw(self, answer: Answer, reason: str) -> None:
         """Drop an answer that was not sent: its lease was taken back, or policy changed."""
         self._feedback.lost(answer.lease)
-        with self._committing() as (tx, settle):
+        with self.outbox.committing() as (tx, settle):
             settle(answer.lease.id, answer.frame)
             tx.audit(
                 self._now(), "agent", "release.withdraw", answer.lease.id, "dropped", reason
             )
-
-    def flush(self) -> None:
-        """Write down all acknowledgements and remove their frames."""
-        with self._lock:
-            idle = not self._acknowledged
-        if not idle:
-            with self._committing():
-                pass
-
-    def pending(self) -> list[Answer]:
-        """After a restart: return the answers not acknowledged; drop the broken ones."""
-        rows = self._store.rows(
-            "SELECT lease, report, frame FROM leases WHERE settled = 0 ORDER BY at"
-        )
-        answers, kept = [], set()
-        for lease_bytes, report, name in rows:
-            lease, sealed = decode(lease_bytes, Lease), decode(report, Sealed)
-            path = None if name is None else self._outbox / str(name)
-            answer = Answer(lease, sealed, path, self._listens(lease))
-            if path is not None and not self._sound(answer, path):
-                self._forget(answer)
-                continue
-            if path is not None:
-                kept.add(path.name)
-            answers.append(answer)
-        for stray in self._outbox.iterdir():
-            if stray.name not in kept:
-                stray.unlink()
-        return answers
 
     # ---- inside ----------------------------------------------------------------------------
 
@@ -505,90 +418,14 @@ class Release:
             f"metrics {', '.join(sorted(done.metrics)) or 'none'}; {hidden}{_about(lease)}"
             f"{'; kept back: ' if told.note else ''}{told.note}"
         )
-        with self._committing() as (tx, _):
-            self._keep(tx, lease, report, path.name)
+        with self.outbox.committing() as (tx, _):
+            self.outbox.keep(tx, lease, report, path.name)
             self._numbers.count(tx, told)
             if dp_of(lease.task) is not None:
                 ledger.settle_in(tx, lease.id, now=self._now())
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
         self._numbers.ended(lease.id)
         return Answer(lease, report, path)
-
-    def _keep(
-        self,
-        tx: Transaction,
-        lease: Lease,
-        report: Sealed,
-        frame: str | None,
-        listens: bool = False,
-    ) -> None:
-        if frame is None and not listens:
-            forget(tx, lease.id)  # a site that has declined or failed gives out no share
-        tx.execute(
-            "INSERT INTO leases VALUES (?, ?, 0, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-            "at = excluded.at, settled = 0, report = excluded.report, frame = excluded.frame",
-            (lease.id, self._now(), encode(lease), encode(report), frame),
-        )
-
-    @contextmanager
-    def _committing(
-        self,
-    ) -> Iterator[tuple[Transaction, Callable[[str, Path | None], None]]]:
-        """One transaction that also notes what was acknowledged; frames go after the commit."""
-        with self._lock:
-            noted, self._acknowledged = self._acknowledged, {}
-        done = dict(noted)
-        try:
-            with self._store.write() as tx:
-                yield tx, done.__setitem__
-                for lease in done:
-                    tx.execute(
-                        "UPDATE leases SET settled = 1, lease = NULL, report = NULL, "
-                        "frame = NULL WHERE id = ?",
-                        (lease,),
-                    )
-        except BaseException:
-            with self._lock:
-                self._acknowledged = {**noted, **self._acknowledged}
-            raise
-        for frame in done.values():
-            if frame is not None:
-                self._discard(frame)
-
-    def _forget(self, answer: Answer) -> None:
-        """Remove an answer whose frame a power cut has damaged: the task may run again."""
-        with self._store.write() as tx:
-            tx.execute("DELETE FROM leases WHERE id = ?", (answer.lease.id,))
-            tx.audit(
-                self._now(), "agent", "release.withdraw", answer.lease.id, "dropped",
-                "its frame was damaged before it was sent",
-            )  # fmt: skip
-
-    def _sound(self, answer: Answer, path: Path) -> bool:
-        """Tell whether a kept frame is whole and the one the signed result names."""
-        result = decode(answer.report.payload, Result)
-        if result.model is None:
-            return False
-        try:
-            with self.plain(answer, path) as view, frames.opened(view) as fd:
-                size = os.fstat(fd).st_size
-                verifier = frames.Verifier(size, expected=result.model)
-                verifier.feed_file(fd, size)
-        except (ConsiliaError, OSError):
-            return False
-        return verifier.complete
-
-    def _listens(self, lease: Lease) -> bool:
-        """Tell whether a masked round goes on after an answer without a frame.
-
-        One that declines or fails has deleted the round's secrets with the answer.
-        """
-        if not (summing.masks_evaluation(lease.task) or lease.task.kind == "statistics"):
-            return False
-        return bool(self._store.rows("SELECT 1 FROM masked WHERE lease = ?", (lease.id,)))
-
-    def _frame_path(self, lease: str) -> Path:
-        return self._outbox / f"{hashed_name(lease)}.frame"
 
     def _seal(self, report: Report) -> Sealed:
         return seal.seal(REPORT, self._config.site, encode(report), self._key)
@@ -601,13 +438,9 @@ def check_metrics(metrics: Metrics) -> None:
         raise WorkerError(problem, "not-finite" if broken else "plan-contract")
 
 
-def _outgoing(lease: Lease) -> str:
-    return f"update of lease {lease.id}"
-
-
 def _about(lease: Lease) -> str:
     t = lease.task
     return (
         f"{t.kind} of job {t.job}, round {t.round}, study {t.study_name}, "
-        f"study digest {short(t.study)}, plan {short(t.plan)}"
+        f"study digest {short(t.study)}" + (f", plan {short(t.plan)}" if t.plan else "")
     )

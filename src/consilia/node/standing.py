@@ -18,17 +18,24 @@ from consilia.node import (
     approvals,
     config,
     datasets,
-    figures,
     optout,
     policyhistory,
-    pool,
+    statistics,
     stops,
     studies,
 )
 from consilia.node.config import NodeConfig
 from consilia.node.hours import open_at, parse
 from consilia.node.loading import Loading, Prepared
-from consilia.node.policy import Decision, Policy, Request, allowed_values, decide
+from consilia.node.policy import (
+    DatasetFacts,
+    Decision,
+    Policy,
+    Request,
+    allowed_values,
+    decide,
+)
+from consilia.node.pool import decisions
 from consilia.node.spending import dp_of
 from consilia.node.store import Store
 from consilia.wire.v1 import Advertisement, Lease, Plan
@@ -51,7 +58,7 @@ def policy_of(store: Store, settings: NodeConfig) -> Policy:
     return Policy(
         studies.grants(store),
         approvals.grants(store),
-        datasets.facts(store),
+        _bound(store),
         settings.min_records,
         {name: allowed_values(values) for name, values in settings.arguments.items()},
         settings.failures_per_day,
@@ -66,6 +73,12 @@ def policy_of(store: Store, settings: NodeConfig) -> Policy:
         tuple(settings.regions),
         settings.statistics,
     )
+
+
+def _bound(store: Store) -> tuple[DatasetFacts, ...]:
+    """Return the datasets; copies that sites pool serve the study they were sent for alone."""
+    copies = decisions.copies(store)
+    return tuple(replace(f, study=copies.get(f.name, "")) for f in datasets.facts(store))
 
 
 class Standing:
@@ -144,7 +157,7 @@ class Standing:
         """Return what a lease that was just allowed may use."""
         task, policy = lease.task, self.policy()
         if task.kind == "statistics":
-            self._plans[task.plan] = figures.PLAN
+            self._plans[task.plan] = statistics.PLAN
         if task.plan not in self._plans:
             record = approvals.get(self._store, task.plan, self.today())
             self._plans[task.plan] = record.plan
@@ -164,7 +177,7 @@ class Standing:
             tuple(sorted(d for d, g in policy.studies.items() if today <= g.until)),
             tuple(sorted(d for d, g in policy.plans.items() if today <= g.until)),
             withdrawn=studies.withdrawn(self._store),
-            pool=pool.statements(self._store),
+            pool=decisions.statements(self._store),
             summed=self.config.disclosure.metrics == "summed",
         )
 

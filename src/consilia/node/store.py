@@ -257,6 +257,13 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             study TEXT PRIMARY KEY, private BLOB NOT NULL, told BLOB NOT NULL,
             at REAL NOT NULL, actor TEXT NOT NULL) STRICT, WITHOUT ROWID""",
     ),
+    (  # uploads that were taken or withdrawn: one that is told again counts for nothing (.pool)
+        """CREATE TABLE pool_spent (
+            study TEXT NOT NULL, site TEXT NOT NULL, upload TEXT NOT NULL,
+            PRIMARY KEY (study, site, upload)) STRICT, WITHOUT ROWID""",
+        """INSERT INTO pool_spent
+            SELECT study, site, upload FROM pooled WHERE role = 'holder'""",
+    ),
 )
 
 

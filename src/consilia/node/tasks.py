@@ -23,7 +23,7 @@ from consilia.node.exchange import Exchange
 from consilia.node.execution import Execution, Parts
 from consilia.node.masking import Open, Spoken, encrypts
 from consilia.node.opening import Opening, Tools
-from consilia.node.release import Answer
+from consilia.node.outbox import Answer
 from consilia.node.standing import Grant
 from consilia.node.status import TaskStatus
 from consilia.node.store import printable
@@ -69,13 +69,13 @@ class Tasks:
 
     async def resume(self) -> None:
         """Go on where the agent was before it was restarted."""
-        answers = await in_thread(self._release.pending)
+        answers = await in_thread(self._release.outbox.pending)
         rounds = {r.lease.id: r for r in await in_thread(self._release.masking.open)}
         await in_thread(opening.sweep, self._release.opening, rounds)
         for answer in answers:
             self._take(answer.lease, answer, rounds.pop(answer.lease.id, None))
         for name, round in rounds.items():
-            if self._release.answered(name):
+            if self._release.outbox.answered(name):
                 self._take(round.lease, None, round)  # the hub has our update
             else:
                 self._unclaimed.add(name)
@@ -323,7 +323,7 @@ class Tasks:
 
     def _judge(self, lease: Lease, note: bool = False) -> Grant:
         """Return what the lease may use, or raise NotAllowed; `note` remembers what it asks."""
-        if self._release.answered(lease.id):
+        if self._release.outbox.answered(lease.id):
             raise NotAllowed(("this lease was answered before",), "task.refuse")
         try:  # a long one would push the plan and the dataset out of the audit trail's line
             ids.name(lease.task.job, "job")

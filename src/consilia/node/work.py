@@ -17,8 +17,8 @@ from consilia.errors import (
     WireError,
     WorkerError,
 )
+from consilia.node.outbox import Answer
 from consilia.node.policy import short
-from consilia.node.release import Answer
 from consilia.node.status import TaskStatus
 from consilia.wire.v1 import FailureCause, Lease, Word
 

@@ -245,7 +245,8 @@ def _run(  # noqa: PLR0913, PLR0917 - one arm, and how
     for fold in range(1, folds + 1):
         say(f"{arm}: fold {fold} of {folds}")
         try:
-            experiment = Experiment(client, **asked, fold=fold).start()
+            named = {"name": f"{arm}, fold {fold} of {folds}"} | dict(asked)
+            experiment = Experiment(client, **named, fold=fold).start()
             found.jobs.append(experiment.job.id)
             found.problem = _ended(experiment, patience)
             told = experiment.evaluations if not found.problem else ()
@@ -268,7 +269,10 @@ def _hint(problem: str, folds: int) -> str:
             "plan whose init uses it"
         )
     if "declined" in problem or "too few" in problem:
-        return f". Does every site declare {folds} folds (consilia dataset holdout --folds)?"
+        return (
+            f". Does every site declare {folds} folds (consilia dataset holdout --folds), have "
+            "its min_records outside each, and one dataset that fits? Its audit trail tells it"
+        )
     return ""
 
 

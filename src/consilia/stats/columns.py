@@ -1,7 +1,8 @@
 """What a question for sums is computed from: each record's identity, groups and values.
 
 This runs in a site's sandboxed worker, on a table as its loading plan and opt-outs leave it.
-Nothing of it leaves the site: the agent (node.summing) makes sums of it under the site's rules.
+Nothing of it leaves the site: the agent (node.statistics) makes sums of it under the site's
+rules.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def identities(table: Table, patient: str) -> NDArray[np.uint64]:
         values, missing = table.column(patient), table.missing(patient)
         if missing.any():
             raise DataError(f"{int(missing.sum())} records have no patient id in {patient!r}")
-        return _hashed([str(v) for v in values.tolist()])
+        return _hashed([str(v).strip() for v in values.tolist()])  # as opt-outs and folds do
     read = {name: (table.column(name), table.missing(name)) for name in sorted(table.columns)}
     shown = [_shown(values, missing) for values, missing in read.values()]
     rows = ["\0".join(row) for row in zip(*shown, strict=True)]

@@ -91,6 +91,11 @@ def bins_of(asked: Numbers) -> int:
     return max(0, len(asked.edges) - 1)
 
 
+def bin_names(asked: Numbers) -> tuple[str, ...]:
+    """Name the bins of a histogram, of 3 edges or more; the outer ones have no outer end."""
+    return names_of(Subgroups(asked.column, cuts=asked.edges[1:-1]))
+
+
 def items(asked: Statistics) -> tuple[Item, ...]:
     """Return what the numbers of an answer are, in their order."""
     return tuple(_items(asked))

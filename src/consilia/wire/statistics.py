@@ -40,7 +40,8 @@ class Figure(View, frozen=True):
     across: str = ""  # the other column of a crosstab
     across_level: str = ""
     value: float | None = None
-    low: float | None = None  # the value is between these two, whatever the sites hold back
+    # the value is between these two, whatever the sites hold back; None: no end on that side
+    low: float | None = None
     high: float | None = None
     sites: int = 0  # that it is of
 

@@ -121,7 +121,7 @@ class Evaluation(Record, frozen=True):
 
     subgroups: tuple[Subgroups, ...] = ()
     local: int = 0  # rounds the site trains alone, to compare its model with; 0: it does not
-    bins: int = 0  # of the grid that sums are taken on (stats.binned); 0: each site's metrics
+    bins: int = 0  # of the grid of stats.summedscores; 0: each site's metrics, no sums
 
 
 class Measure(Record, frozen=True):
@@ -446,7 +446,7 @@ class Result(Record, frozen=True, tag="result"):
     metrics: Metrics = {}  # of a masked one the names only, each 0: the values are masked
     seconds: float = 0.0  # bucketed
     evaluated: Evaluated | None = None  # of an evaluation, which has no `model`
-    sums: bytes = b""  # little-endian uint64, masked: stats.binned of models, else stats.sums
+    sums: bytes = b""  # little-endian uint64, masked: stats.summedscores, or stats.sums
 
 
 # Closed lists: a free text would be a channel out of the site.

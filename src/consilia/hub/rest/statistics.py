@@ -4,7 +4,7 @@ from litestar import get, post
 from litestar.params import FromPath, JSONBody
 from sqlalchemy import Connection
 
-from consilia.hub import asking, figures, records
+from consilia.hub import questions, records, statistics
 from consilia.hub.rest.governance import work_study
 from consilia.hub.rest.guard import Who
 from consilia.hub.rest.jobs import seen_job
@@ -23,8 +23,8 @@ async def ask_statistics(hub: Hub, who: Who, data: JSONBody[AskStatistics]) -> J
     def read(db: Connection) -> tuple[Study, Experiment]:
         found = work_study(db, who, data.study)
         said = advertised(records.every_site(db))
-        offered = asking.offered(found.study, found.digest or "", said)
-        return found.study, asking.experiment(data, found.study, offered)
+        offered = questions.offered(found.study, found.digest or "", said)
+        return found.study, questions.experiment(data, found.study, offered)
 
     study, experiment = await hub.store.read(read)
     id = await hub.engine.start(experiment, who.name, study, None)
@@ -35,4 +35,4 @@ async def ask_statistics(hub: Hub, who: Who, data: JSONBody[AskStatistics]) -> J
 async def get_statistics(hub: Hub, who: Who, id: FromPath[str]) -> StatisticsView:
     """Show what the sites have told; 404 until they have."""
     await seen_job(hub, who, id)
-    return await hub.store.read(lambda db: figures.of_job(db, id))
+    return await hub.store.read(lambda db: statistics.of_job(db, id))

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from consilia.hub import pooling, records, stages, tables
+from consilia.hub import records, stages, tables
 from consilia.hub.audit import Entry
 from consilia.hub.people.roles import Seeing
+from consilia.hub.pool import placement
 from consilia.hub.records import PlanRecord, StudyRecord
 from consilia.hub.rest.guard import Caller
 from consilia.hub.siteviews import Said, advertised
@@ -83,7 +84,7 @@ def study_view(record: StudyRecord, said: Said) -> StudyView:
         state=record.state,
         author=record.author,
         sites=sites,
-        degree=pooling.degree(record.study, record.digest, said),
+        degree=placement.degree(record.study, record.digest, said),
     )
 
 

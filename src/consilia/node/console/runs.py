@@ -20,7 +20,7 @@ from consilia.wire.console.studies import Decide
 
 STOPS = allow("data_manager", "reviewer", "administrator")
 # what the audit trail calls that something left, or was taken back before it did
-LEFT = ("release", "site.advertise", "mask.")
+LEFT = ("release", "site.advertise", "mask.", "pool.send")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -146,6 +146,8 @@ def view(here: Services, record: StudyRecord) -> StudyView:
         residency=study.residency,
         region_problem=residency_problem(study.residency, regions) or "",
         statistics=study.statistics,
+        data_centre=study.data_centre,
+        pooled=study.pooled,
     )
 
 

@@ -47,6 +47,8 @@ class StudyView(View, frozen=True):
     residency: str = ""  # region that its sites must be in; "" for any
     region_problem: str = ""  # why this site cannot accept it for that
     statistics: bool = False  # sums over the records may be asked for
+    data_centre: str = ""  # the site that holds copies of what others pool; "": none
+    pooled: tuple[str, ...] = ()  # the sites asked to pool; asking is not consent
 
 
 class StudyChange(View, frozen=True):

@@ -1207,6 +1207,8 @@ export interface components {
             readonly changes: readonly components["schemas"]["StudyChange"][];
             /** @default  */
             readonly controller: string;
+            /** @default  */
+            readonly data_centre: string;
             readonly datasets: readonly string[];
             readonly decided: number;
             readonly digest: string;
@@ -1218,6 +1220,8 @@ export interface components {
             readonly offered: number;
             readonly peers: readonly components["schemas"]["PeerView"][];
             readonly plans: readonly string[];
+            /** @default [] */
+            readonly pooled: readonly string[];
             readonly purpose: string;
             readonly reason: string;
             /** @default  */

@@ -100,6 +100,8 @@ function Terms({ study }: { study: StudyView }) {
         [say("field.tags"), study.tags.join(", ")],
         [say("study.min_records"), study.min_records],
         [say("study.statistics"), say(study.statistics ? "study.statistics.asked" : "study.statistics.none")],
+        [say("study.data_centre"), study.data_centre],
+        [say("study.pooled"), study.pooled.length > 0 && say("study.pooled.asked", { sites: study.pooled.join(", ") })],
         [say("study.its_end"), day(study.study_until, language)],
         [say("study.matching"), study.matching.join(", ") || say("study.matching.none")],
         [say("field.offered"), moment(study.offered, language)],

@@ -9,18 +9,21 @@ STUDY is the digest of a study that is submitted and invites the caller.
 """
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from consilia.errors import NotFound, Refused, WireError
 from consilia.hub import records
-from consilia.hub.poolrelay import PoolRelay
+from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.records import StudyRecord
 from consilia.hub.siteviews import advertised
 from consilia.hub.store import Store
 from consilia.wire import pool
 from consilia.wire.v1 import Advertisement, Sealed
+
+_NUMBER = re.compile("[0-9]{1,6}")  # of a piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,11 @@ class PoolFront:
             case "GET", [study, source, upload]:
                 found = await self._study(site, study)
                 return await asyncio.to_thread(self.relay.have, found, source, upload)
-            case "GET", [study, source, upload, number] if number.isdecimal():
+            case "GET", [study, source, upload, number] if _NUMBER.fullmatch(number):
                 found = await self._study(site, study)
                 wanted = (found, site, source, upload, int(number))
                 return await asyncio.to_thread(self.relay.get, *wanted)
-            case "PUT", [study, source, upload, number] if number.isdecimal():
+            case "PUT", [study, source, upload, number] if _NUMBER.fullmatch(number):
                 found = await self._study(site, study)
                 if source != site:
                     raise Refused(f"site {site!r} uploads in the name of {source[:63]!r}")

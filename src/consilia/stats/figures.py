@@ -6,7 +6,8 @@
 
 What is known about a number beside its value stands in `low` and `high`. A sum is off by half a
 step of its fixed point a site at most. A quantile lies in one of the bins that it can fall into
-when those records that no bin was told for are anywhere, and each rounded count is off by 2.
+when those records that no bin was told for are anywhere, and each rounded count is off by 2;
+the first and the last bin have no outer end, so what can lie there has no `low` or no `high`.
 
 In a masked sum, a number that fewer than three sites have told is not shown: it would be, or
 would give each of two away to the other, a site's own.
@@ -14,7 +15,7 @@ would give each of two away to the other, a site's own.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from consilia.privacy.disclosure import QUANTILES
 from consilia.privacy.ring import FRACTION
@@ -68,8 +69,8 @@ def _numbers(
     if not edges:
         return
     bins = [shown.get(Item("bin", column, group, i)) for i in range(sums.bins_of(asked))]
-    for (low, high), told in zip(pairwise(edges), bins, strict=True):
-        yield _count("histogram", told, column, group, f"{low:g} to {high:g}")
+    for name, told in zip(sums.bin_names(asked), bins, strict=True):
+        yield _count("histogram", told, column, group, name)
     whole = shown.get(Item("count", column, group))
     if "quantiles" in asked.what:
         for at in QUANTILES:
@@ -131,8 +132,9 @@ def _quantile(
     )
     late = next((i for i, n in enumerate(rising) if n - away >= most), len(bins) - 1)
     sites = min([whole.sites, *(b.sites for b in bins if b is not None)])
-    ends = asked.edges[early], asked.edges[late + 1]
-    return Figure(*_named(empty), value=value, low=ends[0], high=ends[1], sites=sites)
+    lowest = asked.edges[early] if early else None  # the outer bins have no outer end
+    highest = asked.edges[late + 1] if late < len(bins) - 1 else None
+    return Figure(*_named(empty), value=value, low=lowest, high=highest, sites=sites)
 
 
 def _count(  # noqa: PLR0913, PLR0917 - what a count is of

@@ -71,7 +71,7 @@ def offered(study: Study, digest: str, said: Mapping[str, Advertisement]) -> dic
 def _columns(
     study: Study, digest: str, said: Mapping[str, Advertisement]
 ) -> Iterator[tuple[str, str, MockColumn | None]]:
-    for site in sorted(study.sites):
+    for site in sorted(study.hospitals):
         advertisement = said.get(site)
         if advertisement is None or digest not in advertisement.studies:
             continue
@@ -89,25 +89,30 @@ def _of_dataset(dataset: OfferedDataset) -> Iterator[tuple[str, str, MockColumn 
 def experiment(
     asked: AskStatistics, study: Study, columns: Mapping[str, Offered]
 ) -> Experiment:
-    """Return the job that asks; ConfigError names the field that is wrong."""
+    """Return the job that asks; ConfigError names the field that is wrong.
+
+    Hospitals answer, whether their copy is at a data centre or not: the memory of what they
+    have told is theirs, and a sum may be opened for the same sites only.
+    """
     question = statistics(asked, columns)
-    secure = len(study.sites) >= FEWEST
+    secure = len(study.hospitals) >= FEWEST
     how = asked.aggregation or ("secure" if secure else "plain")
     if how == "secure" and not secure:
         raise ConfigError(
-            f"aggregation: found 'secure' in a study of {len(study.sites)} sites; needed "
+            f"aggregation: found 'secure' in a study of {len(study.hospitals)} sites; needed "
             "'plain', or three sites: from the sum of two, each knows the other's"
         )
     fewest = FEWEST if how == "secure" else 1
     return Experiment(
         study=study.name,
         plan="",
+        sites=study.hospitals if study.data_centre else (),
         rounds=0,
         min_updates=fewest,
         min_sites=fewest,
         grace=asked.grace,
         deadline=asked.deadline,
-        name=asked.name,
+        name=asked.name or "statistics",
         privacy=Privacy(aggregation=how, statistics=question),
     )
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from consilia.data.holdout import Holdout
 from consilia.data.registry import inspect_table
-from consilia.errors import ConfigError, DataError, NotFound
-from consilia.node import datasets, holdout, loading, measuring, pool
+from consilia.errors import ConfigError, Conflict, DataError, NotFound
+from consilia.node import datasets, holdout, loading, measuring
+from consilia.node.pool import decisions
 from consilia.node.store import Store
 from consilia.node.studies import StudyRecord
 from consilia.wire.pool import Contents
@@ -21,7 +22,7 @@ COPIES = "copies"
 def part(directory: Path, study: str, site: str) -> Path:
     """Return where a site's copy lies, in a folder with the study's others."""
     name = hashlib.sha256(site.encode()).hexdigest()[:16]
-    return pool.folder(directory, study) / COPIES / f"{name}.csv"
+    return decisions.folder(directory, study) / COPIES / f"{name}.csv"
 
 
 def register(  # noqa: PLR0913 - by keyword
@@ -37,7 +38,7 @@ def register(  # noqa: PLR0913 - by keyword
 
     Raises DataError for a table with other columns or folds than those that are there.
     """
-    name = pool.name_of(record.study.name)
+    name = decisions.name_of(record.study.name)
     try:
         known = datasets.get(store, name).dataset
     except NotFound:
@@ -48,13 +49,19 @@ def register(  # noqa: PLR0913 - by keyword
             record.study.tags,
             now=now,
             missing=("",),
-            types={**types, **({pool.COLUMN: "int64"} if contents.folds else {})},
+            types={**types, **({decisions.COLUMN: "int64"} if contents.folds else {})},
             description=f"copies that sites pool for study {record.study.name}",
             patient=contents.patient,
         )
         datasets.add(store, measured, actor=actor, now=now)
         _fold(store, name, contents, actor, now)
     else:
+        if Path(known.path) != folder:
+            raise Conflict(
+                f"dataset {name!r} is {known.path}, not the copies of study "
+                f"{record.study.name!r} ({record.digest}): it serves something else; remove it "
+                "first (consilia dataset remove)"
+            )
         folds = known.holdout.folds if known.holdout else 0
         if (folds, known.patient) != (contents.folds, contents.patient):
             raise DataError(
@@ -70,7 +77,7 @@ def register(  # noqa: PLR0913 - by keyword
 def _fold(store: Store, name: str, contents: Contents, actor: str, now: float) -> None:
     if contents.folds:
         single = contents.single or not contents.patient
-        declared = Holdout(pool.COLUMN, folds=contents.folds, single=single)
+        declared = Holdout(decisions.COLUMN, folds=contents.folds, single=single)
         holdout.declare(store, name, declared, actor=actor, now=now)
     measuring.look(store, name, now=now)
 
@@ -78,9 +85,11 @@ def _fold(store: Store, name: str, contents: Contents, actor: str, now: float) -
 def settle(store: Store, name: str, folder: Path, *, actor: str, now: float) -> None:
     """Take in that a copy is gone: the others stay registered, or the dataset goes."""
     try:
-        datasets.get(store, name)
+        known = datasets.get(store, name).dataset
     except NotFound:
         return
+    if Path(known.path) != folder:
+        return  # another's: nothing of it has gone
     if any(folder.glob("*.csv")):
         measuring.refresh(store, name, actor=actor, now=now)
         _measured(store)

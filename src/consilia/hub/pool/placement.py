@@ -1,7 +1,8 @@
 """What of a study is pooled at its data centre: who trains in a job, and how federated that is.
 
 Pure: from a study's terms and what its sites have said of themselves. A copy counts once the
-data centre says that it holds it, until it says that it has deleted it or the site withdraws.
+data centre says that it holds what the site says it has sent, until the data centre says that
+it has deleted it or the site withdraws.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,9 +31,8 @@ def _site(
         (s for s in _of(said, site, digest) if isinstance(s, pool.Sent | pool.Withdrawn)),
         None,
     )
-    if isinstance(copy, pool.Held) and not (
-        isinstance(latest, pool.Withdrawn) and latest.upload == copy.upload
-    ):
+    gone = isinstance(latest, pool.Withdrawn) and copy and latest.upload == copy.upload
+    if isinstance(copy, pool.Held) and latest is not None and not gone:
         return PooledSite(site, "held", copy.records)
     if isinstance(latest, pool.Sent):
         return PooledSite(site, "sent", latest.records)

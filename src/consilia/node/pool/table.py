@@ -21,7 +21,7 @@ from consilia.data.registry import Dataset, to_source
 from consilia.data.table import Table
 from consilia.errors import ConfigError
 from consilia.node import holdout
-from consilia.node.pool import COLUMN
+from consilia.node.pool.decisions import COLUMN
 from consilia.wire.pool import Column, Contents
 
 Random = Callable[[int], bytes]

@@ -22,11 +22,11 @@ from consilia.core.round import JobState
 from consilia.core.steps import FEWEST
 from consilia.errors import ConsiliaError, DataError
 from consilia.hub import masking
-from consilia.privacy import graph, secagg
+from consilia.privacy import graph
 from consilia.privacy.accountant import check as check_dp
 from consilia.privacy.estimate import CELL, noise_of
 from consilia.privacy.noise import honest_survivors
-from consilia.stats import binned
+from consilia.stats import summedscores
 from consilia.stats.pooling import Pooled, Z, interval
 from consilia.wire.people import Evaluate, EvaluationView, Experiment, PooledView
 from consilia.wire.v1 import Dp, Evaluation, Privacy, Result, Task
@@ -67,7 +67,7 @@ def bins_of(experiment: Experiment) -> int:
     """Return the cells of the grid; 0 where each site tells its metrics."""
     if not masked(experiment):
         return 0
-    return binned.BINS if noise_of(experiment) is None else binned.NOISED_BINS
+    return summedscores.BINS if noise_of(experiment) is None else summedscores.NOISED_BINS
 
 
 def few(e: Experiment, invited: Sequence[str]) -> Iterator[Problem]:
@@ -136,7 +136,7 @@ def misfit(result: Result, task: Task) -> str | None:
     if result.evaluated is not None or result.metrics:
         return "a masked evaluation tells metrics in the open"
     bins = (task.evaluation or Evaluation()).bins
-    needed = 8 * binned.size(bins, task.privacy.dp is not None)
+    needed = 8 * summedscores.size(bins, task.privacy.dp is not None)
     if len(result.sums) != needed:
         return f"its masked vector has {len(result.sums)} bytes, needed {needed}"
     return None
@@ -178,34 +178,25 @@ def view(experiment: Experiment, state: JobState, now: float, model: str) -> Eva
 
 def _opened(state: JobState) -> NDArray[np.uint64]:
     """Return the sum of the survivors' vectors, unmasked."""
-    accepted = [e for e in state.leases.values() if e.status == "accepted"]
-    vectors = [np.frombuffer(base64.b64decode(lease.body), "<u8") for lease in accepted]
-    total = np.zeros(vectors[0].size, np.uint64)
-    for one in vectors:
-        np.add(total, one, out=total)
-    secagg.unmasker(
-        masking.context(state),
-        secagg.roster(masking.context(state), masking.said(state, "keys")),
-        masking.said(state, "shares"),
-        masking.survivors(state),
-        masking.said(state, "unmask"),
-    ).subtract(total)
+    accepted = (e.body for e in state.leases.values() if e.status == "accepted")
+    total = masking.sum_of(accepted)
+    masking.unmasker(state).subtract(total)
     return total
 
 
 def _read(
     experiment: Experiment, state: JobState, total: NDArray[np.uint64], sites: int
-) -> binned.Sums:
+) -> summedscores.Sums:
     noise, bins = noise_of(experiment), bins_of(experiment)
     if noise is None:
-        return binned.read(total, bins, sites)
+        return summedscores.read(total, bins, sites)
     keyed = len(masking.said(state, "keys"))
     honest = honest_survivors(graph.threshold(keyed), noise.colluding)
     deviation = noise.noise_multiplier * sqrt(sites / max(1, honest))
-    return binned.read_noised(total, bins, sites, deviation)
+    return summedscores.read_noised(total, bins, sites, deviation)
 
 
-def _pooled(name: str, one: binned.Judged) -> PooledView:
+def _pooled(name: str, one: summedscores.Judged) -> PooledView:
     found, off = one.pooled, one.bound
     low, high = interval(name, found.value, found.error + off / Z)
     return PooledView(found.value, low, high, found.records, found.sites, one.method, off)

@@ -5,22 +5,19 @@ event of the job, `Assessed`; there is no model, and no other copy of it.
 """
 
 import base64
-from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from consilia.core import steps
-from consilia.core.round import Assessed, CloseFailed, JobState
+from consilia.core.round import Assessed, CloseFailed
 from consilia.errors import ConsiliaError, EmptyRound, NotFound, WireError
 from consilia.hub import audit, masking, records, tables
 from consilia.hub.job import LiveJob
-from consilia.privacy import secagg
 from consilia.stats import sums
-from consilia.stats.pooledsums import figures
+from consilia.stats.figures import figures
 from consilia.wire.people import Experiment
 from consilia.wire.statistics import StatisticsView
 from consilia.wire.v1 import Result, Statistics, Task
@@ -47,7 +44,7 @@ def misfit(result: Result, task: Task) -> str | None:
     if task.cohort:
         return None  # masked: only its form can be judged
     try:
-        found = sums.decoded(asked, _vector(result.sums), 1)
+        found = sums.decoded(asked, np.frombuffer(result.sums, "<u8").astype(np.uint64), 1)
     except WireError as e:
         return str(e)
     big = any(not sums.fits(item, one.value) for item, one in found.items())
@@ -97,10 +94,10 @@ def _view(job: LiveJob, now: float) -> StatisticsView:
         raise EmptyRound("the job asks for no statistics")
     leases = sorted(state.leases.values(), key=lambda lease: lease.site)
     told = [lease for lease in leases if lease.status == "accepted"]
-    total = _sum(_vector(base64.b64decode(lease.body.removeprefix(MARK))) for lease in told)
+    total = masking.sum_of(lease.body.removeprefix(MARK) for lease in told)
     masked = steps.masked(state)
     if masked:
-        _unmasker(state).subtract(total)
+        masking.unmasker(state).subtract(total)
     found = sums.decoded(asked, total, len(told))
     return StatisticsView(
         job.id,
@@ -118,23 +115,3 @@ def _view(job: LiveJob, now: float) -> StatisticsView:
 def _why(status: str) -> str:
     """Say what became of a site; why it refused is not passed on."""
     return {"declined": "refused", "away": "away", "cancelled": "too late"}.get(status, status)
-
-
-def _unmasker(state: JobState) -> secagg.Unmasker:
-    return secagg.unmasker(
-        masking.context(state),
-        secagg.roster(masking.context(state), masking.said(state, "keys")),
-        masking.said(state, "shares"),
-        masking.survivors(state),
-        masking.said(state, "unmask"),
-    )
-
-
-def _sum(vectors: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Return the sum in the ring of 64 bits."""
-    total: NDArray[np.uint64] = np.sum(list(vectors), axis=0, dtype=np.uint64)
-    return total
-
-
-def _vector(body: bytes) -> NDArray[np.uint64]:
-    return np.frombuffer(body, "<u8").astype(np.uint64)

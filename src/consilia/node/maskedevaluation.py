@@ -1,9 +1,9 @@
 """A model measured here for a masked sum: the hub learns what all sites found together.
 
-As node.evaluating, with the same rule about few records, and with stats.binned in place of
-metrics: the vector says nothing of fewer than k records before it is masked. Where the job is
-one of differential privacy, the vector is counts in cells with this site's share of the noise;
-what it costs was reserved before the worker ran (node.spending).
+As node.evaluating, with the same rule about few records, and with stats.summedscores in place
+of metrics: the vector says nothing of fewer than k records before it is masked. Where the job
+is one of differential privacy, the vector is counts in cells with this site's share of the
+noise; what it costs was reserved before the worker ran (node.spending).
 """
 
 import math
@@ -17,7 +17,7 @@ from consilia.node.evaluating import Predictions
 from consilia.privacy import graph
 from consilia.privacy.disclosure import Rules
 from consilia.privacy.noise import LEAST_SHARE, Stream, discrete_gaussian, honest_survivors
-from consilia.stats import binned
+from consilia.stats import summedscores
 from consilia.stats.scores import estimates, gains
 from consilia.wire.v1 import Dp, Evaluation, Task
 
@@ -39,7 +39,7 @@ def vector(found: Predictions, asked: Evaluation, rules: Rules) -> NDArray[np.ui
         alone = {}
         if found.local is not None:
             alone = estimates(found.predicts, found.local, found.targets)
-        return binned.vector(
+        return summedscores.vector(
             found.predicts,
             found.scores,
             found.targets,
@@ -72,14 +72,14 @@ def noised(
     try:
         # What the records are must not show in whether there is an answer: only their form.
         estimates(found.predicts, found.scores, found.targets)
-        std = dp.noise_multiplier * binned.UNIT / math.sqrt(honest)
+        std = dp.noise_multiplier * summedscores.UNIT / math.sqrt(honest)
         if not std >= LEAST_SHARE:
             raise ConfigError(
                 f"a share of the noise is {std:.3g} steps, needed {LEAST_SHARE:g}"
             )
         noise = discrete_gaussian(std)
         drawn = noise.draw(Stream(random), 2 * asked.bins)
-        return binned.noised_vector(
+        return summedscores.noised_vector(
             found.predicts, found.scores, found.targets, drawn, asked.bins
         )
     except ConfigError as error:

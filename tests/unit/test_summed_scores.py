@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_
 
 from consilia.errors import DataError
 from consilia.privacy.ring import decode64
-from consilia.stats import binned
+from consilia.stats import summedscores
 from consilia.stats.scores import Floats, estimates, gains
 from consilia.wire.v1 import Predicts
 
@@ -30,11 +30,11 @@ def vector(one: Site, predicts: Predicts = "probability", k: int = K) -> NDArray
     scores, targets = one
     found = estimates(predicts, scores, targets)
     other = estimates(predicts, scores[::-1].copy(), targets)
-    return binned.vector(
+    return summedscores.vector(
         predicts,
         scores,
         targets,
-        bins=binned.BINS,
+        bins=summedscores.BINS,
         k=k,
         measures=found,
         gain=gains(found, other),
@@ -63,7 +63,9 @@ def test_the_sum_is_all_records_and_the_auc_is_within_its_bound(
     sites = [(s, t) for s, t in sites if min(t.sum(), (1 - t).sum()) >= k]
     if len(sites) < 3:
         return
-    found = binned.read(summed([vector(one, k=k) for one in sites]), binned.BINS, len(sites))
+    found = summedscores.read(
+        summed([vector(one, k=k) for one in sites]), summedscores.BINS, len(sites)
+    )
     scores, truth = (np.concatenate(parts)[:, 0] for parts in zip(*sites, strict=True))
     assert found.records == len(truth) and found.sites == len(sites)
     exact = {
@@ -81,7 +83,9 @@ def test_the_sum_is_all_records_and_the_auc_is_within_its_bound(
 
 def test_with_many_records_the_bound_is_small_and_the_error_is_delong() -> None:
     sites = [site(i, 3000, 0.3) for i in range(3)]
-    auc = binned.read(summed([vector(one) for one in sites]), binned.BINS, 3).metrics["auc"]
+    auc = summedscores.read(
+        summed([vector(one) for one in sites]), summedscores.BINS, 3
+    ).metrics["auc"]
     scores, truth = (np.concatenate(parts) for parts in zip(*sites, strict=True))
     exact = estimates("probability", scores, truth)["auc"]
     assert auc.bound < 0.01 and abs(auc.pooled.value - exact.value) < 1e-3
@@ -90,7 +94,7 @@ def test_with_many_records_the_bound_is_small_and_the_error_is_delong() -> None:
 
 def test_calibration_and_f1_have_what_the_records_have() -> None:
     sites = [site(i, 500) for i in range(3)]
-    found = binned.read(summed([vector(one) for one in sites]), binned.BINS, 3)
+    found = summedscores.read(summed([vector(one) for one in sites]), summedscores.BINS, 3)
     scores, truth = (np.concatenate(parts)[:, 0] for parts in zip(*sites, strict=True))
     counts = np.array([b.records for b in found.calibration])
     assert counts.sum() == len(truth)
@@ -105,10 +109,10 @@ def test_calibration_and_f1_have_what_the_records_have() -> None:
 
 def test_no_cell_of_a_site_tells_of_fewer_than_k() -> None:
     values = decode64(vector(site(3, 97)))
-    start = len(binned.KINDS) + 4 + 9 * len(binned.NAMES)
-    cells = values[start : start + 4 * binned.BINS]
+    start = len(summedscores.KINDS) + 4 + 9 * len(summedscores.NAMES)
+    cells = values[start : start + 4 * summedscores.BINS]
     assert cells[cells > 0].min() >= K
-    curve = values[start + 4 * binned.BINS :].reshape(3, binned.CURVE)
+    curve = values[start + 4 * summedscores.BINS :].reshape(3, summedscores.CURVE)
     records, cases = curve[0][curve[0] > 0], curve[1][curve[0] > 0]
     assert (cases >= K).all() and (records - cases >= K).all()
 
@@ -120,7 +124,9 @@ def test_margins_keep_their_order_and_their_threshold() -> None:
         cases = (rng.random((300, 1)) < 0.4).astype(np.float64)
         sites.append((rng.normal(3 * cases - 1.5, 40.0 * rng.random((300, 1))), cases))
     sites[0][0][:4, 0] = (0.0, 1e-300, -1e-300, 800.0)  # on the threshold, and beside it
-    found = binned.read(summed([vector(one, "margin") for one in sites]), binned.BINS, 3)
+    found = summedscores.read(
+        summed([vector(one, "margin") for one in sites]), summedscores.BINS, 3
+    )
     scores, truth = (np.concatenate(parts)[:, 0] for parts in zip(*sites, strict=True))
     assert found.metrics["accuracy"].pooled.value == pytest.approx(
         accuracy_score(truth, scores > 0), abs=1e-6
@@ -133,29 +139,36 @@ def test_margins_keep_their_order_and_their_threshold() -> None:
 def test_other_kinds_are_means_and_kinds_do_not_mix() -> None:
     rng = np.random.default_rng(1)
     sites = [(rng.normal(size=(n, 1)), rng.normal(size=(n, 1))) for n in (50, 70, 90)]
-    found = binned.read(summed([vector(one, "number") for one in sites]), binned.BINS, 3)
+    found = summedscores.read(
+        summed([vector(one, "number") for one in sites]), summedscores.BINS, 3
+    )
     scores, truth = (np.concatenate(parts) for parts in zip(*sites, strict=True))
     exact = float(np.abs(scores - truth).mean())
     assert found.metrics["mae"].pooled.value == pytest.approx(exact, abs=1e-6)
     mixed = [vector(sites[0], "number"), vector(site(1, 50)), vector(site(2, 50))]
     with pytest.raises(DataError, match="number 1"):
-        binned.read(summed(mixed), binned.BINS, 3)
+        summedscores.read(summed(mixed), summedscores.BINS, 3)
     with pytest.raises(DataError, match="number 3"):  # three vectors are no sum of four
-        binned.read(summed([vector(one, "number") for one in sites]), binned.BINS, 4)
+        summedscores.read(
+            summed([vector(one, "number") for one in sites]), summedscores.BINS, 4
+        )
 
 
 def test_with_noise_one_record_moves_one_number_by_one() -> None:
     """What the noise is sized for: the sensitivity of the vector."""
     scores, targets = site(5, 60)
-    still = np.zeros(2 * binned.NOISED_BINS, np.int64)
-    place = len(binned.KINDS)
+    still = np.zeros(2 * summedscores.NOISED_BINS, np.int64)
+    place = len(summedscores.KINDS)
     whole, less = (
         decode64(
-            binned.noised_vector("probability", s, t, still, binned.NOISED_BINS)[place:], 0
+            summedscores.noised_vector("probability", s, t, still, summedscores.NOISED_BINS)[
+                place:
+            ],
+            0,
         )
         for s, t in ((scores, targets), (scores[1:], targets[1:]))
     )
-    assert np.abs(whole - less).sum() == np.linalg.norm(whole - less) == binned.UNIT
+    assert np.abs(whole - less).sum() == np.linalg.norm(whole - less) == summedscores.UNIT
 
 
 def test_with_noise_the_intervals_hold_what_is_true() -> None:
@@ -169,12 +182,14 @@ def test_with_noise_the_intervals_hold_what_is_true() -> None:
     }
     far = dict.fromkeys(exact, 0.0)
     for _ in range(40):
-        noise = rng.normal(0, 10 * binned.UNIT, (4, 2 * binned.NOISED_BINS)).astype(np.int64)
+        noise = rng.normal(0, 10 * summedscores.UNIT, (4, 2 * summedscores.NOISED_BINS)).astype(
+            np.int64
+        )
         vectors = [
-            binned.noised_vector("probability", s, t, n, binned.NOISED_BINS)
+            summedscores.noised_vector("probability", s, t, n, summedscores.NOISED_BINS)
             for (s, t), n in zip(sites, noise, strict=True)
         ]
-        found = binned.read_noised(summed(vectors), binned.NOISED_BINS, 4, 20.0)
+        found = summedscores.read_noised(summed(vectors), summedscores.NOISED_BINS, 4, 20.0)
         for name, value in exact.items():
             one = found.metrics[name]
             far[name] += ((one.pooled.value - value) / (one.pooled.error + one.bound)) ** 2 / 40
@@ -182,9 +197,11 @@ def test_with_noise_the_intervals_hold_what_is_true() -> None:
 
 
 def test_noise_that_hides_everything_is_said_so() -> None:
-    noise = np.zeros(2 * binned.NOISED_BINS, np.int64)
-    small = binned.noised_vector("probability", *site(1, 30), noise, binned.NOISED_BINS)
+    noise = np.zeros(2 * summedscores.NOISED_BINS, np.int64)
+    small = summedscores.noised_vector(
+        "probability", *site(1, 30), noise, summedscores.NOISED_BINS
+    )
     with pytest.raises(DataError, match="ask for less"):
-        binned.read_noised(small, binned.NOISED_BINS, 1, 500.0)
+        summedscores.read_noised(small, summedscores.NOISED_BINS, 1, 500.0)
     with pytest.raises(DataError, match="differential privacy"):
-        binned.noised_vector("number", *site(1, 30), noise, binned.NOISED_BINS)
+        summedscores.noised_vector("number", *site(1, 30), noise, summedscores.NOISED_BINS)

@@ -1,6 +1,6 @@
 """Moving a dataset into a study's pool: sealed at its site, relayed by the hub, opened once.
 
-    site: checks -> table (node.pooltable) -> sealed file -> pieces at the hub -> Sent
+    site: checks -> table (node.pool.table) -> sealed file -> pieces at the hub -> Sent
     data centre: Sent -> pieces -> opened, its digest compared -> part of pool-STUDY -> Held
 
 The sealed file is made once and kept until the data centre holds the copy: a broken line, and
@@ -14,15 +14,30 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Protocol
 
-from consilia.errors import AuthError, Conflict, NotFound, Refused, StorageError, WireError
+import msgspec
+
+from consilia.core import ids
+from consilia.errors import (
+    AuthError,
+    ConfigError,
+    Conflict,
+    NotFound,
+    Refused,
+    StorageError,
+    WireError,
+)
 from consilia.files import write_whole
-from consilia.node import datasets, loading, pool, pooltable
-from consilia.node.pool import Pooled, Site
+from consilia.node import datasets, loading
+from consilia.node.policy import of_study
+from consilia.node.pool import decisions
+from consilia.node.pool.decisions import Pooled, Site
+from consilia.node.pool.table import digest, export
+from consilia.node.standing import policy_of
 from consilia.node.store import Store
 from consilia.node.studies import StudyRecord
 from consilia.privacy import filecrypt, sealing
@@ -30,7 +45,6 @@ from consilia.wire import masks
 from consilia.wire import pool as wire
 from consilia.wire.v1 import decode, encode
 
-SEALED = "upload.sealed"
 _LENGTH = 8  # bytes that tell how long what stands before the table is
 _MAX_CONTENTS = 4 << 20
 
@@ -77,9 +91,9 @@ async def send(
     Asked again after a broken line it goes on with the pieces that are missing. Raises Refused
     or Conflict, before a byte has left, for what study or policy do not allow.
     """
-    me = pool.site_of(store)
+    me = decisions.site_of(store)
     record = _sending(store, me, asked)
-    key = pool.partner_key(store, record, asked.to)
+    key = decisions.partner_key(store, record, asked.to)
     board = await line.pool_board()
     keys = {asked.to: key}
     channel = wire.newest(board.statements, keys, asked.to, wire.Channel, record.digest)
@@ -88,21 +102,35 @@ async def send(
             f"the data centre {asked.to!r} does not take uploads of study "
             f"{record.study.name!r} yet: its people run consilia pool open {record.study.name}"
         )
-    begun = _begun(store, record, me, asked, channel) or _seal(
-        store, record, me, asked, channel, random
+    _settled(
+        store,
+        record,
+        me,
+        wire.newest(
+            board.statements, keys, asked.to, wire.Held, record.digest, me.settings.site
+        ),
     )
-    await _deliver(line, begun, pool.folder(me.directory, record.digest) / SEALED, shown)
+    ready = _loaded(store, record, asked)
+    path = decisions.folder(me.directory, record.digest) / _file_of(ready)
+    begun = _begun(store, record, me, asked, channel, path) or _seal(
+        store, record, me, asked, channel, ready, path, random
+    )
+    await _deliver(line, begun, path, shown)
     with store.write() as tx:
-        pool.mark(tx, begun, "sent")
+        if not decisions.mark(tx, begun, "sent"):
+            raise Conflict(f"the upload of dataset {begun.dataset!r} was taken back meanwhile")
         detail = f"{begun.records} records of {begun.dataset}, {begun.digest}, to {asked.to}"
         tx.audit(asked.at, asked.actor, "pool.send", begun.upload, "sent", detail)
-    return pool.get(store, record.digest, me.settings.site)
+    return decisions.get(store, record.digest, me.settings.site)
 
 
 def _sending(store: Store, me: Site, asked: Consent) -> StudyRecord:
     """Return the study, having held the consent against study and policy."""
-    record = pool.in_force(store, asked.study, date.fromtimestamp(asked.at))
+    today = date.fromtimestamp(asked.at)
+    record = decisions.in_force(store, asked.study, today)
     study, site = record.study, me.settings.site
+    if against := of_study(record.digest, study.name, policy_of(store, me.settings), today):
+        raise Refused("; ".join(against))
     if site not in study.pooled:
         raise Conflict(
             f"study {study.name!r} asks {', '.join(study.pooled)} to pool, not {site!r}"
@@ -134,12 +162,52 @@ def _sending(store: Store, me: Site, asked: Consent) -> StudyRecord:
     return record
 
 
-def _begun(
-    store: Store, record: StudyRecord, me: Site, asked: Consent, channel: wire.Channel
+def _settled(store: Store, record: StudyRecord, me: Site, held: wire.Held | None) -> None:
+    """Raise Conflict while the data centre still holds a copy that was withdrawn."""
+    with contextlib.suppress(NotFound):
+        found = decisions.get(store, record.digest, me.settings.site)
+        if found.state == "withdrawn" and held is not None and held.upload == found.upload:
+            raise Conflict(
+                "the data centre has not deleted the copy that was withdrawn yet: send another "
+                "one when consilia pool status says deleted"
+            )
+
+
+def _loaded(store: Store, record: StudyRecord, asked: Consent) -> loading.Prepared:
+    known = datasets.get(store, asked.dataset).dataset
+    datasets.check_unchanged(known)
+    ready = loading.Loading(store).prepared(known, record.study.name)
+    if ready.problem:
+        raise Conflict(ready.problem)
+    return ready
+
+
+def _file_of(ready: loading.Prepared) -> str:
+    """Name the sealed file by its contents: an old one does not serve after an opt-out."""
+    what = msgspec.msgpack.encode((ready.dataset, ready.digest, sorted(ready.patients)))
+    return hashlib.sha256(what).hexdigest()[:32] + decisions.SEALED
+
+
+def _enough(me: Site, record: StudyRecord, dataset: str, records: int) -> None:
+    least = max(me.settings.min_records, record.study.min_records, 1)
+    if records < least:
+        raise Refused(
+            f"dataset {dataset!r} has {records} records as it is loaded, at least {least} are "
+            "needed here"
+        )
+
+
+def _begun(  # noqa: PLR0913, PLR0917 - one consent, to one key
+    store: Store,
+    record: StudyRecord,
+    me: Site,
+    asked: Consent,
+    channel: wire.Channel,
+    path: Path,
 ) -> Pooled | None:
     """Return an upload that was begun and may go on, None to begin; Conflict if one is done."""
     try:
-        found = pool.get(store, record.digest, me.settings.site)
+        found = decisions.get(store, record.digest, me.settings.site)
     except NotFound:
         return None
     if found.state in ("sent", "held"):
@@ -147,11 +215,13 @@ def _begun(
             f"dataset {found.dataset!r} is pooled already ({found.state}); to send another "
             f"copy: consilia pool withdraw {record.study.name}"
         )
-    said = wire.unverified(pool.told(store, found))
+    said = wire.unverified(decisions.told(store, found))
     fits = isinstance(said, wire.Sent) and said.channel == channel.key
-    there = (pool.folder(me.directory, record.digest) / SEALED).exists()
     wanted = found.state == "preparing" and found.dataset == asked.dataset
-    return found if wanted and fits and there else None
+    if not (wanted and fits and path.exists()):
+        return None
+    _enough(me, record, asked.dataset, found.records)
+    return found
 
 
 def _seal(  # noqa: PLR0913, PLR0917 - one consent, to one key
@@ -160,28 +230,20 @@ def _seal(  # noqa: PLR0913, PLR0917 - one consent, to one key
     me: Site,
     asked: Consent,
     channel: wire.Channel,
+    ready: loading.Prepared,
+    path: Path,
     random: Random,
 ) -> Pooled:
     """Make the sealed file, and write the consent down; nothing has left yet."""
     site, study = me.settings.site, record.study
-    known = datasets.get(store, asked.dataset).dataset
-    datasets.check_unchanged(known)
-    ready = loading.Loading(store).prepared(known, study.name)
-    if ready.problem:
-        raise Conflict(ready.problem)
-    contents, table = pooltable.export(ready.dataset, site, record.digest, ready.plan, random)
-    least = max(me.settings.min_records, study.min_records, 1)
-    if contents.records < least:
-        raise Refused(
-            f"dataset {asked.dataset!r} has {contents.records} records as it is loaded, at "
-            f"least {least} are needed here"
-        )
+    contents, table = export(ready.dataset, site, record.digest, ready.plan, random)
+    _enough(me, record, asked.dataset, contents.records)
     private, session = random(32), random(32)
     head = encode(contents)
     plain = len(head).to_bytes(_LENGTH, "little") + head + table
     way = (site, study.data_centre)
     key = sealing.box_key(private, channel.key, session, way)
-    path = pool.folder(me.directory, record.digest) / SEALED
+    decisions.discard(store, record.digest, decisions.SEALED)
     path.parent.parent.mkdir(mode=0o700, exist_ok=True)
     upload = _sealed_file(path, key, plain, _about(record.digest, way), random)
     said = wire.Sent(
@@ -191,7 +253,7 @@ def _seal(  # noqa: PLR0913, PLR0917 - one consent, to one key
         sealing.public(private),
         session,
         path.stat().st_size,
-        pool.rounded(contents.records),
+        decisions.rounded(contents.records),
     )
     found = Pooled(
         *(record.digest, site, "sender", upload, "preparing", asked.dataset),
@@ -204,7 +266,7 @@ def _seal(  # noqa: PLR0913, PLR0917 - one consent, to one key
             f"{wire.PIECE} bytes, at most {wire.MAX_PIECES} are relayed"
         )
     with store.write() as tx:
-        pool.keep(tx, found, pool.signed(me.identity, said))
+        decisions.keep(tx, found, decisions.signed(me.identity, said))
         detail = (
             f"{contents.records} records of {asked.dataset} ({contents.digest}) may leave to "
             f"{asked.to} for study {study.name}; loading plan {ready.plan or 'none'}; "
@@ -272,16 +334,16 @@ async def take(  # noqa: PLR0913 - whose upload, who takes it, how
     Raises NotFound while there is none, AuthError or WireError for one that is not what its
     site has signed; nothing is kept then.
     """
-    me = pool.site_of(store)
-    record = pool.in_force(store, name, date.fromtimestamp(now))
-    private = pool.channel(store, record.digest)
+    me = decisions.site_of(store)
+    record = decisions.in_force(store, name, date.fromtimestamp(now))
+    private = decisions.channel(store, record.digest)
     if record.study.data_centre != me.settings.site or private is None:
         raise Conflict(
             f"this site takes no uploads of study {record.study.name!r}: consilia pool open"
         )
     if site not in record.study.pooled:
         raise Conflict(f"study {record.study.name!r} does not ask site {site[:63]!r} to pool")
-    key = pool.partner_key(store, record, site)
+    key = decisions.partner_key(store, record, site)
     said = await _sent(store, line, record, site, key)
     sealed = await _fetched(line, me, record, said, site, shown)
     try:
@@ -301,15 +363,24 @@ async def _sent(
     if said is None:
         raise NotFound(f"site {site!r} has sent nothing for study {record.study.name!r} yet")
     with contextlib.suppress(NotFound):
-        before = pool.get(store, record.digest, site)
+        before = decisions.get(store, record.digest, site)
         if before.upload == said.upload:
-            why = "is here already" if before.state == "held" else "was withdrawn"
-            raise Conflict(f"the upload {said.upload} of site {site!r} {why}")
-        if before.state == "held":
+            if before.state == "held":
+                raise Conflict(f"the upload {said.upload} of site {site!r} is here already")
+        elif before.state == "held":
             raise Conflict(
                 f"another upload of site {site!r} is here still: it goes within a minute of "
                 "its withdrawal"
             )
+    over = wire.newest(board.statements, {site: key}, site, wire.Withdrawn, record.digest)
+    if (over is not None and over.upload == said.upload) or decisions.spent(
+        store, record.digest, site, said.upload
+    ):
+        raise Conflict(f"the upload {said.upload[:80]} of site {site!r} was withdrawn")
+    try:
+        ids.digest(said.upload)  # it names a file here
+    except ConfigError as e:
+        raise WireError(f"site {site!r} names its upload wrongly: {e}") from None
     if not 0 < wire.pieces(said.size) <= wire.MAX_PIECES:
         raise WireError(f"site {site!r} says its upload has {said.size} bytes")
     return said
@@ -319,10 +390,10 @@ async def _fetched(  # noqa: PLR0913, PLR0917 - what, whose, where to
     line: Line, me: Site, record: StudyRecord, said: wire.Sent, site: str, shown: Shown
 ) -> Path:
     """Bring a sealed upload here, going on where an earlier try ended; compare its digest."""
-    folder = pool.folder(me.directory, record.digest)
+    folder = decisions.folder(me.directory, record.digest)
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{said.upload.rpartition(':')[2]}.part"
+    path = folder / f"{said.upload.rpartition(':')[2]}{decisions.PART}"
     place, count = f"{record.digest}/{site}/{said.upload}", wire.pieces(said.size)
     with path.open("ab") as out:
         first = out.tell() // wire.PIECE
@@ -354,7 +425,7 @@ def _opened(
     end = _LENGTH + int.from_bytes(plain[:_LENGTH], "little")
     contents = decode(plain[_LENGTH:end], wire.Contents, _MAX_CONTENTS)
     table = plain[end:]
-    if pooltable.digest(table) != contents.digest:
+    if digest(table) != contents.digest:
         raise WireError(f"the table of site {way[0]!r} is another than its digest names")
     return contents, table
 
@@ -369,27 +440,31 @@ def _registered(  # noqa: PLR0913, PLR0917 - what came, from whom, who took it
     who: tuple[str, float, str],
 ) -> Pooled:
     """Make a table a part of the study's dataset here, and tell its site."""
-    from consilia.node import poolcopies  # noqa: PLC0415 - reads tables: not for the agent
+    from consilia.node.pool import copies  # noqa: PLC0415 - reads tables: not for the agent
 
     actor, now, reason = who
     site = contents.site
-    part = poolcopies.part(me.directory, record.digest, site)
-    part.parent.mkdir(mode=0o700, exist_ok=True)
-    write_whole(part, table)
-    name = pool.name_of(record.study.name)
-    try:
-        poolcopies.register(store, part.parent, record, contents, actor=actor, now=now)
-    except BaseException:
-        part.unlink()
-        poolcopies.settle(store, name, part.parent, actor=actor, now=now)
-        raise
+    part = copies.part(me.directory, record.digest, site)
+    name = decisions.name_of(record.study.name)
     found = Pooled(
-        *(record.digest, site, "holder", said.upload, "held", name),
+        *(record.digest, site, "holder", said.upload, "preparing", name),
         *(contents.records, contents.digest, now, actor),
     )
-    told = wire.Held(record.digest, site, said.upload, pool.rounded(contents.records))
+    told = wire.Held(record.digest, site, said.upload, decisions.rounded(contents.records))
+    sealed = decisions.signed(me.identity, told)
+    with store.write() as tx:  # known before it is there: a copy that nobody knows stays
+        decisions.keep(tx, found, sealed)
+    part.parent.mkdir(mode=0o700, exist_ok=True)
+    write_whole(part, table)
+    try:
+        copies.register(store, part.parent, record, contents, actor=actor, now=now)
+    except BaseException:
+        part.unlink()
+        copies.settle(store, name, part.parent, actor=actor, now=now)
+        raise
+    found = replace(found, state="held")
     with store.write() as tx:
-        pool.keep(tx, found, pool.signed(me.identity, told))
+        decisions.keep(tx, found, sealed)
         detail = (
             f"{contents.records} records of site {site}, its dataset {contents.dataset} "
             f"({contents.digest}), study {record.study.name}; {reason}"

@@ -7,7 +7,7 @@
 
 Every step is a decision of a named person and an audit line, at both ends. What the other side
 is told is signed here and travels in the advertisement (wire.pool). The files move in
-node.pooling; here is what is known of them.
+node.pool.transfer; here is what is known of them.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from consilia.wire.seal import seal
 from consilia.wire.v1 import Sealed, decode, encode
 
 FOLDER = "pool"  # of the node's directory
+SEALED = ".sealed"  # of an upload that is on its way: how its file's name ends
+PART = ".part"  # of one that is being fetched
 COLUMN = "consilia_fold"  # of a copy: the fold of each record, as its site dealt it
 
 State = Literal["preparing", "sent", "withdrawn", "held", "deleted"]
@@ -125,8 +127,38 @@ def get(store: Store, study: str, site: str) -> Pooled:
     return _pooled(rows[0])
 
 
+def copies(store: Store) -> dict[str, str]:
+    """Return the datasets here that hold others' copies, with the study each is for."""
+    rows = store.rows(
+        "SELECT dataset, study FROM pooled WHERE role = 'holder' AND state != 'deleted'"
+    )
+    return {str(dataset): str(study) for dataset, study in rows}
+
+
+def spent(store: Store, study: str, site: str, upload: str) -> bool:
+    """Tell whether a site's upload was taken here before, or its withdrawal was heard of."""
+    rows = store.rows(
+        "SELECT 1 FROM pool_spent WHERE study = ? AND site = ? AND upload = ?",
+        (study, site, upload),
+    )
+    return bool(rows)
+
+
+def spend(tx: Transaction, study: str, site: str, upload: str) -> None:
+    """Write down, for ever, that a site's upload is not to be taken again."""
+    tx.execute("INSERT OR IGNORE INTO pool_spent VALUES (?, ?, ?)", (study, site, upload))
+
+
+def discard(store: Store, study: str, ending: str) -> None:
+    """Delete the files of a study's uploads that are on their way, by how their names end."""
+    for path in folder(store.path.parent, study).glob(f"*{ending}"):
+        path.unlink(missing_ok=True)
+
+
 def keep(tx: Transaction, found: Pooled, told: Sealed) -> None:
     """Write down how a pooled dataset stands, and what the other side is told of it."""
+    if found.role == "holder" and found.state != "preparing":
+        spend(tx, found.study, found.site, found.upload)
     tx.execute(
         "INSERT INTO pooled VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (study, site) DO UPDATE SET role = excluded.role, "
@@ -142,13 +174,14 @@ def keep(tx: Transaction, found: Pooled, told: Sealed) -> None:
     tx.touch()
 
 
-def mark(tx: Transaction, found: Pooled, state: State) -> None:
-    """Write down what the other side has said it did; what it is told stays."""
-    tx.execute(
-        "UPDATE pooled SET state = ? WHERE study = ? AND site = ? AND upload = ?",
-        (state, found.study, found.site, found.upload),
+def mark(tx: Transaction, found: Pooled, state: State) -> bool:
+    """Write down how far an upload is; what is told of it stays. False: it has changed."""
+    made = tx.execute(
+        "UPDATE pooled SET state = ? WHERE study = ? AND site = ? AND upload = ? AND state = ?",
+        (state, found.study, found.site, found.upload, found.state),
     )
     tx.touch()
+    return made > 0
 
 
 def told(store: Store, found: Pooled) -> Sealed:
@@ -223,6 +256,21 @@ def open_channel(  # noqa: PLR0913 - by keyword
     return record
 
 
+def channels(store: Store) -> tuple[str, ...]:
+    """Return the studies, by digest, that this data centre takes uploads of."""
+    rows = store.rows("SELECT study FROM pool_channels ORDER BY study")
+    return tuple(str(study) for (study,) in rows)
+
+
+def shut(store: Store, study: str, *, now: float, why: str) -> None:
+    """Destroy the key that a study's uploads are sealed to: none of them opens any more."""
+    discard(store, study, PART)
+    with store.write() as tx:
+        tx.execute("DELETE FROM pool_channels WHERE study = ?", (study,))
+        tx.touch()
+        tx.audit(now, "agent", "pool.shut", study, "shut", why)
+
+
 def withdraw(store: Store, name: str, *, actor: str, now: float, reason: str) -> Pooled:
     """Take back the consent to a dataset's copy; its data centre deletes it."""
     me = site_of(store)
@@ -245,6 +293,7 @@ def take_back(  # noqa: PLR0913 - by keyword
     with store.write() as tx:
         keep(tx, gone, told)
         tx.audit(now, actor, "pool.withdraw", found.upload, "withdrawn", reason)
+    discard(store, found.study, SEALED)
     return gone
 
 
