@@ -196,7 +196,10 @@ describe("an evaluation", () => {
     expect(rows.map((row) => [row.site, row.part, row.group])).toEqual([
       ["north", "whole", ""], ["north", "group", "sex: f"], ["north", "own", ""], ["north", "gain", ""], ["south", "whole", ""],
     ]);
-    expect(rows[0]?.room).toBeCloseTo(0.196, 3);
+    expect(rows[0]?.low).toBeCloseTo(0.604, 3);
+    expect(rows.map((row) => row.high <= 1)).toEqual([true, true, true, true, true]);
+    expect(partsOf({ sites: { north: { measures: { mae: measure }, gain: { auc: { ...measure, value: 0.05 } } } } } as unknown as EvaluationView)
+      .map((row) => row.low < 0)).toEqual([false, true]);
     expect(new Set(rows.map((row) => row.id)).size).toBe(rows.length);
   });
 });

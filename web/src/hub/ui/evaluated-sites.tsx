@@ -3,14 +3,13 @@ import { Text } from "@mantine/core";
 import { figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Rows } from "../../shared/ui/table";
-import type { EvaluationView, Measure } from "../api/schema";
+import type { EvaluationView } from "../api/schema";
 import { partsOf } from "../model/evaluated";
 
 /** What each site has told: of its whole hold-out, of groups of it, and against a model of its own. */
 export function BySite({ found }: { found: EvaluationView }) {
   const { say, language } = useText();
   const rows = partsOf(found);
-  const within = (measure: Measure, room: number) => `${figure(measure.value - room, language, 3)} – ${figure(measure.value + room, language, 3)}`;
   if (rows.length === 0) return null;
   return (
     <>
@@ -20,7 +19,7 @@ export function BySite({ found }: { found: EvaluationView }) {
         { head: say("evaluation.of"), wide: true, cell: (row) => (row.group === "" ? say(`evaluation.part.${row.part}`) : row.group) },
         { head: say("draft.metric"), cell: (row) => row.metric },
         { head: say("evaluation.value"), right: true, cell: (row) => figure(row.measure.value, language, 3) },
-        { head: say("evaluation.interval"), right: true, cell: (row) => within(row.measure, row.room) },
+        { head: say("evaluation.interval"), right: true, cell: (row) => `${figure(row.low, language, 3)} – ${figure(row.high, language, 3)}` },
         { head: say("job.records"), right: true, cell: (row) => figure(row.measure.records, language) },
       ]} />
     </>
