@@ -4,10 +4,11 @@ import { describe, expect, it } from "vitest";
 
 import { baseKey } from "../shared/text/translate";
 import { eventsIn } from "./api/stream";
-import type { EvaluationView, JobView, ModelView } from "./api/schema";
+import type { EvaluationView, Figure, JobView, ModelView } from "./api/schema";
 import { askedOf, evaluateOf, evaluationOf, levelsOf, NOTHING_ASKED } from "./model/asked";
 import { draftOf, experimentOf, FIRST, scalar, typed } from "./model/draft";
 import { partsOf } from "./model/evaluated";
+import { aboutOf, identityOf } from "./model/statistics";
 import { leaseParts, NOTHING, siteFigures, told, type Happening } from "./model/happenings";
 import { stretches } from "./model/lineage";
 import { path, span, thinned, ticks, type Point } from "./model/scale";
@@ -201,5 +202,20 @@ describe("an evaluation", () => {
     expect(partsOf({ sites: { north: { measures: { mae: measure }, gain: { auc: { ...measure, value: 0.05 } } } } } as unknown as EvaluationView)
       .map((row) => row.low < 0)).toEqual([false, true]);
     expect(new Set(rows.map((row) => row.id)).size).toBe(rows.length);
+  });
+});
+
+describe("a number of a statistics question", () => {
+  const number: Figure = { statistic: "mean", column: "age", group: "", level: "", across: "", across_level: "", value: 61, low: null, high: null, sites: 4 };
+
+  it("is named by its column, its level, or both sides of a cell", () => {
+    expect(aboutOf(number)).toBe("age");
+    expect(aboutOf({ ...number, level: "50 to 60" })).toBe("age: 50 to 60");
+    expect(aboutOf({ ...number, column: "sex", level: "f", across: "stage", across_level: "II" })).toBe("sex: f × stage: II");
+    expect(aboutOf({ ...number, statistic: "records", column: "" })).toBe("");
+  });
+
+  it("is told apart by group, too", () => {
+    expect(identityOf(number)).not.toBe(identityOf({ ...number, group: "f" }));
   });
 });

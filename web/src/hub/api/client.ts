@@ -83,6 +83,7 @@ export function hubClient(server: Server) {
       post<wire.JobView>(address("/api/v1/jobs/{id}/arguments", { id }), body),
     rollBack: (id: string, body: wire.RollBack) =>
       post<wire.JobView>(address("/api/v1/jobs/{id}/rollback", { id }), body),
+    statistics: (id: string) => get<wire.StatisticsView>(address("/api/v1/jobs/{id}/statistics", { id })),
     evaluations: (id: string) =>
       get<Listed<wire.EvaluationView>>(address("/api/v1/jobs/{id}/evaluations", { id })),
     jobAudit: (id: string, query: Query) =>

@@ -22,6 +22,7 @@ import { Phases, SitesNow } from "../ui/job-sites";
 import { useLiveJob } from "../ui/live-job";
 import { RUNNING, State } from "../ui/marks";
 import { Pairs } from "../ui/pairs";
+import { Statistics } from "../ui/statistics";
 
 function ChangeArguments({ job }: { job: JobView }) {
   const { say } = useText();
@@ -150,17 +151,19 @@ function Configuration({ job }: { job: JobView }) {
 function Body({ job, live, up }: { job: JobView; live: Live; up: boolean }) {
   const { say } = useText();
   const running = RUNNING.includes(job.state);
+  const trains = job.experiment.rounds > 0; // not an evaluation, and no question of sums
   return (
     <>
-      <Where job={job} up={up} />
+      {(trains || running || job.cause !== "") && <Where job={job} up={up} />}
       {running && <Section title={say("job.phases", { round: live.round ?? job.round })}><Phases job={job} live={live} /></Section>}
       {running && <Section title={say("job.sites")} flush><SitesNow job={job} live={live} /></Section>}
       <Charts job={job} live={live} />
       <Evaluations job={job} />
+      <Statistics job={job} />
       <Section flush>
-        <Tabs defaultValue="rounds" keepMounted={false}>
+        <Tabs defaultValue={trains ? "rounds" : "log"} keepMounted={false}>
           <Tabs.List>
-            <Tabs.Tab value="rounds">{say("job.tab.rounds")}</Tabs.Tab>
+            {trains && <Tabs.Tab value="rounds">{say("job.tab.rounds")}</Tabs.Tab>}
             <Tabs.Tab value="log">{say("job.tab.log")}</Tabs.Tab>
             <Tabs.Tab value="configuration">{say("job.tab.configuration")}</Tabs.Tab>
           </Tabs.List>

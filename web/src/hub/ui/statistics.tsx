@@ -1,0 +1,42 @@
+import { Stack, Text } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
+
+import { figure } from "../../shared/text/format";
+import { useText } from "../../shared/text/language";
+import { Section } from "../../shared/ui/page";
+import { Failure } from "../../shared/ui/states";
+import { Rows } from "../../shared/ui/table";
+import type { Figure, JobView } from "../api/schema";
+import { useClient } from "../api/use";
+import { aboutOf, identityOf } from "../model/statistics";
+
+/** What a question of sums has come to; a number that may not be told is a dash. */
+export function Statistics({ job }: { job: JobView }) {
+  const { say, language } = useText();
+  const client = useClient();
+  const asked = (job.experiment.privacy?.statistics ?? null) !== null;
+  const found = useQuery({ queryKey: ["job", job.id, "statistics"], queryFn: () => client.statistics(job.id), enabled: asked && job.state === "done" });
+  if (!asked) return null;
+  const told = (value: number | null) => (value === null ? "–" : figure(value, language));
+  const between = (row: Figure) => (row.low === null && row.high === null ? "–" : `${told(row.low)} … ${told(row.high)}`);
+  const view = found.data;
+  return (
+    <Section title={say("statistics.title")} hint={view && say(view.masked ? "statistics.masked" : "statistics.plain", { sites: view.sites.length })} flush>
+      {found.isError && <Failure error={found.error} retry={() => void found.refetch()} />}
+      {!found.isError && !view && <Text p="lg" size="sm" className="quiet">{say("statistics.none")}</Text>}
+      {view && (
+        <Stack gap="xs">
+          <Rows compact label={say("statistics.title")} rows={view.figures} id={identityOf} columns={[
+            { head: say("statistics.statistic"), cell: (row) => row.statistic },
+            { head: say("statistics.of"), wide: true, cell: (row) => aboutOf(row) || "–" },
+            { head: say("statistics.group"), cell: (row) => row.group || "–" },
+            { head: say("evaluation.value"), right: true, cell: (row) => told(row.value) },
+            { head: say("statistics.between"), right: true, cell: between },
+            { head: say("field.sites"), right: true, cell: (row) => figure(row.sites, language) },
+          ]} />
+          {Object.entries(view.without).map(([site, why]) => <Text key={site} size="sm" px="lg" pb="xs">{say("job.rejected", { site, cause: why })}</Text>)}
+        </Stack>
+      )}
+    </Section>
+  );
+}
