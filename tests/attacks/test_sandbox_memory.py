@@ -72,15 +72,16 @@ async def test_shared_pages_count_once(tmp_path: Path) -> None:
     body = """
         def train(weights, data, args, context):
             kept = np.ones(16 << 20, np.float64)
-            children = []
-            for _ in range(4):
-                child = os.fork()
-                if child == 0:
-                    time.sleep(0.6)
-                    os._exit(0)
-                children.append(child)
-            for child in children:
-                os.waitpid(child, 0)
+            for _ in range(6):  # each time they come and go while they are looked at
+                children = []
+                for _ in range(4):
+                    child = os.fork()
+                    if child == 0:
+                        time.sleep(0.25)
+                        os._exit(0)
+                    children.append(child)
+                for child in children:
+                    os.waitpid(child, 0)
             return {"sum": float(kept[0])}
     """
     async with site(

@@ -23,8 +23,10 @@ def usage(pids: Iterable[int], limit: int, unmapped: int = 0) -> Usage:
     """Return what `pids` use together, with `unmapped` bytes that they hold otherwise.
 
     Pages that forked processes share count for each of them, which is cheap to find out and
-    too much. Only when the sum is above `limit` are they counted once (proportional set size).
-    Shared memory that is mapped is part of `unmapped`, where that is known.
+    too much. Only when the sum is above `limit` are they counted once (proportional set size),
+    and again when that is above it, too: a process that forks or ends while the others are read
+    moves its share to them. Shared memory that is mapped is part of `unmapped`, where that is
+    known.
     """
     pids = tuple(pids)
     found = [_fields(Path(f"/proc/{pid}/status")) for pid in pids]
@@ -33,14 +35,20 @@ def usage(pids: Iterable[int], limit: int, unmapped: int = 0) -> Usage:
     total = _together(found, "VmRSS", "RssShmem", unmapped) + tables
     if total <= limit or len(pids) == 1:
         return Usage(total, threads)
-    exact = [_fields(Path(f"/proc/{pid}/smaps_rollup")) for pid in pids]
-    # what cannot be read exactly, of a process that has hidden it, counts in full
-    chosen = [
-        e if "Pss" in e else {"Pss": f.get("VmRSS", 0), "Pss_Shmem": f.get("RssShmem", 0)}
-        for e, f in zip(exact, found, strict=True)
-    ]
-    once = _together(chosen, "Pss", "Pss_Shmem", unmapped) + tables
+    once = _together(map(_shares, pids), "Pss", "Pss_Shmem", unmapped) + tables
+    if once > limit:
+        again = _together(map(_shares, pids), "Pss", "Pss_Shmem", unmapped) + tables
+        once = min(once, again)
     return Usage(min(total, once), threads)
+
+
+def _shares(pid: int) -> dict[str, int]:
+    """Return a process's part of what it shares: all when it hides that, nothing once ended."""
+    exact = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+    if "Pss" in exact:
+        return exact
+    known = _fields(Path(f"/proc/{pid}/status"))
+    return {"Pss": known.get("VmRSS", 0), "Pss_Shmem": known.get("RssShmem", 0)}
 
 
 def peak(pids: Iterable[int]) -> int:
