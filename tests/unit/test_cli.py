@@ -53,7 +53,7 @@ def test_every_command_of_the_manual_is_there() -> None:
         |dataset mock|study datasets|study mock|plan submit|plan list|plan show|plan diff
         |loading create|loading edit|loading list|loading show|loading versions|loading diff
         |loading export|loading preview|loading attach|loading accept|loading attached
-        |loading detach|loading refresh|study harmonise|study compare
+        |loading detach|loading refresh|study harmonise|study compare|statistics
         |pool open|pool send|pool take|pool withdraw|pool status
         |node optout add|node optout import|node optout remove|node optout list
         |dataset holdout|study create|study submit|study show|study list|study close
