@@ -3,6 +3,7 @@
 The last tests cut real links between network namespaces, and need root.
 """
 
+import os
 import shutil
 import subprocess
 import threading
@@ -147,7 +148,9 @@ def test_nodes_behind_a_connect_proxy(tmp_path: Path) -> None:
 
 # ---- separate networks ---------------------------------------------------------------------
 
-NET = "198.18.77"  # of RFC 2544's range for tests
+# A network for each process that tests, of RFC 2544's range: they run beside each other.
+OWN = os.getpid() % 65536
+NET = f"198.{18 + OWN // 256 % 2}.{OWN % 256}"
 HUB_ADDRESS = f"{NET}.1"
 
 
@@ -160,7 +163,7 @@ class Network:
     """A namespace for the hub, with a bridge, and one for each site, linked to it."""
 
     def __init__(self, sites: tuple[str, ...]) -> None:
-        self.names = {who: f"consilia-{who}" for who in ("hub", *sites)}
+        self.names = {who: f"consilia-{OWN}-{who}" for who in ("hub", *sites)}
 
     def __enter__(self) -> "Network":
         try:
@@ -174,7 +177,7 @@ class Network:
             for number, (who, name) in enumerate(self.names.items(), 2):
                 if who != "hub":
                     self._wire(f"to-{who}", ("netns", name), f"{NET}.{number}")
-            self._wire("cns-test", (), f"{NET}.254")
+            self._wire(f"cns{OWN}", (), f"{NET}.254")
         except BaseException:
             self.__exit__()
             raise
@@ -183,7 +186,7 @@ class Network:
     def __exit__(self, *_: object) -> None:
         for name in self.names.values():
             ip("netns", "del", name, check=False)
-        ip("link", "del", "cns-test", check=False)
+        ip("link", "del", f"cns{OWN}", check=False)
 
     def _wire(self, end: str, place: tuple[str, ...], address: str) -> None:
         """Lay a cable from the hub's bridge to `place`, called `end` there."""
