@@ -369,8 +369,15 @@ def environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
+        # Threads that wait sleep: while they spin, two workers on one machine each train at a
+        # tenth of their speed, and so does one beside anything else that computes.
+        "OMP_WAIT_POLICY": "passive",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it CUDA is not deterministic
+        # Batches and activations are taken from memory that is kept. Naming either threshold
+        # ends glibc's own adapting of both: with one alone, every tensor of 128 KiB and more
+        # is mapped and faulted in anew, which made an epoch of small batches thrice as long.
         "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     }
 
 
