@@ -8,14 +8,15 @@ One real hub process on a private PostgreSQL, seeded with jobs, rounds and model
                        durable in PostgreSQL before the first byte
     subscribers_p95_s  from an event's time stamp to each of 1,000 open live streams
 
-The load comes from wrk (C, keep-alive, TLS), which takes its share of the same two cores; the
-CPU seconds of the hub per request stand beside the rates, as other work on the machine moves
-the rates and hardly those.
+The load comes from wrk (C, keep-alive, TLS), which takes its share of the same two cores: its
+CPU seconds, and those of the hub, per request stand beside the rates, as other work on the
+machine moves the rates and hardly those.
 """
 
 import asyncio
 import json
 import re
+import resource
 import shutil
 import ssl
 import statistics
@@ -79,8 +80,10 @@ def measure(root: Path, seconds: float, subscribers: int, jobs: int) -> dict[str
     return {
         "cached_rps": cached["rps"],
         "cached_hub_cpu_us": cached["hub_cpu_us"],
+        "cached_wrk_cpu_us": cached["wrk_cpu_us"],
         "uncached_rps": uncached["rps"],
         "uncached_hub_cpu_us": uncached["hub_cpu_us"],
+        "uncached_wrk_cpu_us": uncached["wrk_cpu_us"],
         "uncached_postgres_cpu_us": uncached["postgres_cpu_us"],
         "subscribers": subscribers,
         "subscribers_p95_s": round(statistics.quantiles(delays, n=20)[-1], 4),
@@ -116,7 +119,7 @@ class Load:
         quoted = ",".join(f'"{path}"' for path in paths)
         script.write_text(SCRIPT % {"paths": quoted, "token": self._token, "more": more})
         self._wrk(script, 1.0)  # connections, caches
-        hub, server = _cpu(self._hub), _tree_cpu(self._server)
+        hub, server, own = _cpu(self._hub), _tree_cpu(self._server), _ended()
         said = self._wrk(script, self._seconds)
         hub, server = _cpu(self._hub) - hub, _tree_cpu(self._server) - server
         rate, count = float(_found(_RATE, said)), int(_found(_COUNT, said))
@@ -124,6 +127,7 @@ class Load:
         return {
             "rps": round(rate),
             "hub_cpu_us": round(hub / count * 1e6, 1),
+            "wrk_cpu_us": round((_ended() - own) / count * 1e6, 1),
             "postgres_cpu_us": round(server / count * 1e6, 1),
             "bad": bad[0] if bad else "",
         }
@@ -144,6 +148,12 @@ def _found(pattern: "re.Pattern[str]", text: str) -> str:
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def _ended() -> float:
+    """CPU seconds of the child processes that have ended: wrk's."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _tree_cpu(process: psutil.Process) -> float:

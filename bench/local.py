@@ -108,7 +108,7 @@ class Programs:
         process = self.processes.pop(name)
         process.send_signal(number)
         try:
-            return process.wait(15)
+            return process.wait(60)
         finally:
             _signal(process, signal.SIGKILL)
             process.wait()

@@ -4,7 +4,8 @@ One real hub process; light agents (bench/agents) in two processes, each with it
 certificate, its own mutual TLS lines and its own long poll. A round: every site brings a model
 of 1 MB and sends 1 MB back, all of it durable and verified at the hub. The agents take their
 share of the same machine, and of its time: `hub_cpu_s` and `nodes_cpu_s` are the processor
-seconds of a round at each, the mean of all rounds. `seconds_per_round` is the median after the
+seconds of a round at each, the mean of all rounds; `hub_cpu_ms_per_node` is the hub's share of
+them for one site. `seconds_per_round` is the median after the
 first round, in which every site opens its line for models.
 """
 
@@ -85,6 +86,7 @@ def measure(root: Path, nodes: int, mb: float, rounds: int, idle: float) -> dict
             "seconds_per_round": round(statistics.median(later), 2),
             "first_round_s": round(trained[0].seconds, 2),
             "hub_cpu_s": round(spent[0] / rounds, 2),
+            "hub_cpu_ms_per_node": round(spent[0] / rounds / nodes * 1e3, 2),
             "nodes_cpu_s": round(sum(spent[1:]) / rounds, 2),
             "hub_peak_rss_mb": round(_peak(hub.pid) / 1e6, 1),
             "correct": all(len(r.sites) == nodes for r in trained)

@@ -78,7 +78,7 @@ def postgres() -> Iterator[Postgres]:
             yield cluster
         finally:
             server.send_signal(signal.SIGQUIT)
-            server.wait(30)
+            server.wait(60)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -93,7 +93,7 @@ def _binaries() -> Path | None:
 def _wait(server: "subprocess.Popen[bytes]", cluster: Postgres) -> None:
     import psycopg  # noqa: PLC0415 - as above
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             psycopg.connect(cluster.url("postgres")).close()

@@ -147,7 +147,7 @@ def _fill(admin: Any) -> None:
 
 
 def _until_open(port: int, process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

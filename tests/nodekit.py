@@ -405,7 +405,7 @@ def base_model() -> Weights:
     return {"w": np.zeros(1000, np.float32), "frozen": np.arange(500, dtype=np.float32)}
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until `condition` holds, or fail."""
     limit = time.monotonic() + seconds
     while not condition():

@@ -38,11 +38,11 @@ def s3_server(folder: Path) -> Iterator[str]:
         yield _address(log, process)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _address(log: Path, process: "subprocess.Popen[bytes]") -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         text = log.read_text()
         if "Running on http://" in text:

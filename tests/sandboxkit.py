@@ -79,7 +79,7 @@ async def escaped(
 async def honest(here: Site, tmp_path: Path, model: Path) -> None:
     """The agent's side is alive: another job trains."""
     dataset = table(tmp_path / "other.csv")
-    done, weights = await here.train(HONEST, dataset, model, job="honest", timeout=20)
+    done, weights = await here.train(HONEST, dataset, model, job="honest", timeout=120)
     assert done.metrics == {"ok": 1.0}
     assert (weights["w"] == 1).all()
 
@@ -94,7 +94,7 @@ async def broken(
     tmp_path: Path,
     body: str,
     limits: Limits | None = None,
-    timeout: float = 20.0,
+    timeout: float = 120.0,
     launcher: Launcher | None = None,
 ) -> tuple[str, float]:
     """Run a plan that must fail; return the cause and the seconds it took."""
@@ -132,7 +132,7 @@ def as_nobody(directory: Path, script: str, files: dict[str, str]) -> str:
             check=False,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             cwd="/",
         )
         assert done.returncode == 0, done.stderr + done.stdout

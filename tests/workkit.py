@@ -59,7 +59,7 @@ class Site:
         model: Path | None = None,
         job: str = "job",
         arguments: Arguments | None = None,
-        timeout: float = 30.0,
+        timeout: float = 120.0,
         round: int = 1,
         seed: int = 7,
         deterministic: bool = False,
@@ -127,7 +127,7 @@ async def site(
         assert runner.workers == ()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Wait until `condition` holds; say whether it did in time."""
     for _ in range(int(seconds / 0.02)):
         if condition():

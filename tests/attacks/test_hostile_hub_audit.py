@@ -172,6 +172,6 @@ async def test_the_attempt_is_in_the_trail_and_nothing_ran(tmp_path: Path, what:
         async with n.running():
             await until(lambda: n.agent.status().connected)
             await attack(n)
-            await until(lambda: any(words in d for d in n.details(action)), 5)
+            await until(lambda: any(words in d for d in n.details(action)))
             assert n.runs.tasks == [] and n.hub.uploads == {}
             assert not isinstance(audit.verify(n.store), Break)

@@ -89,7 +89,7 @@ def test_where_user_namespaces_are_used_up(tmp_path: Path) -> None:
     command += ["/bin/sh", "-c", deny, "sh", sys.executable, "-c", SCRIPT, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": f"{kit}:{kit.parent / 'src'}"}
     done = subprocess.run(
-        command, check=False, env=environment, capture_output=True, text=True, timeout=60
+        command, check=False, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)

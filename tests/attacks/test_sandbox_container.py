@@ -154,8 +154,8 @@ async def what_works(tmp_path: Path, launcher: Launcher, agent: int) -> list[str
         assert done.metrics == {"tried": len(REQUESTS)}
         await honest(here, tmp_path, model)
     text = (tmp_path / f"node-{launcher.name}/log/jobs/attack.log").read_text()
-    said = next(line for line in text.splitlines() if line.startswith("WORKED "))
-    worked: list[str] = json.loads(said.removeprefix("WORKED "))
+    said = next(line for line in text.splitlines() if " plan: WORKED " in line)
+    worked: list[str] = json.loads(said.partition("WORKED ")[2])
     return worked
 
 
@@ -254,9 +254,9 @@ async def test_a_signal_sent_by_the_kernel_for_the_plan(tmp_path: Path) -> None:
 )
 async def test_limits_hold(tmp_path: Path, body: str, expected: set[str]) -> None:
     limits = Limits(threads=1, memory_bytes=300 * MIB, processes=40)
-    cause, seconds = await broken(tmp_path, body, limits, 4.0, Container())
+    cause, seconds = await broken(tmp_path, body, limits, 8.0, Container())
     assert cause in expected
-    assert seconds < 8
+    assert seconds < 60
 
 
 AGENT = """
@@ -294,11 +294,11 @@ def train(weights, data, args, context):
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parent / 'src'}"},
     )
     try:
-        assert await until(lambda: len(processes_with(marker)) >= 2, 20)
+        assert await until(lambda: len(processes_with(marker)) >= 2, 60)
         await asyncio.sleep(1.0)
         agent.send_signal(signal.SIGKILL)
         agent.wait()
-        assert await until(lambda: not processes_with(marker), 2.0)
+        assert await until(lambda: not processes_with(marker), 30.0)
     finally:
         agent.kill()
         agent.wait()

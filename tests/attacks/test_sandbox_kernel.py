@@ -182,8 +182,8 @@ async def answers(directory: Path, launcher: Launcher) -> dict[str, int]:
         assert done.metrics == {"tried": len(REFUSED)}
         await honest(here, directory, model)
     log = (directory / "node" / "log" / "jobs" / "attack.log").read_text()
-    said = next(line for line in log.splitlines() if line.startswith("ANSWERS "))
-    found: dict[str, int] = json.loads(said.removeprefix("ANSWERS "))
+    said = next(line for line in log.splitlines() if " plan: ANSWERS " in line)
+    found: dict[str, int] = json.loads(said.partition("ANSWERS ")[2])
     return found
 
 

@@ -48,7 +48,7 @@ async def test_memory_bomb(tmp_path: Path) -> None:
         Limits(threads=1, memory_bytes=300 * MIB),
     )
     assert cause == "memory"
-    assert seconds < 10
+    assert seconds < 60
 
 
 async def test_memory_bomb_in_many_processes(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ HELD = {
 async def test_memory_that_no_process_shows(tmp_path: Path, where: str) -> None:
     """Each would have held more than the limit for ever, by resident memory alone."""
     limits = Limits(threads=1, memory_bytes=300 * MIB, processes=40)
-    cause, seconds = await broken(tmp_path, HELD[where], limits, timeout=60)
+    cause, seconds = await broken(tmp_path, HELD[where], limits, timeout=240)
     # threads: seen by the watcher, or out of stacks before it looks
     assert cause in ({"crashed", "plan-error"} if where == "in threads" else {"memory"})
-    assert seconds < 40
+    assert seconds < 200
 
 
 async def test_scratch_files_within_the_limit_are_fine(tmp_path: Path) -> None:

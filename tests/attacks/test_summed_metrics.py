@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from consilia.errors import Refused, UpdateRejected
+from consilia.errors import AuthError, Refused, UpdateRejected, WireError
 from consilia.node.evaluating import Predictions
 from consilia.node.maskedevaluation import noised, vector
 from consilia.node.masking import Masking
 from consilia.node.policy import Policy, Request, StudyGrant, decide
-from consilia.privacy import masked, ring, secagg
+from consilia.privacy import masked, ring, secagg, shares
 from consilia.privacy.disclosure import Rules
 from consilia.stats import summedscores
 from consilia.wire.v1 import Dp, Evaluation, Lease, Privacy, Said, Task, Word, decode
@@ -58,6 +58,7 @@ class Sum:
     attempt: str = "e0"
     cohort: Sequence[str] = SITES
     said: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    noise: dict[str, Dp] = field(default_factory=dict)  # site -> what it is told of it
 
     def lease(self, site: str) -> Lease:
         task = Task(
@@ -71,7 +72,7 @@ class Sum:
             tags=("cohort",),
             model=MODEL,
             seed=1,
-            privacy=SECURE,
+            privacy=msgspec.structs.replace(SECURE, dp=self.noise.get(site)),
             cohort=tuple(self.cohort),
             total=1000,
         )
@@ -79,7 +80,8 @@ class Sum:
 
     @property
     def context(self) -> bytes:
-        return masked.context(self.lease("hub").id, MODEL, tuple(self.cohort))
+        about = MODEL + shares.named(self.noise.get(self.cohort[0]))
+        return masked.context(self.lease("hub").id, about, tuple(self.cohort))
 
     def hear(self, site: str, step: Told, body: bytes, says: str = "") -> None:
         masking, lease = self.peers[site].masking, self.lease(site)
@@ -124,6 +126,21 @@ def test_a_vector_is_noise_and_the_sum_is_the_sum(peers: dict[str, Peer]) -> Non
     sent = {site: talk.sent(site) for site in SITES}
     assert all((sent[site] > 1 << 32).any() for site in SITES), "masks fill the ring"
     assert talk.opened(SITES, sum(sent.values(), np.zeros(7, np.uint64))) == [10] * 7
+
+
+def test_sites_that_are_told_of_different_noise_open_no_sum(peers: dict[str, Peer]) -> None:
+    """Else the shares of all but one would be too small for what that one has charged."""
+    much = Dp("record", 4.0, 1.0, distributed=True)
+    little = msgspec.structs.replace(much, noise_multiplier=0.5)
+    assert Sum(peers, number=8, noise=dict.fromkeys(SITES, much)).ready()
+    victim = SITES[-1]
+    told = {**dict.fromkeys(SITES, little), victim: much}
+    kinds: tuple[Kind, ...] = ("train", "evaluate")
+    for number, kind in enumerate(kinds, 1):
+        talk = Sum(peers, kind, number, noise=told)
+        with pytest.raises((AuthError, WireError)):
+            talk.ready()
+        assert victim not in talk.said.get("shares", {})
 
 
 def test_one_site_more_or_less_gives_no_second_sum(peers: dict[str, Peer]) -> None:

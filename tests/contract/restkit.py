@@ -126,7 +126,7 @@ def running_hub(
     thread = threading.Thread(target=body)
     thread.start()
     try:
-        assert ready.wait(20), "the hub was not ready in time"
+        assert ready.wait(120), "the hub was not ready in time"
         if failed:
             raise failed[0]
         hub = RestHub(directory, found[0], clock, text)

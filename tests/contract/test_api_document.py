@@ -51,7 +51,7 @@ def asked(operation: Any, hub: RestHub) -> None:
             base_url=hub.addresses.people,
             headers={"Authorization": f"Bearer {hub.tokens['operator']}"},
             verify=str(hub.directory / "secrets/ca.pem"),
-            timeout=20,
+            timeout=120,
         )
         case.validate_response(answer, checks=CHECKS)
 

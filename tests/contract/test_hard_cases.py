@@ -74,7 +74,7 @@ def run(node: Path, *words: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=480,
         env={**os.environ, "CONSILIA_NODE": str(node)},
     )
 

@@ -135,7 +135,7 @@ def test_threads_and_processes_together_spend_the_cap_and_not_one_more(tmp_path:
         go(process)
     for thread in threads:
         thread.start()
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    said = [process.communicate(timeout=300)[0] for process in processes]
     for thread in threads:
         thread.join(120)
     assert [process.returncode for process in processes] == [0, 0]
@@ -210,7 +210,7 @@ def test_a_program_killed_inside_a_step_has_done_nothing_of_it(
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (-signal.SIGKILL, seen)

@@ -97,7 +97,7 @@ def test_a_revoked_token_ends_its_stream(hub: RestHub, ada: Client) -> None:
         hub.tokens["ada-2"] = made.secret or ""
         with (
             hub.http("ada-2") as client,
-            client.stream("GET", f"/api/v1/jobs/{job}/stream", timeout=10) as answer,
+            client.stream("GET", f"/api/v1/jobs/{job}/stream", timeout=120) as answer,
         ):
             news = events(answer)
             next(news)
@@ -115,16 +115,16 @@ def test_fifty_watch_one_job(hub: RestHub, ada: Client) -> None:
 
     def watch() -> None:
         path = f"/api/v1/jobs/{job}/stream"
-        with hub.http("ada") as client, client.stream("GET", path, timeout=30) as answer:
+        with hub.http("ada") as client, client.stream("GET", path, timeout=120) as answer:
             news = events(answer)
             seen = [next(news)[0]]
-            ready.wait(30)
+            ready.wait(120)
             got.append(seen + [id for id, kind, _ in news if kind != "end"])
 
     threads = [threading.Thread(target=watch) for _ in range(50)]
     for thread in threads:
         thread.start()
-    ready.wait(30)
+    ready.wait(120)
     ada.change_arguments(job, {"lr": 0.5})
     ada.stop(job)
     for thread in threads:

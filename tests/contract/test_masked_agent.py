@@ -341,7 +341,7 @@ async def test_a_site_that_leaves_before_its_update_says_nothing_more(
         lease = x.hub.begin(base_model())
         await until(partial(did, x, lease, "shares"))
         withdraw(x, how)
-        await until(lambda: x.hub.settled(lease.id), 3)
+        await until(lambda: x.hub.settled(lease.id))
         assert isinstance(x.hub.settled(lease.id), Declined if how == "study" else Failed)
         await until(lambda: x.hub.closes)
         assert x.hub.steps_said() == ["keys", "shares"] and x.hub.uploads == {}
@@ -361,7 +361,7 @@ async def test_a_site_that_leaves_after_its_update_gives_out_no_share(
         await until(partial(did, x, lease, step))
         await until(lambda: [t.phase for t in x.node.agent.status().tasks] == ["listening"])
         withdraw(x, how)
-        await until(lambda: not isinstance(x.hub.settled(lease.id), Result), 3)
+        await until(lambda: not isinstance(x.hub.settled(lease.id), Result))
         await until(lambda: x.hub.state.leases[lease.id].cause)
         x.hub.go()
         await until(lambda: x.hub.closes)
@@ -419,7 +419,7 @@ async def test_keys_do_not_wait_for_a_task_of_another_job(tmp_path: Path) -> Non
         x.hub.assign(busy)
         await until(lambda: x.node.runs.tasks == ["job-0.1"])
         lease = x.hub.begin(base_model())
-        await until(partial(did, x, lease, "shares"), 5)
+        await until(partial(did, x, lease, "shares"))
         assert x.node.runs.tasks == ["job-0.1"]
         x.node.agent.stop_job("job-0")
         await until(lambda: x.hub.closes)

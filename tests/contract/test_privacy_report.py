@@ -89,7 +89,7 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=480,
         env={**os.environ, "CONSILIA_NODE": str(node)},
     )
 

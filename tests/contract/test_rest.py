@@ -227,7 +227,7 @@ def test_a_wait_that_is_no_number_is_none(hub: RestHub, ada: Client) -> None:
     job = ada.start(Experiment(study="timeless", plan=digest, rounds=1))
     seen = int(ada.events(job.id)[-1].seq)
     with hub.http("ada") as client:
-        answer = client.get(f"/api/v1/jobs/{job.id}/events?after={seen}&wait=nan", timeout=5)
+        answer = client.get(f"/api/v1/jobs/{job.id}/events?after={seen}&wait=nan", timeout=60)
     assert answer.status_code == 200
 
 
@@ -500,14 +500,14 @@ def test_a_long_poll_answers_at_the_next_event(hub: RestHub, ada: Client) -> Non
     timer = threading.Timer(0.3, stop)
     timer.start()
     begun = time.monotonic()
-    found = ada.events(job.id, after=seen, wait=5)
+    found = ada.events(job.id, after=seen, wait=30)
     took = time.monotonic() - begun
     timer.join()
     assert [e.type for e in found] == ["Stopped"]
-    assert 0.2 < took < 4
+    assert 0.2 < took < 20
     begun = time.monotonic()
     assert ada.events(job.id, after=found[-1].seq, wait=0.3) == []
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 20
 
 
 def test_nobody_starts_from_a_frame_that_is_not_theirs(

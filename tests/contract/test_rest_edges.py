@@ -209,7 +209,7 @@ def test_uploads_on_their_way_count_too(tmp_path: Path) -> None:
         def slow() -> Iterator[bytes]:
             yield body[:1000]
             first.set()
-            done.wait(10)
+            done.wait(120)
             yield body[1000:]
 
         size = {"Content-Length": str(len(body))}
@@ -222,11 +222,11 @@ def test_uploads_on_their_way_count_too(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=send)
         thread.start()
-        assert first.wait(10)
+        assert first.wait(120)
         time.sleep(0.2)
         refused = http.put("/api/v1/frames", content=body)
         done.set()
-        thread.join(10)
+        thread.join(60)
         assert refused.status_code == 403
         assert "on their way" in refused.json()["detail"]
         assert answers == [200]
@@ -289,7 +289,7 @@ def shown(hub: RestHub, address: str, alpn: str) -> bytes:
     context.set_alpn_protocols([alpn])
     port = int(address.rpartition(":")[2])
     with (
-        socket.create_connection(("127.0.0.1", port), 5) as line,
+        socket.create_connection(("127.0.0.1", port), 60) as line,
         context.wrap_socket(line, server_hostname="localhost") as secured,
     ):
         found = secured.getpeercert(True)
@@ -306,7 +306,7 @@ def test_the_server_certificate_is_renewed_while_the_hub_serves(tmp_path: Path) 
         time.sleep(0.5)
         assert {name: shown(hub, where[name], alpn) for name, alpn in roads} == before
         hub.clock.shift += 2 * DAY
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while "certificate was renewed" not in hub.log.getvalue():
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -319,7 +319,7 @@ def test_the_server_certificate_is_renewed_while_the_hub_serves(tmp_path: Path) 
 def _line(hub: RestHub) -> ssl.SSLSocket:
     context = ssl.create_default_context(cadata=hub.ca)
     port = int(hub.addresses.people.rpartition(":")[2])
-    line = socket.create_connection(("127.0.0.1", port), 5)
+    line = socket.create_connection(("127.0.0.1", port), 60)
     secured = context.wrap_socket(line, server_hostname="localhost")
     assert _healthy(secured)
     return secured
@@ -341,7 +341,7 @@ def _later(hub: RestHub, address: str, alpn: str) -> bytes:
     context.set_alpn_protocols([alpn])
     port = int(address.rpartition(":")[2])
     with (
-        socket.create_connection(("127.0.0.1", port), 5) as line,
+        socket.create_connection(("127.0.0.1", port), 60) as line,
         context.wrap_socket(line) as secured,
     ):
         found = secured.getpeercert(True)
@@ -377,14 +377,14 @@ def test_a_hub_that_ends_under_open_connections_reports_no_error(tmp_path: Path)
         line.close()
     levels = [json.loads(text)["level"] for text in hub.log.getvalue().splitlines()]
     assert set(levels) <= {"debug", "info"}, hub.log.getvalue()
-    assert took < 4
+    assert took < 20  # of the 25 that the poll would wait
 
 
 def _unread(hub: RestHub, path: str) -> ssl.SSLSocket:
     """Ask for a frame and read nothing of it."""
     context = ssl.create_default_context(cadata=hub.ca)
     port = int(hub.addresses.people.rpartition(":")[2])
-    line = socket.create_connection(("127.0.0.1", port), 5)
+    line = socket.create_connection(("127.0.0.1", port), 60)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     secured = context.wrap_socket(line, server_hostname="localhost")
     head = f"GET {path} HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer "
@@ -394,7 +394,7 @@ def _unread(hub: RestHub, path: str) -> ssl.SSLSocket:
 
 def _quietly(client: Client, job: str) -> None:
     try:
-        client.events(job, after=10**9, wait=5)
+        client.events(job, after=10**9, wait=60)
     except Exception as e:  # the hub has gone: either answer will do
         assert str(e)
 

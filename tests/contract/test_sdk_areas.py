@@ -66,6 +66,8 @@ def test_experiments_are_listed_by_status_and_study(ada: Client) -> None:
     assert done.job.id == JOB and done.job.experiment.study == "finished"
     assert ada.experiments.list(status=("waiting", "failed")) == []
     assert ada.experiments.list(study="other") == []
+    with pytest.raises(ConfigError, match=r"status: 'finished' is not a state.*Valid: closing"):
+        ada.experiments.list(status="finished")
     assert ada.experiments.get(JOB).job == ada.job(JOB)
     fresh = ada.experiments.create(study="finished", plan="x.py", rounds=2, privacy="plain")
     assert "not started" in repr(fresh)
@@ -89,7 +91,7 @@ def test_a_branch_starts_from_a_round(ada: Client) -> None:
 def test_the_best_model_is_the_best(ada: Client) -> None:
     assert ada.models.get_best("loss").view.id == f"{JOB}.2"
     assert ada.models.get_best("loss", better="higher").view.id == f"{JOB}.1"
-    best = ada.models.get_best("auc", study="finished")
+    best = ada.models.get_best("auc", "finished")
     assert best.view.id == f"{JOB}.3"
     np.testing.assert_array_equal(best.weights["w"], weights()["w"])
     for metric, study in (("f1", None), ("auc", "other")):

@@ -116,7 +116,7 @@ async def hold(store: Store) -> "tuple[asyncio.Task[bool], threading.Event]":
 
     def wait(_: Connection) -> bool:
         running.set()
-        return gate.wait(10)
+        return gate.wait(120)
 
     task = asyncio.create_task(store.write(wait))
     while not running.is_set():
@@ -240,7 +240,7 @@ class TestWriting:
         def twice(db: Connection) -> tuple[int, int]:
             first = len(noted(db))
             started.set()
-            assert written.wait(10)
+            assert written.wait(120)
             return first, len(noted(db))
 
         reading = asyncio.create_task(store.read(twice))
@@ -274,7 +274,7 @@ class TestWriting:
 
         def other_loop() -> None:
             async def leave() -> None:
-                task = asyncio.create_task(store.write(lambda _: gate.wait(10)))
+                task = asyncio.create_task(store.write(lambda _: gate.wait(120)))
                 await asyncio.sleep(0.02)
                 task.cancel()
 
@@ -509,7 +509,7 @@ class TestPostgres:
         first, second = Store.open(url), Store.open(url)
         for name in ("a", "b"):
             await first.write(bumps(name))
-        meet = threading.Barrier(2, timeout=5)
+        meet = threading.Barrier(2, timeout=120)
 
         def crosswise(one: str, two: str) -> Callable[[Connection], None]:
             tried = False

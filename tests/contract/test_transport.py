@@ -92,15 +92,13 @@ def token(bench: Bench, secret: str = INVITE, site: str = "north") -> JoinToken:
 
 async def test_orders_reach_a_waiting_node(bench: Bench) -> None:
     link: HubLink = bench.link()
-    poll = asyncio.create_task(link.poll(v1.Poll("session", wait=20)))
+    poll = asyncio.create_task(link.poll(v1.Poll("session", wait=60)))
     while not bench.hub.orders._getters:  # type: ignore[attr-defined]
         await asyncio.sleep(0.005)
     start = time.perf_counter()
     bench.hub.orders.put_nowait(v1.Orders(catalogue=7))
     assert (await poll).catalogue == 7
-    assert (
-        time.perf_counter() - start < 10
-    )  # of 20: a millisecond; the bound is for busy machines
+    assert time.perf_counter() - start < 40  # of 60: a millisecond, where nothing else runs
     await link.close()
 
 
@@ -143,7 +141,7 @@ async def raw(bench: Bench, request: bytes, alpn: str = hello.CONTROL) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", bench.port, ssl=context)
     try:
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read(65536)
     finally:
         writer.transport.abort()
@@ -270,7 +268,7 @@ async def test_enrolment_spends_a_token_and_its_certificate_works(bench: Bench) 
 
 
 async def test_a_renewed_certificate_is_shown_without_a_restart(bench: Bench) -> None:
-    soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1.2)
+    soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=4)
     directory = bench.directory / "short"
     shown = bench.hub.authority.credentials(directory, "north", soon)
     link = bench.link(credentials=shown)
@@ -278,7 +276,8 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(bench: Bench) ->
     fresh = bench.hub.authority.credentials(directory, "north")
     assert fresh == shown
     link.renewed()
-    await asyncio.sleep(1.3)
+    while dt.datetime.now(dt.UTC) <= soon:
+        await asyncio.sleep(0.1)
     digest, _ = offered(bench, 1)
     await asyncio.to_thread(link.fetch, digest, bench.directory / "got")
     await link.close()
@@ -306,7 +305,7 @@ async def test_enrolment_through_a_wrong_ca_sends_nothing(bench: Bench) -> None:
 
 
 async def test_garbage_and_silence_block_nobody(tmp_path: Path) -> None:
-    bounds = Bounds(hello=0.5, pending=8, handshake=0.5)
+    bounds = Bounds(hello=3.0, pending=8, handshake=3.0)
     async with running(tmp_path, bounds=bounds) as bench:
         silent = [socket.create_connection(("127.0.0.1", bench.port)) for _ in range(30)]
         for i, sock in enumerate(silent):
@@ -314,16 +313,16 @@ async def test_garbage_and_silence_block_nobody(tmp_path: Path) -> None:
         link = bench.link()
         start = time.perf_counter()
         assert (await link.catalogue()).version == 3
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 9  # of 12, if it had to wait for their ends
         for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 3000, b"\x16\x03\x01\x00\x01\x02"):
             reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
             writer.write(noise)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""
             writer.transport.abort()
         for sock in silent:
-            sock.settimeout(5)
+            sock.settimeout(60)
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.to_thread(sock.recv, 10) == b""  # all were dropped
             sock.close()
@@ -334,13 +333,13 @@ async def test_garbage_and_silence_block_nobody(tmp_path: Path) -> None:
 async def test_a_site_that_asks_too_much_waits_its_turn_and_then_is_refused(
     tmp_path: Path,
 ) -> None:
-    bounds = Bounds(others=(5.0, 5), queue=0.5)  # five at once, then one in 0.2 s, for 0.5 s
+    bounds = Bounds(others=(3.0, 5), queue=1.5)  # five at once, then three a second
     async with running(tmp_path, bounds=bounds) as bench:
         north, south = bench.link("north"), bench.link("south")
         begun = time.monotonic()
         for _ in range(10):
             await north.catalogue()
-        assert time.monotonic() - begun >= 0.8  # five of them waited
+        assert time.monotonic() - begun >= 1.4  # five of them waited
         flood = [asyncio.ensure_future(north.catalogue()) for _ in range(30)]
         assert isinstance(await south.catalogue(), v1.Catalogue)  # another site has its own
         found = await asyncio.gather(*flood, return_exceptions=True)
@@ -377,7 +376,7 @@ async def test_one_certificate_holds_few_control_connections(tmp_path: Path) -> 
                 )
             )
             await asyncio.sleep(0.1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 assert await lines[0][0].read() == b""
         for reader, _ in lines[1:]:
@@ -411,10 +410,9 @@ async def test_who_asks_for_nothing_keeps_no_place_at_the_peoples_port(tmp_path:
     people = PeopleServer(app, tls, connections=10, head=0.3)
     port = await people.start("127.0.0.1", 0)
     trust = ssl.create_default_context(cadata=authority.pem)
-    begun = time.monotonic()
     for first in (b"", b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):  # it is ended long before
             if first:
                 writer.write(first)
                 assert b"204" in await reader.readuntil(b"\r\n\r\n")
@@ -424,7 +422,6 @@ async def test_who_asks_for_nothing_keeps_no_place_at_the_peoples_port(tmp_path:
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 assert await reader.read() == b""
         writer.transport.abort()
-    assert time.monotonic() - begun < 20
     await people.stop(1.0)
 
 
@@ -438,7 +435,7 @@ async def test_a_hello_in_small_pieces_is_understood(bench: Bench) -> None:
     for byte in outgoing.read():
         writer.write(bytes([byte]))
         await asyncio.sleep(0.001)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         incoming.write(await reader.read(65536))
     with contextlib.suppress(ssl.SSLWantReadError):
         tls.do_handshake()
@@ -449,7 +446,7 @@ def blob_socket(bench: Bench) -> ssl.SSLSocket:
     """A blob connection of north, after its handshake."""
     shown = bench.hub.authority.credentials(bench.directory / "by-hand", "north")
     context = client_context(hello.BLOB, bench.hub.authority.pem, shown)
-    sock = socket.create_connection(("127.0.0.1", bench.port), timeout=20)
+    sock = socket.create_connection(("127.0.0.1", bench.port), timeout=60)
     try:
         return context.wrap_socket(sock, server_hostname="127.0.0.1")
     except OSError:
@@ -491,10 +488,10 @@ async def test_a_body_that_drips_in_keeps_no_thread(tmp_path: Path) -> None:
             lines = [await asyncio.to_thread(blob_socket, bench) for _ in range(2)]
             slow = [asyncio.create_task(asyncio.to_thread(drip, t, ended)) for t in lines]
             link = bench.link("south")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await asyncio.to_thread(link.fetch, digest, tmp_path / f"got{len(revoked)}")
             await link.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await asyncio.gather(*slow)
 
 
@@ -509,7 +506,7 @@ async def test_one_site_cannot_take_all_threads(tmp_path: Path) -> None:
                 greedy.submit(drip, await asyncio.to_thread(blob_socket, bench), ended)
             link = bench.link("south")
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await asyncio.to_thread(link.fetch, digest, tmp_path / "got")
             finally:
                 ended.set()
@@ -670,7 +667,7 @@ async def test_closing_a_link_ends_transfers(bench: Bench) -> None:
         )
         await asyncio.sleep(0.3)
         await link.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):  # of 60
             with pytest.raises(TransferError):
                 await running_fetch
 
@@ -874,8 +871,9 @@ async def test_a_kept_connection_that_the_hub_closed_costs_nothing(tmp_path: Pat
         digest, _ = offered(bench, 1)
         link = bench.link()
         await asyncio.to_thread(link.fetch, digest, tmp_path / "m1")
-        await asyncio.sleep(0.5)
-        assert bench.plane.connections == 0
+        async with asyncio.timeout(60):
+            while bench.plane.connections:
+                await asyncio.sleep(0.05)
         await asyncio.to_thread(link.fetch, digest, tmp_path / "m2")
         await link.close()
 
@@ -911,14 +909,13 @@ async def test_polls_are_quick_while_models_travel(bench: Bench) -> None:
         done.set()
 
     carrying = asyncio.create_task(asyncio.to_thread(carry))
-    slowest = 0.0
+    polls = 0
     while not done.is_set():
-        start = time.perf_counter()
         bench.hub.orders.put_nowait(v1.Orders(catalogue=1))
-        await link.poll(v1.Poll("s", wait=5))
-        slowest = max(slowest, time.perf_counter() - start)
+        await link.poll(v1.Poll("s", wait=60))
+        polls += 1
     await carrying
-    assert slowest < 1.0
+    assert polls > 10, "they waited for the models"
     await link.close()
 
 
@@ -931,7 +928,7 @@ async def test_closing_the_listener_ends_what_is_open(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         start = time.perf_counter()
         await bench.listener.close(0.5)
-        assert time.perf_counter() - start < 20  # of 60
+        assert time.perf_counter() - start < 40  # of 60
         with pytest.raises(TransferError):
             await poll
         assert bench.plane.connections == 0

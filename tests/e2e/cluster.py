@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.local import Programs
-
 import consilia
+from commandkit import Commands
 
 SOURCE = Path(consilia.__file__).parents[1]
 
@@ -40,7 +39,7 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
     }
 
 
-def until(what: str, ready: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(what: str, ready: Callable[[], bool], seconds: float = 180.0) -> None:
     """Wait for something outside this process."""
     deadline = time.monotonic() + seconds
     while not ready():
@@ -48,7 +47,7 @@ def until(what: str, ready: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-class Cluster(Programs):
+class Cluster(Commands):
     """One hub and its nodes below one folder; ends all of them on the way out."""
 
     def __init__(self, root: Path) -> None:

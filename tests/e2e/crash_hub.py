@@ -115,7 +115,7 @@ async def attempt(directory: Path, killer: Killer, strategy: str) -> None:
             if not jobs:
                 await asyncio.sleep(0.05)
             job = jobs[0].id if jobs else await start(hub, strategy)
-            view = await hub.until(job, "done", "failed", timeout=30)
+            view = await hub.until(job, "done", "failed", timeout=120)
         await hub.tidied()
         result = await outcome(hub, job, nodes)
         result |= {"state": view.state, "cause": view.cause}

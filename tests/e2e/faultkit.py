@@ -8,6 +8,7 @@ hub has recorded (which sites are in which round) what the last model must be, a
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -24,6 +25,7 @@ import yaml
 from bench.local import PATIENCE, STUDY, TAG, LocalFederation
 
 import consilia
+from commandkit import Commands
 from consilia.core.chain import Break, Line
 from consilia.core.select import site_seed
 from consilia.data.registry import inspect_table
@@ -45,10 +47,11 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 SEED = 7
+FOREVER = 1e6  # seconds
 
 
 @dataclass
-class Lab(LocalFederation):
+class Lab(Commands, LocalFederation):
     """A running federation: a hub, a node for each site, and a plan approved everywhere."""
 
     environment: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
@@ -134,9 +137,9 @@ class Lab(LocalFederation):
         usual = {
             "privacy": Privacy(),
             "min_updates": 2,
-            "min_sites": 2,
-            "grace": 30.0,
-            "deadline": 120.0,
+            "min_sites": len(self.sizes),  # no round opens while one of them is away
+            "grace": PATIENCE,
+            "deadline": 2 * PATIENCE,
         }
         return people.Experiment(
             study=STUDY,
@@ -159,6 +162,15 @@ class Lab(LocalFederation):
     def start(self, client: Client, rounds: int = 1, **changes: Any) -> str:
         """Start a job of the known plan; return its id."""
         return client.start(self.experiment(rounds, **changes)).id
+
+    def slow(self, site: str) -> dict[str, float]:
+        """Arguments with which a site trains in round 1 until it is let go on."""
+        return {"wait": FOREVER, "slow": self.sizes[site], "slow_round": 1}
+
+    def let_go(self, site: str, job: str, times: int = 1) -> None:
+        """Let a slow site end its training, once it has begun it so many times."""
+        self.wait(lambda: len(self.trained(site, job)) >= times, f"{site} trains")
+        os.kill(self.workers(site)[-1].pid, signal.SIGUSR1)
 
     def check(self, client: Client, view: people.JobView) -> None:
         """Assert that the last model is what the recorded sites' amounts make of the first."""

@@ -4,6 +4,7 @@ Each site adds an amount to every weight that follows from its task's seed (job 
 site), so the model of a round is the one before plus the record-weighted mean of the amounts.
 """
 
+import signal
 import sys
 import time
 
@@ -24,13 +25,16 @@ def init(args, seed):
 def train(weights, data, args, context):
     """Add the site's amount; wait before, where and when the arguments say so.
 
-    `slow` names the site that waits `wait` seconds by its number of records (0: every site),
-    `slow_round` the round (0: every round).
+    `slow` names the site that waits by its number of records (0: every site), `slow_round` the
+    round (0: every round). It waits `wait` seconds, or until its process gets SIGUSR1.
     """
-    sys.stdout.write(f"training {context.site} round {context.round} at {time.monotonic()}\n")
     here = args["slow"] in (0, data.records) and args["slow_round"] in (0, context.round)
+    released = []
+    if here:
+        signal.signal(signal.SIGUSR1, lambda *_: released.append(True))
+    sys.stdout.write(f"training {context.site} round {context.round} at {time.monotonic()}\n")
     end = time.monotonic() + args["wait"] * here
-    while time.monotonic() < end:
+    while time.monotonic() < end and not released:
         context.progress(0.5)
         time.sleep(0.05)
     amount = np.float32(context.seed % 1000 / 1000)

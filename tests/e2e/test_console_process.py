@@ -52,7 +52,7 @@ def served(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             assert found, line
             yield process, found[1]
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
             assert not (directory / "console.url").exists()
         finally:
             process.kill()
@@ -72,7 +72,7 @@ def test_a_person_gets_in_by_the_printed_link_and_sees_what_happens(
     )
     made = json.loads(printed.stdout)
     assert made["roles"] == ["administrator"]
-    with httpx.Client(base_url=origin, timeout=20) as http:
+    with httpx.Client(base_url=origin, timeout=60) as http:
         token = made["link"].partition("#")[2]
         body = {"token": token, "name": "mara", "password": PASSWORD}
         view = http.post("/api/invitation/accept", json=body).raise_for_status().json()

@@ -150,7 +150,7 @@ def _python(
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return done

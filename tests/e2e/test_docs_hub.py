@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import yaml
-from bench.local import Programs
 
+from commandkit import Commands
 from consilia.hub import config as settings
 from consilia.hub.config import HubConfig
 from consilia.hub.sealed import load_keys
@@ -24,7 +24,7 @@ def blocks(page: str, kind: str) -> list[str]:
 def test_sealing_the_frames_works_as_written(tmp_path: Path) -> None:
     (wanted,) = blocks("seal-the-frames.md", "yaml")
     commands = "".join(blocks("seal-the-frames.md", "console")).splitlines()
-    with Programs(tmp_path, folder=tmp_path) as here:
+    with Commands(tmp_path, folder=tmp_path) as here:
         here.cli("hub", "init", "hub", "--people", "127.0.0.1:0", "--nodes", "127.0.0.1:0")
         path = tmp_path / "hub/hub.yaml"
         path.write_text(

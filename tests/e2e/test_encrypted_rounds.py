@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 from bench.local import STUDY
-from faultkit import SEED, Lab, accepted, configure, journal, until
+from faultkit import FOREVER, SEED, Lab, accepted, configure, journal, until
 
 from consilia.core.select import site_seed
 from consilia.node import approvals, studykeys
@@ -185,11 +185,11 @@ def test_the_model_is_that_of_plain_rounds(lab: Clinics) -> None:
 @pytest.mark.slow
 def test_the_hub_holds_no_key_and_no_update(lab: Clinics) -> None:
     with lab.client() as client:
-        slow = {"wait": 6.0, "slow": lab.sizes["a"], "slow_round": 1}
-        job = start(lab, client, arguments={"parameters": 8192, **slow})
+        job = start(lab, client, arguments=lab.slow("a"))
         until(lab, "three updates", lambda: len(accepted(client, job)) == 4)  # and a first
         secret = member(lab, "b")
         assert secret is not None and len(secret.cipher_key) > 100_000
+        lab.let_go("a", job)
         view = lab.finish(client, job)
         lab.check(client, view)
     key = secret.cipher_key
@@ -228,10 +228,10 @@ def _amount(lab: Lab, site: str) -> float:
 def test_another_site_opens_the_sum_when_the_first_is_lost(lab: Clinics) -> None:
     """Site a could open it first and says nothing; the hub is killed meanwhile."""
     with lab.client() as client:
-        slow = {"wait": 5.0, "slow": lab.sizes["d"], "slow_round": 1}
-        job = start(lab, client, arguments={"parameters": 12288, **slow})
+        job = start(lab, client, arguments={"parameters": 12288, **lab.slow("d")})
         until(lab, "three updates", lambda: len(accepted(client, job)) == 4)
         with full_disk(lab, "a"):
+            lab.let_go("d", job)
             until(lab, "consent", lambda: said(client, job, "consent") >= {"b", "c", "d"})
             lab.kill("hub")
             lab.start_hub()
@@ -247,16 +247,16 @@ def test_another_site_opens_the_sum_when_the_first_is_lost(lab: Clinics) -> None
 @pytest.mark.slow
 def test_two_of_four_lost_fails_closed(lab: Clinics) -> None:
     with lab.client() as client:
-        slow = {"wait": 30.0, "slow": 0, "slow_round": 1}
-        job = start(
-            lab, client, arguments={"parameters": 16384, **slow}, grace=1.0, deadline=9.0
-        )
-        until(lab, "all train", lambda: all(lab.trained(s, job) == [1] for s in SITES))
+        # In round 2, in which all have a worker: the deadline is for what goes wrong in it.
+        slow = {"wait": FOREVER, "slow": 0, "slow_round": 2}
+        settings = {"rounds": 2, "grace": 5.0, "deadline": 15.0}
+        job = start(lab, client, arguments={"parameters": 16384, **slow}, **settings)
+        until(lab, "all train", lambda: all(lab.trained(s, job) == [1, 2] for s in SITES))
         lab.kill("a")
         lab.kill("b")
         until(lab, "the job fails", lambda: client.job(job).state == "failed")
         view = client.job(job)
         assert "found" in view.cause and "updates" in view.cause, view.cause
-        assert len(view.rounds) == 1
+        assert len(view.rounds) == 2
         for site in ("a", "b"):
             lab.start_node(site)

@@ -146,7 +146,7 @@ def test_a_node_that_cannot_even_write_that_its_disk_is_full(lab: Lab) -> None:
     """Without its audit line nothing leaves the site: it waits, the round goes on without."""
     with lab.client() as client:
         arguments = {"wait": 1.0, "slow_round": 1}  # small models: there will be many
-        job = lab.start(client, 500, grace=1.0, arguments=arguments)
+        job = lab.start(client, 500, min_sites=2, grace=1.0, arguments=arguments)
         until(lab, "b trains", lambda: lab.trained("b", job) == [1])
         ballast = fill(lab.node_directory("b"), 0)
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from bench.local import CONSILIA, STUDY, TAG
+from bench.local import CONSILIA, PATIENCE, STUDY, TAG
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -163,17 +163,16 @@ def test_revoked_in_the_middle_of_a_round(tmp_path: Path) -> None:
     with Lab(tmp_path) as lab:
         lab.open(sites)
         with lab.client() as client:
-            slow = {"wait": 5.0, "slow": lab.sizes["c"], "slow_round": 1}
-            job = lab.start(client, 2, arguments=slow)
+            job = lab.start(client, 2, min_sites=2, arguments=lab.slow("c"))
             until(lab, "c trains", lambda: lab.trained("c", job) == [1])
             until(lab, "a and b are done", lambda: len(accepted(client, job)) == 3)
             lab.cli("hub", "revoke", "c", "--dir", lab.hub_directory)
             told = "it was revoked, replaced or never issued here; ask the hub's operator"
-            until(lab, "c is told", lambda: told in problem(lab, "c"), 5.0)
+            until(lab, "c is told", lambda: told in problem(lab, "c"))
             view = lab.finish(client, job)
             assert [r.sites for r in view.rounds[1:]] == [SITES] * 2
             assert view.rounds[1].rejected == {"c": "rejected: the site was revoked"}
-            assert view.rounds[1].seconds < 5.0, "the round waited for a revoked site"
+            assert view.rounds[1].seconds < PATIENCE, "the round waited for a revoked site"
             lab.check(client, view)
             states = {v.name: (v.state, v.online) for v in client.sites()}
             assert states["c"] == ("revoked", False)
@@ -359,7 +358,7 @@ async def test_a_hub_whose_keys_were_stolen_can_start_nothing(lab: Lab, tmp_path
     await listener.start("127.0.0.1", port)
     workers = {p.pid for p in lab.children("a")}
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while len(hub.answers) < len(asked) or not hub.asked:
             assert time.monotonic() < deadline, f"answered only {hub.answers}"
             await asyncio.sleep(0.05)
@@ -416,7 +415,7 @@ def test_clocks_an_hour_wrong(lab: Lab, tmp_path: Path) -> None:
         env={**os.environ, **lab.environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert joined.returncode == 0, joined.stderr

@@ -80,8 +80,7 @@ def test_hub_killed_after_an_update_was_accepted(any_lab: Lab) -> None:
     """What was accepted stays and is not asked for again; the others go on training."""
     lab = any_lab
     with lab.client() as client:
-        slow = {"wait": 4.0, "slow": lab.sizes["c"], "slow_round": 1}
-        job = lab.start(client, 2, min_updates=3, arguments=slow)
+        job = lab.start(client, 2, min_updates=3, arguments=lab.slow("c"))
         until(lab, "two updates", lambda: len(accepted(client, job)) == 3)  # with the init
         first = accepted(client, job)
         assert {lease.rsplit(".", 1)[1] for lease in first[1:]} == {"a", "b"}
@@ -89,6 +88,7 @@ def test_hub_killed_after_an_update_was_accepted(any_lab: Lab) -> None:
         lab.start_hub()
         view = client.job(job)
         assert (view.state, view.round) == ("running", 1)
+        lab.let_go("c", job)
         view = lab.finish(client, job)
         assert accepted(client, job)[:3] == first
         check_counted_once(lab, job, rounds=2)
@@ -112,8 +112,7 @@ def check_counted_once(lab: Lab, job: str, rounds: int) -> None:
 def test_agent_killed_while_it_trains(lab: Lab) -> None:
     """The round closes with the others; the agent's workers die with it; it is used again."""
     with lab.client() as client:
-        slow = {"wait": 60.0, "slow": lab.sizes["c"], "slow_round": 1}
-        job = lab.start(client, 500, grace=0.5, arguments=slow)
+        job = lab.start(client, 500, min_sites=2, grace=0.5, arguments=lab.slow("c"))
         until(lab, "c trains", lambda: lab.trained("c", job) == [1])
         workers = lab.workers("c")
         assert workers
@@ -158,8 +157,7 @@ def test_a_released_answer_is_sent_again_and_not_trained_again(lab: Lab) -> None
 def test_worker_killed_while_it_trains(lab: Lab, victim: str) -> None:
     """The round's record tells that the worker crashed; the next round uses the site again."""
     with lab.client() as client:
-        slow = {"wait": 60.0, "slow": lab.sizes["b"], "slow_round": 1}
-        job = lab.start(client, 2, arguments=slow)
+        job = lab.start(client, 2, arguments=lab.slow("b"))
         until(lab, "b trains", lambda: lab.trained("b", job) == [1])
         workers = lab.workers("b")
         assert workers[0].name() == "bwrap" and "python" in workers[-1].name()
@@ -177,8 +175,7 @@ def test_worker_killed_while_it_trains(lab: Lab, victim: str) -> None:
 def test_too_few_left_fails_with_each_sites_cause(lab: Lab) -> None:
     """A job that cannot reach its quorum says who failed and why, and can be resumed."""
     with lab.client() as client:
-        slow = {"wait": 6.0, "slow": lab.sizes["b"], "slow_round": 1}
-        job = lab.start(client, 1, min_updates=3, arguments=slow)
+        job = lab.start(client, 1, min_updates=3, arguments=lab.slow("b"))
         until(lab, "the others are done", lambda: len(accepted(client, job)) == 3)
         until(lab, "b trains", lambda: lab.trained("b", job) == [1])
         os.kill(lab.workers("b")[-1].pid, signal.SIGKILL)
@@ -187,6 +184,7 @@ def test_too_few_left_fails_with_each_sites_cause(lab: Lab) -> None:
         assert "too few sites are left; found 2 of 3 updates" in cause
         assert "b: failed (crashed)" in cause
         client.resume(job)
+        lab.let_go("b", job, 2)
         view = lab.finish(client, job)
         assert view.rounds[1].sites == SITES
         assert lab.trained("a", job) == lab.trained("c", job) == [1], "kept updates count"

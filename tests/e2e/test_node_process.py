@@ -67,7 +67,7 @@ def test_join_serve_and_come_back(tmp_path: Path, table: Path) -> None:
         until("the agent to be back", lambda: status(cluster, node)["connected"])
         assert online(cluster) == {"alpha"}
         begun = time.monotonic()
-        assert cluster.end("alpha") == 0 and time.monotonic() - begun < 20
+        assert cluster.end("alpha") == 0 and time.monotonic() - begun < 40
         assert not (node / "control.sock").exists()
         lines = (node / "log" / "agent.log").read_text().splitlines()
         assert {"at", "level", "from", "what"} <= json.loads(lines[0]).keys()
@@ -90,7 +90,7 @@ def test_a_hub_that_is_away_costs_nothing_and_is_found_again(
         time.sleep(2)
         assert sum(process.cpu_times()[:2]) - before < 0.3, "the agent is busy waiting"
         cluster.start_hub()
-        until("the agent to be back", lambda: status(cluster, node)["connected"], 45)
+        until("the agent to be back", lambda: status(cluster, node)["connected"])
 
 
 def status(cluster: Cluster, node: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def _run(name: str, variables: Mapping[str, str]) -> list[str]:
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     client = nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}
+        notebook, timeout=400, resources={"metadata": {"path": str(NOTEBOOKS)}}
     )
     client.execute(env=dict(variables))
     return [
@@ -87,7 +87,7 @@ def _staff(cluster: Cluster) -> None:
         plans: list[dict[str, str]] = cluster.json("node", "plans", "--dir", first)
         return plans
 
-    until("the notebook's plan to be offered", lambda: bool(offered()), seconds=100)
+    until("the notebook's plan to be offered", lambda: bool(offered()))
     digest = offered()[0]["digest"]
     for site in SITES:
         cluster.decide(site, "notebook", digest, "lr=0.001..0.5")

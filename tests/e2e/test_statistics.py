@@ -13,17 +13,22 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from faultkit import ENVIRONMENT, Lab, configure
 
 from consilia.data.registry import inspect_table
 from consilia.errors import ConsiliaError
-from consilia.node import datasets, studies
+from consilia.node import datasets, policyhistory, studies
+from consilia.node.standing import policy_of
 from consilia.sdk.client import Client
+from consilia.wire.statistics import Noise
 from consilia.wire.v1 import Study
 
 pytestmark = pytest.mark.slow
@@ -104,6 +109,42 @@ class Hospitals(Lab):
                 lambda: set(client.study(study).sites.values()) == {"accepted"}, "all accept"
             )
 
+    @contextlib.contextmanager
+    def policy(self, *sites: str, **changes: Any) -> Iterator[None]:
+        """Put another policy in force at running sites, and afterwards the one before."""
+        before = {site: (self.node_directory(site) / "node.yaml").read_text() for site in sites}
+        try:
+            for site, text in before.items():
+                self._apply(site, yaml.safe_dump({**yaml.safe_load(text), **changes}))
+            yield
+        finally:
+            for site, text in before.items():
+                self._apply(site, text)
+
+    def _apply(self, site: str, text: str) -> None:
+        with self.at(site) as store:
+            of, now = partial(policy_of, store), time.time()
+            where = self.node_directory(site)
+            policyhistory.apply(store, where, text, "test", of, actor="test", now=now)
+
+    def ledger(self, site: str, job: str) -> list[tuple[str, float]]:
+        """What a site's ledger says of a job: state, and epsilon of the reservation."""
+        database = f"file:{self.node_directory(site) / 'node.sqlite'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(database, uri=True, timeout=20)) as store:
+            states = dict(
+                store.execute(
+                    "SELECT lease, state FROM budget_spends WHERE lease LIKE ?", (f"{job}.%",)
+                )
+            )
+            bodies = [
+                json.loads(b) for (b,) in store.execute("SELECT body FROM budget_entries")
+            ]
+        return [
+            (states[entry["lease"]], entry["epsilon"])
+            for entry in bodies
+            if entry["kind"] == "reserve" and entry["lease"] in states
+        ]
+
     def page(self, words: list[str]) -> str:
         """Run a command of the page as the hub's operator."""
         return self.cli(*words, more=self.operator)
@@ -125,13 +166,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
 
 @pytest.fixture
 def client(lab: Hospitals) -> Iterator[Client]:
+    lab.ready(*SIZES)  # also after a hub that was killed
     with lab.client() as found:
         yield found
 
 
 def test_the_commands_of_the_page(lab: Hospitals) -> None:
     """The first one is held against numpy; the others are told what they ask for."""
-    _, _, first, histogram, crosstab, trail = commands()
+    _, _, first, histogram, crosstab, _, trail = commands()
     shown = lab.page(first)
     rows = [row for site in SITES for row in people(site)]
     found = json.loads(lab.page([*first, "--json"]))  # asked again: the same answer
@@ -221,6 +263,151 @@ def test_what_was_told_outlives_a_hub_that_is_killed(lab: Hospitals) -> None:
     with lab.client() as client:
         kept = client.job_statistics(before["job"])
     assert [f.value for f in kept.figures] == [f["value"] for f in before["figures"]]
+
+
+# ---- with differential privacy --------------------------------------------------------------
+
+
+def test_noise_is_asked_for_charged_and_told(lab: Hospitals, client: Client) -> None:
+    """The command of the page: all five answer, for nothing is too small with noise."""
+    told = lab.run(*commands()[5], more=lab.operator)
+    assert not told.returncode and "epsilon 1 at delta 1e-05 for each record" in told.stderr
+    assert len(
+        re.findall(r"^mean\tage\t[FM]\t[0-9.]+\t[0-9.]+ to [0-9.]+\t5$", told.stdout, re.M)
+    )
+    found = client.statistics(
+        STUDY, ["age", "ill"], by="sex", levels={"sex": ("F", "M")}, bounds={"age": (20, 90)},
+        dp=Noise(1.0),
+    )  # fmt: skip
+    view = found.view
+    assert view.sites == tuple(sorted(SIZES)) and view.masked and not view.without
+    assert view.dp is not None and view.noise is not None and view.epsilon is not None
+    assert 0.99 < view.epsilon <= 1 and view.dp.distributed
+    # of five sites four survive or none, one may collude: three shares are sure, five are there
+    assert view.noise == pytest.approx(view.dp.noise_multiplier * sqrt(5 * 5 / 3))
+    every = [row for site in SIZES for row in people(site)]
+    for figure in found.figures:
+        rows = [row for row in every if row["sex"] == figure.group]
+        ages = np.array([row["age"] for row in rows], float)
+        true = {
+            "mean": ages.mean(),
+            "sd": ages.std(ddof=1),
+            "missing": 0,
+            "level": sum(row["ill"] == figure.level for row in rows),
+        }.get(figure.statistic, len(rows))
+        assert figure.value is not None and figure.error is not None, figure
+        assert abs(figure.value - true) < 6 * figure.error, figure
+    for site in SIZES:
+        ((state, spent),) = lab.ledger(site, view.job)
+        assert state == "settled" and spent == pytest.approx(view.epsilon)
+        (line,) = [line for line in lab.audit_lines(site, "release") if view.job in line]
+        assert "a share of the noise" in line and "5 blocks" in line
+    assert client.privacy.get_budget(view.job).sites == dict.fromkeys(SIZES, view.epsilon)
+    lines = [line.detail for line in client.job_audit(view.job)]
+    assert any("epsilon 0.99" in line or "epsilon 1" in line for line in lines)
+
+
+def test_the_sum_carries_the_noise_that_is_told_and_other_sites_may_answer(
+    lab: Hospitals, client: Client
+) -> None:
+    """Of nobody the hub sees noise alone: 2450 numbers, whose deviation is known to 1.4 %."""
+    edges = [float(edge) for edge in range(51)]
+    told = client.statistics(
+        STUDY, ["age"], what=("histogram",), by="chol", where="age > 200",
+        edges={"age": edges, "chol": edges[2:]}, dp=Noise(1.0),
+    )  # fmt: skip
+    values = np.array([f.value for f in told.figures])
+    assert values.size > 2400 and told.view.noise is not None
+    assert values.std() == pytest.approx(told.view.noise, rel=5 / sqrt(2 * values.size))
+    assert len(np.unique(np.diff(np.sort(values)))) > 1000, "noise comes in many steps"
+
+
+def test_a_hospital_may_insist_on_noise_and_its_cap_is_hard(
+    lab: Hospitals, client: Client
+) -> None:
+    asked: dict[str, Any] = {"what": ("count",), "bounds": {"age": (20, 90)}}
+    with lab.policy(*SIZES, dp_required=True):
+        with pytest.raises(ConsiliaError, match="declined"):
+            client.statistics(STUDY, ["age"], **asked)
+        assert client.statistics(STUDY, ["age"], **asked, dp=Noise(0.1)).view.epsilon
+    refused = lab.audit_lines("ghent", "task.refuse")
+    assert any("statistics only with differential privacy" in line for line in refused)
+    with pytest.raises(ConsiliaError, match="declined"):
+        client.statistics(STUDY, ["age"], **asked, dp=Noise(40.0))
+    newest = client.jobs()[0]
+    assert newest.state == "failed" and newest.experiment.privacy is not None
+    assert newest.experiment.privacy.dp is not None
+    assert newest.experiment.privacy.dp.noise_multiplier < 0.5
+    assert all(lab.ledger(site, newest.id) == [] for site in SIZES)
+    assert any("of its cap" in line for line in lab.audit_lines("ghent", "task.refuse"))
+
+
+def test_two_hospitals_answer_in_the_open_or_each_with_all_of_the_noise(
+    lab: Hospitals, client: Client
+) -> None:
+    """Patients have several visits: without noise nothing is told, with it the first is."""
+    pair = ("ghent", "oslo")
+    visits = {site: [row for row in people(site) for _ in range(3)] for site in pair}
+    for site in pair:
+        lab.add(site, "visits", visits[site])
+    client.create_study(Study("visits", "to describe", pair, ("visits",), statistics=True))
+    client.submit_study("visits")
+    lab.accept("visits", pair)
+    with pytest.raises(ConsiliaError, match="has no statistics"):
+        client.statistics("visits", ["age"], what=("count",))
+    dp = Noise(2.0, level="patient")
+    asked: dict[str, Any] = {"what": ("count", "mean"), "bounds": {"age": (20, 90)}}
+    found = client.statistics("visits", ["age"], **asked, dp=dp).view
+    assert not found.masked and found.dp is not None and not found.dp.distributed
+    count = {f.statistic: f for f in found.figures}["count"]
+    assert count.error == pytest.approx(found.dp.noise_multiplier * sqrt(3 * 2))
+    assert count.value is not None and count.error is not None
+    assert abs(count.value - sum(SIZES[site] for site in pair)) < 6 * count.error
+    three = client.statistics("visits", ["age"], **asked, dp=Noise(2.0, records=3)).view
+    tripled = {f.statistic: f for f in three.figures}["count"]
+    assert tripled.value is not None and tripled.error is not None
+    assert tripled.error == pytest.approx(3 * count.error)
+    assert abs(tripled.value - sum(map(len, visits.values()))) < 6 * tripled.error
+
+
+def test_unmasked_sums_where_every_site_lets_them_leave(lab: Hospitals, client: Client) -> None:
+    levels, edges = {"sex": ("F", "M")}, {"age": (20, 35, 50, 65, 90)}
+    with lab.policy(*SIZES, plain_updates=True):
+        found = client.statistics(
+            STUDY, ["chol", "ill"], by="sex", levels=levels, aggregation="plain"
+        )
+        bins = client.statistics(
+            STUDY, ["age"], what=("count", "histogram", "quantiles"), edges=edges,
+            tables=[("sex", "ill")], levels=levels, aggregation="plain",
+        )  # fmt: skip
+    assert not found.view.masked and found.view.without == {TINY: "refused"}
+    rows = [row for site in SITES for row in people(site)]
+    for sex in "FM":
+        group = [row for row in rows if row["sex"] == sex]
+        chol = np.array([row["chol"] for row in group if row["chol"] != ""], float)
+        assert found.value("records", group=sex) == len(group)
+        assert found.value("count", "chol", group=sex) == len(chol)
+        assert found.value("missing", "chol", group=sex) == len(group) - len(chol)
+        assert found.value("mean", "chol", group=sex) == pytest.approx(chol.mean(), abs=1e-4)
+        assert found.value("sd", "chol", group=sex) == pytest.approx(chol.std(ddof=1), abs=1e-4)
+        ill = sum(row["ill"] == "true" for row in group)
+        assert found.value("level", "ill", group=sex, level="true") == ill
+    ages = np.array([row["age"] for row in rows], float)
+    told = [f.value for f in bins.figures if f.statistic == "histogram"]
+    assert told == np.histogram(ages, [-np.inf, 35, 50, 65, np.inf])[0].tolist()
+    cells = {(f.level, f.across_level): f.value for f in bins.figures if f.statistic == "cell"}
+    for sex in "FM":
+        women_ill = sum((row["sex"], row["ill"]) == (sex, "true") for row in rows)
+        assert cells[sex, "true"] == women_ill
+    # the hub has seen each site's own numbers, and says so
+    with contextlib.closing(sqlite3.connect(lab.hub_directory / "hub.sqlite")) as db:
+        query = "SELECT body FROM journal WHERE job = ? AND type = 'Accepted'"
+        bodies = [json.loads(b)["body"] for (b,) in db.execute(query, (found.view.job,))]
+    numbers = [np.frombuffer(base64.b64decode(b.removeprefix("sums:")), "<i8") for b in bodies]
+    assert {int(n[1] + n[2]) for n in numbers} == {SIZES[site] for site in SITES}
+
+
+# ---- four hospitals of the real world -------------------------------------------------------
 
 
 def hearts(hospital: str) -> Rows:

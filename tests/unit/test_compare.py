@@ -1,6 +1,8 @@
 """Which arms a study's governance allows, and what the folds of an arm come to."""
 
+import numpy as np
 import pytest
+from scipy.stats import t
 
 from consilia.errors import ConfigError
 from consilia.sdk import compare
@@ -45,18 +47,47 @@ def told(value: float, records: int) -> Evaluated:
     return Evaluated("probability", records, {"auc": Measure(value, 0.03, records)})
 
 
+def fold(**sites: Evaluated) -> EvaluationView:
+    return EvaluationView(1, 0.0, "m", {}, sites, {})
+
+
 def test_folds_are_averaged_and_a_silent_site_is_not_made_up() -> None:
-    folds = [
-        EvaluationView(1, 0.0, "m", {}, {"east": told(0.8, 10), "north": told(0.6, 30)}),
-        EvaluationView(1, 0.0, "m", {}, {"east": told(0.9, 10)}, {"north": "declined"}),
-    ]
-    cells = {(c.site, c.metric): c for c in compare._cells("federated", folds, False)}
+    told_by = [fold(east=told(0.8, 10), north=told(0.6, 30)), fold(east=told(0.9, 10))]
+    told_by += [fold(east=told(0.82, 10))]
+    folds = compare._told(told_by, local=False)
+    cells = {(c.site, c.metric): c for c in compare._cells("federated", folds, 3)}
     east, north, every = (cells[site, "auc"] for site in ("east", "north", compare.ALL))
-    assert east.value == pytest.approx(0.85) and (east.records, east.folds) == (20, 2)
-    error = (2 * 0.03**2) ** 0.5 / 2
-    assert east.high - east.low == pytest.approx(2 * 1.96 * error, rel=1e-4)
+    assert east.value == pytest.approx(0.84) and (east.records, east.folds) == (30, 3)
+    reach, error = t.ppf(0.975, 2), np.std([0.8, 0.9, 0.82], ddof=1) * (1 / 3 + 1 / 2) ** 0.5
+    assert (east.low, east.high) == pytest.approx((0.84 - reach * error, 1.0))
     assert (north.value, north.records, north.folds) == (0.6, 30, 1)
-    assert every.value == pytest.approx(((0.8 * 10 + 0.6 * 30) / 40 + 0.9) / 2)
+    assert north.high - north.low == pytest.approx(2 * 1.96 * 0.03, rel=1e-4)
+    assert every.value == pytest.approx(((0.8 * 10 + 0.6 * 30) / 40 + 0.9 + 0.82) / 3)
+
+
+def test_arms_are_told_apart_fold_by_fold() -> None:
+    """Two arms whose intervals overlap widely may differ beyond doubt on the same patients."""
+    values = (0.60, 0.75, 0.90, 0.80, 0.65)
+    better = [fold(east=told(v + 0.05 + n / 1000, 10)) for n, v in enumerate(values)]
+    arms: dict[compare.Arm, list[compare.Fold]] = {
+        "hybrid": compare._told(better, local=False),
+        "federated": compare._told([fold(east=told(v, 10)) for v in values], local=False),
+    }
+    cells = [c for arm, each in arms.items() for c in compare._cells(arm, each, 5)]
+    assert max(c.low for c in cells) < min(c.high for c in cells)
+    (difference, every) = compare._differences(arms, 5)
+    assert (difference.arm, difference.less, difference.site) == (
+        "hybrid",
+        "federated",
+        compare.ALL,
+    )
+    apart = np.arange(5) / 1000 + 0.05
+    error = np.std(apart, ddof=1) * (1 / 5 + 1 / 4) ** 0.5
+    assert difference.value == pytest.approx(0.052) and difference.found
+    assert difference.low == pytest.approx(0.052 - t.ppf(0.975, 4) * error)
+    assert every.site == "east" and every.folds == 5
+    alone = {arm: each[:1] for arm, each in arms.items()}
+    assert not list(compare._differences(alone, 5)), "one fold has no spread to judge by"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from consilia.privacy.disclosure import (
     release_duration,
     release_fit,
     release_fraction,
-    release_levels,
     release_mean,
     release_metric,
     release_metrics,
@@ -53,7 +52,6 @@ def test_every_refusal_is_the_same_bytes() -> None:
         release_fit([1.0] * 40, 100, EXACT, said.append),
         release_metric(0.5, 1, EXACT, why=said.append),
         release_text("Maria Kowalska", {"male", "female"}, said.append),
-        release_levels(["a", "b"], [1, 2], {"a", "b"}, EXACT, said.append),
         release_table(np.array([[3]]), EXACT, said.append)[0][0],
         Suppressed(),
     ]
@@ -152,15 +150,6 @@ def test_a_crosstab_is_rounded_where_the_site_rounds() -> None:
     assert wide == [[SUPPRESSED] * 51], "more levels than the site allows"
     with pytest.raises(DataError):
         release_table(np.array([[-1]]), ROUNDED)
-
-
-def test_levels_leave_only_by_declared_names() -> None:
-    counts = {"male": 40, "female": 50, "Maria Kowalska": 9}
-    found = release_levels(list(counts), list(counts.values()), {"male", "female"}, EXACT)
-    assert found == {"male": 40, "female": 50}
-    assert release_levels(["x" * 65], [50], {"x" * 65}, EXACT) == SUPPRESSED
-    many = [f"l{i}" for i in range(51)]
-    assert release_levels(many, [9] * 51, set(many), EXACT) == SUPPRESSED
 
 
 # ---- statistics -----------------------------------------------------------------------------

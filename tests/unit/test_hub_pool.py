@@ -1,12 +1,16 @@
 """The hub's part in pooling: what it relays to whom, who trains, how federated a study is."""
 
+import datetime
 from pathlib import Path
 
 import pytest
 from hubkit import Hub, key_of, open_hub
+from sqlalchemy import Connection
 
 from consilia.errors import AuthError, ConfigError, NotFound, Refused, WireError
+from consilia.hub import audit, records
 from consilia.hub.pool import front, placement
+from consilia.hub.pool.ending import Ending
 from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.records import StudyRecord
 from consilia.hub.rest.governance import checked_study
@@ -142,6 +146,48 @@ def test_statements_are_the_site_s_own() -> None:
 
 def replace_pool(*statements: Sealed) -> Advertisement:
     return Advertisement("1", pool=statements)
+
+
+def enter(db: Connection, name: str, **terms: object) -> StudyRecord:
+    study = replace_study(name=name, **terms)
+    records.add_study(db, study, "ada", 0.0)
+    return records.submit_study(db, name, 0.0)
+
+
+async def test_an_upload_that_nobody_took_goes_with_its_study(tmp_path: Path) -> None:
+    relay, day = PoolRelay(tmp_path / "pool"), 86400.0
+    last = datetime.datetime(2030, 6, 15, 12).timestamp()
+    clock = [last]
+    async with open_hub(tmp_path) as hub:
+        store = hub.store
+        sweep = Ending(store, relay, lambda: clock[0]).sweep
+        assert await sweep() == ()
+        dated = await store.write(lambda db: enter(db, "dated", until="2030-06-15"))
+        ended = await store.write(lambda db: enter(db, "ended"))
+        open_ = await store.write(lambda db: enter(db, "open"))
+        for study in (dated, ended, open_):
+            relay.put(study, "a", UPLOAD, 0, b"sealed")
+        relay.put(ended, "b", UPLOAD, 0, b"sealed")
+        assert await sweep() == (), "nothing has ended"
+        await store.write(lambda db: records.close_study(db, "ended", last))
+        gone = await sweep()
+        assert {(g.study, g.site) for g in gone} == {("ended", "a"), ("ended", "b")}
+        clock[0] = last + day
+        assert await sweep() == (), "the last day is not over everywhere"
+        clock[0] = last + 2 * day
+        assert [g.study for g in await sweep()] == ["dated"]
+        assert await sweep() == ()
+        assert relay.have(open_, "a", UPLOAD).have == (0,)
+        assert len(list((tmp_path / "pool").iterdir())) == 1
+        lines = await store.read(lambda db: audit.about(db, ("dated", "ended", "open")))
+        told = [
+            (e.line.subject, e.line.detail) for e in lines if e.line.action == "pool.discard"
+        ]
+        assert told == [
+            ("ended", "sealed upload of site a, never taken: the study is closed"),
+            ("ended", "sealed upload of site b, never taken: the study is closed"),
+            ("dated", "sealed upload of site a, never taken: the study ended on 2030-06-15"),
+        ]
 
 
 async def test_a_hub_without_a_relay_says_so(tmp_path: Path) -> None:

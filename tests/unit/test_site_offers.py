@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from hubkit import Hub, Node, key_of, open_hub
 
-from consilia.errors import NotFound
+from consilia.errors import NotFound, WireError
 from consilia.hub import federation
 from consilia.wire.seal import seal
 from consilia.wire.v1 import (
     Advertisement,
+    LoadedTwin,
     MockColumn,
     MockTwin,
     OfferedDataset,
@@ -62,6 +63,19 @@ async def test_twins_that_are_too_many_are_left_out(hub: Hub) -> None:
     told = sum(o.dataset.mock is not None for o in found.offers)
     assert len(found.offers) == 30 and 0 < told < 30
     assert len(encode(found)) < federation.MAX_TWINS + 30 * 200
+
+
+async def test_a_study_hears_of_its_own_loading_plans_only(hub: Hub) -> None:
+    loaded = tuple(LoadedTwin(study, TWIN) for study in ("", "another", hub.study.name))
+    await tell(hub, "a", OfferedDataset("heart", ("cardio",), 100, {}, TWIN, loaded))
+    (found,) = (await hub.federation.offers("b", hub.study.name)).offers
+    assert [twin.study for twin in found.dataset.loaded] == [hub.study.name]
+    large = MockTwin((MockColumn("x", "str", levels={"y" * 64: 5, "z" * (1 << 18): 5}),))
+    with pytest.raises(WireError, match="as loaded of more than"):
+        await tell(
+            *(hub, "a"),
+            OfferedDataset("heart", ("cardio",), 100, {}, TWIN, (LoadedTwin("", large),)),
+        )
 
 
 def many(twin: MockTwin) -> list[OfferedDataset]:

@@ -209,6 +209,10 @@ def test_the_question_is_completed_from_what_sites_offer() -> None:
         (AskStatistics("h", ("age",), levels={"sex": ("F",)}), r"levels\.sex: found a column"),
         (AskStatistics("h", ("sex",), levels={"sex": ("F",)}), r"levels\.sex: found 1 names"),
         (AskStatistics("h", tables=(("sex", "sex"),)), "tables: found 'sex' twice"),
+        (
+            AskStatistics("h", tables=(("sex", "ill"), ("sex", "ill"))),
+            "tables: found 'sex' and 'ill' twice",
+        ),
         (AskStatistics("h"), "columns: found none"),
     ],
 )

@@ -67,6 +67,18 @@ MESSAGES: dict[str, msgspec.Struct] = {
             )
         ),
     ),
+    "loaded-twin": v1.OfferedDataset(
+        "d",
+        ("t",),
+        95,
+        {"age": "int64"},
+        v1.MockTwin((v1.MockColumn("age", "int64", "a", levels={"50": 45}),)),
+        (
+            v1.LoadedTwin(
+                "hearts", v1.MockTwin((v1.MockColumn("age", "float64", "mo", absent=5),))
+            ),
+        ),
+    ),
     "progress": v1.Progress("l", 0.5, {"loss": 0.25}),
     "result": v1.Result("l", "job-1", 3, "b3:e", 99, {"loss": 0.25}, 2.0),
     "failed": v1.Failed("l", "not-finite"),

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from bench.local import Programs
 
 import consilia
+from commandkit import Commands
 from consilia.node.console import serve
 
 SOURCE = Path(consilia.__file__).parents[1]
@@ -124,12 +125,20 @@ def free_port() -> int:
         return port
 
 
-def until(ready: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(ready: Callable[[], bool], seconds: float = 180.0) -> None:
     """Wait for something outside this process."""
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, f"waited {seconds} s"
         time.sleep(0.1)
+
+
+def settled(page: Any) -> None:
+    """Wait for the end of what moves or fades on a page."""
+    page.evaluate(
+        "() => Promise.allSettled(document.getAnimations()"
+        ".filter(a => a.effect.getComputedTiming().endTime < Infinity).map(a => a.finished))"
+    )
 
 
 def plan_folder(root: Path) -> Path:
@@ -199,7 +208,7 @@ class Faults:
             self.seen.append(f"request elsewhere: {url}")
 
 
-class Hospitals(Programs):
+class Hospitals(Commands):
     """A hub and two hospitals, as processes; `hillside` decides by commands."""
 
     def __init__(self, root: Path) -> None:

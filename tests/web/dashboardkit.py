@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from bench.local import Programs
 from browserkit import ARGUMENTS, AXE, CHROMIUM, SOURCE, Faults, cohort, free_port, until
 
+from commandkit import Commands
 from consilia.hub.rest.pages import STATIC
 
 PHRASE = "seven quiet herons"
@@ -39,7 +39,7 @@ def arguments() -> list[str]:
     return [*ARGUMENTS, *(("--no-sandbox",) if os.geteuid() == 0 else ())]
 
 
-class Consortium(Programs):
+class Consortium(Commands):
     """A hub and two hospitals that have joined it, each with a table."""
 
     def __init__(self, root: Path) -> None:

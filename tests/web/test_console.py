@@ -96,7 +96,7 @@ def page(browser: Any, signed_in: Any, hospitals: Hospitals, faults: Faults) -> 
     context = browser.new_context(
         locale="en-GB", viewport={"width": 1280, "height": 820}, storage_state=signed_in
     )
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     shown = context.new_page()
     watch(shown, hospitals.origin, faults)
     yield shown

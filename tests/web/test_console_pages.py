@@ -23,6 +23,7 @@ from browserkit import (
     browser_program,
     cohort,
     elsewhere,
+    settled,
     until,
 )
 
@@ -93,7 +94,7 @@ def page(browser: Any, maria: Any, hospitals: Hospitals, faults: Faults) -> Iter
     context = browser.new_context(
         locale="en-GB", viewport={"width": 1280, "height": 900}, storage_state=maria
     )
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     shown = context.new_page()
     shown.on("console", lambda message: faults.console(message.type, message.text))
     shown.on("pageerror", lambda error: faults.seen.append(f"defect: {error}"))
@@ -108,7 +109,7 @@ def accessible(page: Any) -> None:
     page.evaluate(AXE.read_text())
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(250)  # transitions
+        settled(page)
         found = page.evaluate("r => axe.run(document, r)", {"runOnly": RULES})["violations"]
         assert [f"{scheme}: {v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
 
@@ -340,6 +341,123 @@ def told(hospitals: Hospitals, node: Path, plan: str) -> bool:
     return plan in hospitals.cli("node", "plans", "--dir", node, "--json")
 
 
+# ---- copies at a data centre -----------------------------------------------------------------
+
+
+def test_a_copy_is_sent_and_withdrawn_by_a_person_who_sees_where_it_goes(
+    page: Any, hospitals: Hospitals
+) -> None:
+    digest = pooling(hospitals, "pooled", centre="hillside", asked="riverside")
+    hospitals.cli(
+        *("pool", "open", "pooled", "--reason", "contract 7"),
+        *("--dir", hospitals.root / "hillside"),
+    )
+    page.goto(f"{hospitals.origin}/studies/{digest}")
+    page.get_by_role("link", name="Open pooling").click()
+    page.get_by_role("heading", name="What would leave").wait_for()
+    page.get_by_text("This site is asked to let a copy of its records go").wait_for()
+    page.get_by_text("Pinned here").wait_for()
+    accessible(page)
+    picture(page, "pool")
+    page.get_by_role("button", name="Send a copy to hillside").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("RECORDS LEAVE THIS SITE: 90 records of pooled").wait_for()
+    dialog.get_by_label("Reason").fill("DPO 2026-11")
+    sending = dialog.get_by_role("button", name="Send a copy to hillside")
+    assert sending.is_disabled()  # until the receiver is named once more
+    dialog.get_by_label("hillside").fill("hillside")
+    until(lambda: _sent(page, sending, dialog))
+    page.get_by_role("heading", name="A copy has left").wait_for()
+    hospitals.cli(
+        *("pool", "take", "pooled", "--site", "riverside", "--reason", "contract 7"),
+        *("--dir", hospitals.root / "hillside"),
+    )
+    copies = page.get_by_role("table", name="Copies")
+    copies.get_by_text("at the data centre").wait_for()
+    page.get_by_role("button", name="Withdraw the copy").click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("consent ended")
+    page.get_by_role("dialog").get_by_role("button", name="Withdraw the copy").click()
+    copies.get_by_text("deleted").wait_for()  # the data centre says so
+    trail = hospitals.cli("node", "log", "--last", 30, "--dir", hospitals.node, "--json")
+    said = {line["action"]: (line["actor"], line["detail"]) for line in json.loads(trail)}
+    assert said["pool.send"][0] == "maria" and "to hillside" in said["pool.send"][1]
+    assert said["pool.withdraw"] == ("maria", "consent ended")
+
+
+def _sent(page: Any, sending: Any, dialog: Any) -> bool:
+    """Press until the data centre's word that it is open has come through the hub."""
+    done, refused = (
+        page.get_by_role("heading", name="A copy has left"),
+        dialog.get_by_role("alert"),
+    )
+    sending.click()
+    done.or_(refused).first.wait_for()
+    return bool(done.count())
+
+
+def test_a_data_centre_opens_and_takes_a_copy_in(page: Any, hospitals: Hospitals) -> None:
+    digest = pooling(hospitals, "taken", centre="riverside", asked="hillside")
+    page.goto(f"{hospitals.origin}/studies/{digest}/pool")
+    page.get_by_role("button", name="Open for copies").click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("contract 8")
+    page.get_by_role("dialog").get_by_role("button", name="Open for copies").click()
+    page.get_by_text("No site has sent a copy yet").wait_for()
+    node = hospitals.root / "hillside"
+    words = ("--dataset", "taken", "--to", "riverside", "--reason", "DPO", "--dir", node)
+    until(lambda: _succeeds(hospitals, "pool", "send", "taken", *words))
+    until(lambda: seen_button(page, "Take it in"))
+    accessible(page)
+    page.get_by_role("button", name="Take it in").click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("as signed")
+    page.get_by_role("dialog").get_by_role("button", name="Take it in").click()
+    page.get_by_role("table", name="Copies").get_by_text("at the data centre").wait_for()
+    page.goto(f"{hospitals.origin}/datasets")
+    page.get_by_text("pool-taken").wait_for()
+
+
+def _succeeds(hospitals: Hospitals, *words: Any) -> bool:
+    try:
+        hospitals.cli(*words)
+    except RuntimeError as e:  # the hub has not passed the data centre's word on yet
+        assert "does not take uploads" in str(e)
+        return False
+    return True
+
+
+def seen_button(page: Any, name: str) -> bool:
+    page.reload()
+    page.get_by_role("heading", level=1).wait_for()
+    page.get_by_role("status", name="Loading").first.wait_for(state="detached")
+    return bool(page.get_by_role("button", name=name).count())
+
+
+def pooling(hospitals: Hospitals, name: str, centre: str, asked: str) -> str:
+    """Let both sites accept a study that asks one to pool at the other; return its digest."""
+    table = cohort(hospitals.root / f"{name}.csv", 90, 12)
+    hospitals.cli(
+        *("dataset", "add", table, "--name", name, "--tag", name, "--patient", "patient"),
+        *("--dir", hospitals.root / asked),
+    )
+    with Client(environ=hospitals.person) as client:
+        sites = ("hillside", "riverside")
+        client.create_study(
+            Study(
+                name, f"A study of {name}", sites, (name,), data_centre=centre, pooled=(asked,)
+            )
+        )
+        client.submit_study(name)
+    for node in (hospitals.root / site for site in sites):
+        until(partial(invited, hospitals, node, name))
+        hospitals.cli("node", "accept", name, "--dir", node)
+    found = json.loads(hospitals.cli("node", "studies", "--dir", hospitals.node, "--json"))
+    return str(next(s["digest"] for s in found if s["study"]["name"] == name))
+
+
+def invited(hospitals: Hospitals, node: Path, name: str) -> bool:
+    """Say whether a study has come to a site."""
+    return name in hospitals.cli("node", "studies", "--dir", node)
+
+
 # ---- patients who opted out ------------------------------------------------------------------
 
 
@@ -392,6 +510,13 @@ def test_a_running_job_is_seen_and_stopped_at_once(page: Any, hospitals: Hospita
         page.get_by_role("heading", name=f"Job {running.job.id} is stopped here").wait_for()
     page.get_by_role("link", name="See it in the audit trail").click()
     page.get_by_role("cell", name="job stopped here").wait_for()
+    page.goto(f"{hospitals.origin}/runs")
+    page.get_by_role("link", name="Its messages").click()
+    messages = page.get_by_role("table", name="Job messages")
+    messages.get_by_text("the agent").first.wait_for()
+    assert messages.get_by_text(running.job.id, exact=True).count() > 0
+    accessible(page)
+    picture(page, "messages")
 
 
 # ---- oversight -------------------------------------------------------------------------------

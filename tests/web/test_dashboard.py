@@ -54,7 +54,7 @@ class People:
         context = self.browser.new_context(
             locale="en-GB", viewport={"width": 1280, "height": 820}, ignore_https_errors=True
         )
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(180_000)
         page = self.pages[name] = context.new_page()
         watch(page, self.hub.origin, self.faults)
         page.goto(link)
@@ -166,11 +166,34 @@ def write_a_study(page: Any) -> None:
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Next").click()
     page.get_by_text("365 days").wait_for()
-    page.get_by_role("button", name="Keep the draft").click()
+    page.get_by_role("button", name="Back").click()
+    pool_and_think_again(page)
     page.get_by_role("heading", name="kidney", level=1).wait_for()
     page.get_by_role("button", name="Submit to the sites").click()
     page.get_by_role("dialog").get_by_role("button", name="Submit to the sites").click()
     page.get_by_role("cell", name="not decided").first.wait_for()
+
+
+def pool_and_think_again(page: Any) -> None:
+    """A draft with a data centre is kept; then it is changed to have none."""
+    page.get_by_label("Data centre").select_option("riverside")
+    page.get_by_text("Choose at least one site").wait_for()
+    assert page.get_by_role("button", name="Next").is_disabled()
+    assert page.get_by_role("checkbox", name="riverside").count() == 0
+    page.get_by_role("checkbox", name="hillside").check()
+    page.evaluate(AXE.read_text())
+    assert violations(page, "wizard with a data centre") == []
+    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Keep the draft").click()
+    page.get_by_text("hillside: asked").wait_for()
+    page.get_by_role("link", name="Edit").click()
+    for _ in range(2):
+        page.get_by_role("button", name="Next").click()
+    page.get_by_label("Data centre").select_option(label="None: every site trains at home")
+    page.get_by_role("checkbox", name="hillside").wait_for(state="detached")
+    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Keep the draft").click()
+    page.get_by_text("hillside: asked").wait_for(state="detached")
 
 
 def offer_and_decide(hub: Consortium) -> str:

@@ -62,7 +62,7 @@ def page(hub: Consortium) -> Iterator[Any]:
         path = browser_program()
         browser = playwright.chromium.launch(executable_path=path, args=arguments())
         context = browser.new_context(locale="en-GB", ignore_https_errors=True)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(180_000)
         shown, defects = context.new_page(), list[str]()
         shown.on("pageerror", lambda error: defects.append(str(error)))
         yield shown

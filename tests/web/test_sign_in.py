@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.local import Programs
 from browserkit import ARGUMENTS, AXE, SOURCE, Faults, browser_program, until
 
+from commandkit import Commands
 from consilia.accounts import totp
 from consilia.accounts.directory import SignInBy
 from consilia.node.console.settings import Console as Settings
@@ -29,7 +29,7 @@ PHRASE = "seven quiet herons"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
-class Desk(Programs):
+class Desk(Commands):
     """One console's process; `origin` is where it is."""
 
     def __init__(self, root: Path) -> None:
@@ -97,7 +97,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, desk: Desk) -> Iterator[Any]:
     """A window of somebody who is not signed in anywhere; no page of the console errs."""
     context = browser.new_context(locale="en-GB", viewport={"width": 1280, "height": 820})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(180_000)
     shown, faults = context.new_page(), Faults()
     shown.on("pageerror", lambda error: faults.seen.append(f"defect: {error}"))
     yield shown

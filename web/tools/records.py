@@ -17,6 +17,7 @@ from consilia.wire.console import (
     datasets,
     harmony,
     patients,
+    pooling,
     runs,
     site,
     studies,
@@ -27,7 +28,7 @@ def document() -> dict[str, object]:
     """Return the OpenAPI document whose components are the records of wire.console."""
     records = [
         kind
-        for area in (accounts, datasets, harmony, patients, runs, site, studies)
+        for area in (accounts, datasets, harmony, patients, pooling, runs, site, studies)
         for _, kind in inspect.getmembers(area, inspect.isclass)
         if issubclass(kind, Request | View) and kind.__struct_fields__
     ]

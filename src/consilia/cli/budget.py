@@ -143,12 +143,17 @@ def verify(directory: NodeDir = None, as_json: Json = False) -> None:
 def accept_restore(reason: Reason, directory: NodeDir = None, as_json: Json = False) -> None:
     """Go on with a ledger that is older than the one the hub mirrors.
 
-    What was spent since is not counted then: lower the cap by it.
+    What was spent since is not counted then: lower the cap by it. Where plans need two people,
+    this does too: the ledger stays held until a second one has said the same.
     """
-    from consilia.node import budget
+    from consilia.node import restores
 
     with changing(directory) as store:
-        lost = budget.accept_restore(store, actor=actor(), reason=reason, now=time.time())
+        lost = restores.decide(store, actor=actor(), reason=reason, now=time.time())
+    if lost is None:
+        text = "waits for a second person; the ledger stays held"
+        done(text, {"waits": True}, as_json)
+        return
     done(f"a ledger of {lost.length} entries is given up; tasks may run again", lost, as_json)
 
 

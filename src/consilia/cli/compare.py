@@ -77,6 +77,13 @@ def compare(
         for c in found.cells
     ]
     table(("metric", "arm", "where", "value", "95 % interval", "records", "folds"), rows)
+    rows = [
+        [d.metric, f"{d.arm} - {d.less}", f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}"]
+        for d in found.differences
+        if d.site == sdk.ALL
+    ]
+    if rows:
+        table(("metric", "difference", "value", "95 % interval"), rows)
     for which, why in found.without.items():
         say(f"{which}: not run: {why}")
     for line in found.notes:

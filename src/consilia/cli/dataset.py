@@ -302,10 +302,11 @@ def refresh(name: Name, directory: NodeDir = None, as_json: Json = False) -> Non
 
 def _loaded_anew(store: "Store") -> None:
     """Apply loading plans and the opt-out list to datasets as they are now."""
-    from consilia.node import loading
+    from consilia.node import loadedtwins, loading
 
     for problem in loading.refresh(store):
         note(f"the loading plan of {problem}")
+    loadedtwins.retell(store, now=time.time())
 
 
 @app.command(epilog=example("consilia dataset profile heart-failure"))
@@ -350,6 +351,7 @@ def preview(
 @app.command(
     epilog=example(
         "consilia dataset mock heart-failure --allow",
+        "consilia dataset mock heart-failure --allow --as-loaded",
         "consilia dataset mock heart-failure --out mock.csv  # look at one yourself",
     )
 )
@@ -358,6 +360,13 @@ def mock(
     allow: Annotated[
         bool | None,
         typer.Option("--allow/--deny", help="Whether researchers may have a mock twin."),
+    ] = None,
+    as_loaded: Annotated[
+        bool | None,
+        typer.Option(
+            "--as-loaded/--as-in-file",
+            help="Whether also of what its data loading plans make of it.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write invented records to this CSV file.")
@@ -369,21 +378,29 @@ def mock(
 ) -> None:
     """Show what a mock twin tells: counts of levels and bins with k patients or more."""
     from consilia.cli.mocks import shown, write_mock
-    from consilia.node import datasets, measuring
+    from consilia.node import datasets, loadedtwins, measuring
 
     with changing(directory) as store:
-        if allow is not None:
-            measuring.consent(store, name, allow, actor=actor(), now=time.time())
+        if allow is not None or as_loaded is not None:
+            measuring.consent(
+                store, name, allow, actor=actor(), now=time.time(), as_loaded=as_loaded
+            )
+            loadedtwins.retell(store, now=time.time())
         datasets.get(store, name)
         if (found := datasets.twin(store, name)) is None:
             measuring.look(store, name, now=time.time())
             found = datasets.twin(store, name)
         told = datasets.get(store, name).dataset.mock
+        loaded = loadedtwins.shown(store, name)
     if found is None:
         raise ConfigError(f"dataset {name!r} has no mock twin; see: consilia dataset profile")
     if out is not None:
         write_mock(found.twin, out, rows, seed)
     note(f"{'given out to the consortium' if told else 'not given out'}; k is {found.k}")
+    for each in loaded:
+        where = f"for study {each.attached.study}" if each.attached.study else "for every study"
+        outcome = f"not told: {each.problem}" if each.problem else "told"
+        note(f"as {each.attached.plan} {each.attached.version} loads it {where}: {outcome}")
     listing(found.twin.columns, shown(), as_json)
 
 

@@ -150,6 +150,18 @@ def _saved(view: people.JobView) -> dict[str, str]:
     return {"compressed": f"{view.experiment.compress}: {saved} bytes saved ({share:.0%})"}
 
 
+def _noisy(view: people.JobView) -> dict[str, str]:
+    """Return what statistics with noise cost each site that answers."""
+    privacy = view.experiment.privacy
+    if privacy is None or privacy.statistics is None or privacy.dp is None:
+        return {}
+    from consilia.privacy.estimate import spent
+
+    cost = spent(view.experiment, 0, 0) or 0.0
+    about = f"{privacy.dp.level} level, epsilon {cost:.3g} at delta {privacy.dp.delta:g}"
+    return {"privacy": f"{about}, of each site that answers"}
+
+
 def _show(view: people.JobView, as_json: bool) -> None:
     config = view.experiment
     record(
@@ -167,6 +179,7 @@ def _show(view: people.JobView, as_json: bool) -> None:
             "started": when(view.created),
             "sites": "\n".join(f"{site}: {now}" for site, now in sorted(view.sites.items())),
             **_saved(view),
+            **_noisy(view),
         },
         as_json,
     )

@@ -1,16 +1,12 @@
 """`consilia study harmonise`: where the sites' datasets differ, before anything is trained."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from consilia.cli.options import Json, example
 from consilia.cli.output import json_text, note, say, table
-
-if TYPE_CHECKING:
-    from consilia.sdk.client import Client
-    from consilia.wire.v1 import MockTwin
 
 Study = Annotated[str, typer.Argument(help="The study's name.")]
 
@@ -38,17 +34,19 @@ def harmonise(
     """Compare what the sites let a study see of their datasets; propose loading plans.
 
     A site accepts its plan with `consilia loading accept`. Sites that give no mock twin are
-    not compared.
+    not compared; of those that tell no more, the table in the file is.
     """
     from consilia.data import harmonise as compared
     from consilia.data.loading import blocks
     from consilia.sdk.client import Client
 
     with Client() as client:
-        twins, silent = _twins(client, study)
-    for site in silent:
+        told = compared.told(((o.site, o.dataset) for o in client.offers(study)), study)
+    for site in told.silent:
         note(f"{site} lets nobody see what its dataset is like, and is not compared")
-    report = compared.compare(twins, f"harmonise-{study}"[:63], reference)
+    for site in told.as_in_file:
+        note(f"{site} is compared as in the file, whatever loading plan it has")
+    report = compared.compare(told.twins, f"harmonise-{study}"[:63], reference, told.as_in_file)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for site, plan in report.plans.items():
@@ -66,17 +64,3 @@ def harmonise(
             for d in report.differences
         ],
     )
-
-
-def _twins(client: "Client", study: str) -> "tuple[dict[str, MockTwin], list[str]]":
-    """Return mock twins by site, or site/dataset for one of several, and who gives none."""
-    offers = client.offers(study)
-    many = {o.site for o in offers if sum(p.site == o.site for p in offers) > 1}
-    twins, silent = {}, []
-    for offer in offers:
-        name = f"{offer.site}/{offer.dataset.name}" if offer.site in many else offer.site
-        if offer.dataset.mock is None:
-            silent.append(name)
-        else:
-            twins[name] = offer.dataset.mock
-    return twins, silent

@@ -25,15 +25,17 @@ def add_to(dataset: typer.Typer) -> None:
 
 def holdout(
     name: Annotated[str, typer.Argument(help="The dataset's name.")],
-    share: Annotated[float, typer.Option(help="Of the patients; 1 for all records.")] = 0.0,
+    share: Annotated[
+        float | None, typer.Option(help="Of the patients; 1 for all records.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     column: Annotated[str, typer.Option(help="The column that says it.")] = "",
     value: Annotated[
         list[str] | None, typer.Option(help="Its value in the hold-out; may be given again.")
     ] = None,
     folds: Annotated[
-        int, typer.Option(help="Deal the patients into so many folds; a task names one.")
-    ] = 0,
+        int | None, typer.Option(help="Deal the patients into so many folds; a task names one.")
+    ] = None,
     single: Annotated[
         bool, typer.Option("--single", help="Every record is a patient of its own.")
     ] = False,
@@ -55,7 +57,8 @@ def holdout(
 
     if none and (share or column or folds):
         raise ConfigError("--none together with a hold-out; give one or the other")
-    wanted = None if none else Holdout(column, tuple(value or ()), share, seed, single, folds)
+    drawn = (share or 0.0, seed, single, folds or 0)
+    wanted = None if none else Holdout(column, tuple(value or ()), *drawn)
     with changing(directory) as store:
         holdouts.declare(store, name, wanted, actor=actor(), now=time.time())
         if problems := loading.refresh(store):

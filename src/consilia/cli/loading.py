@@ -160,12 +160,13 @@ def attach(
     as_json: Json = False,
 ) -> None:
     """Let a plan load a dataset from now on; it is tried on every record first."""
-    from consilia.node import loading
+    from consilia.node import loadedtwins, loading
 
     with changing(directory) as store:
         found, facts = loading.attach(
             store, name, dataset, actor=actor(), now=time.time(), study=study, version=version
         )
+        loadedtwins.retell(store, now=time.time())
     done(_loads(found, len(facts.columns), facts.records), found, as_json)
 
 
@@ -180,12 +181,13 @@ def accept(
     as_json: Json = False,
 ) -> None:
     """Store a proposed plan and attach it, in one step; look at it first with `preview`."""
-    from consilia.node import loading
+    from consilia.node import loadedtwins, loading
 
     with changing(directory) as store:
         found, facts = loading.accept(
             store, _read(file), dataset, actor=actor(), now=time.time(), study=study
         )
+        loadedtwins.retell(store, now=time.time())
     done(_loads(found, len(facts.columns), facts.records), found, as_json)
 
 
@@ -226,10 +228,11 @@ def attached(directory: NodeDir = None, as_json: Json = False) -> None:
 def refresh(directory: NodeDir = None, as_json: Json = False) -> None:
     """Apply plans and opt-outs to datasets that were changed since. Tasks wait for it."""
     from consilia.errors import DataError
-    from consilia.node import loading
+    from consilia.node import loadedtwins, loading
 
     with changing(directory) as store:
         problems = loading.refresh(store)
+        loadedtwins.retell(store, now=time.time())
     if problems:
         raise DataError("; ".join(problems))
     done("every dataset is measured as it is loaded", {"problems": problems}, as_json)

@@ -39,6 +39,7 @@ from consilia.cli import (
     steer,
     study,
 )
+from consilia.cli.blame import in_options
 from consilia.cli.output import json_text, note
 from consilia.errors import ConsiliaError
 
@@ -90,7 +91,7 @@ def main() -> None:
     try:
         app(prog_name="consilia")
     except ConsiliaError as e:
-        _complain(type(e).__name__, str(e))
+        _complain(type(e).__name__, in_options(e, sys.argv[1:]))
         sys.exit(e.exit_code)
     except Exception as e:
         where = _keep(e)

@@ -151,6 +151,42 @@ def log(
         )
 
 
+@app.command(
+    "job-log",
+    epilog=example(
+        "consilia node job-log --level warning",
+        "consilia node job-log job-7 --last 50",
+    ),
+)
+def job_log(
+    job: Annotated[str, typer.Argument(help="Of this job only.")] = "",
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(help="The least important that is shown."),
+    ] = "info",
+    last: Annotated[int, typer.Option(help="How many of the newest lines.")] = 100,
+    directory: NodeDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what plans printed and what the agent said of their jobs. It stays at the site."""
+    from consilia.node import config, joblogs
+
+    where = node_dir(directory)
+    config.load(where)  # says so when this is no node's directory
+    listing(
+        joblogs.read(where, job=job, level=level, last=last),
+        {
+            "at": lambda r: when(r.at),
+            "level": lambda r: r.level,
+            "job": lambda r: r.job,
+            "who": lambda r: r.who,
+            "text": lambda r: r.text,
+        },
+        as_json,
+        "nothing was said" + (f" of job {job}" if job else ""),
+    )
+
+
 @app.command("hub-audit", epilog=example("consilia node hub-audit --dir /srv/consilia"))
 def hub_audit(directory: NodeDir = None, as_json: Json = False) -> None:
     """Show what the hub has signed of its own audit trail; exit code 1 when it broke it.

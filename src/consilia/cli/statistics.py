@@ -12,7 +12,9 @@ from consilia.errors import ConfigError
 
 if TYPE_CHECKING:
     from consilia.sdk.statistics import Described
-    from consilia.wire.statistics import What
+    from consilia.wire.statistics import Noise, What
+
+DELTA = 1e-5
 
 
 def add_to(main: typer.Typer) -> None:
@@ -48,6 +50,23 @@ def statistics(
     crosstab: Annotated[
         list[str] | None, typer.Option("--table", help="COLUMN,COLUMN: count them together.")
     ] = None,
+    bounds: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=NUMBER,NUMBER: its least and largest value."),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Differential privacy: what it may cost, once, at every site."),
+    ] = None,
+    delta: Annotated[
+        float, typer.Option(help="At which epsilon holds; less than 1 / patients.")
+    ] = DELTA,
+    level: Annotated[
+        str, typer.Option(help="Whose presence is hidden: record, or patient (needs ids).")
+    ] = "record",
+    records: Annotated[
+        int, typer.Option(help="Records of one patient that count, with --epsilon.")
+    ] = 1,
     plain: Annotated[
         bool, typer.Option("--plain", help="Unmasked, where each site's policy lets it.")
     ] = False,
@@ -57,10 +76,12 @@ def statistics(
     """Describe the patients of a study: counts, means, histograms, tables over all sites.
 
     Each site decides what it tells; a dash stands for what may not be told. From three sites
-    up the hub learns their sum only.
+    up the hub learns their sum only. With --epsilon the sum has noise, which every site's
+    privacy ledger is charged for: means need --bounds, levels and bins have to be named.
     """
     from consilia.sdk.client import Client
 
+    noise = _noise(epsilon, delta, level, records)
     with Client() as client:
         found = client.statistics(
             study,
@@ -72,6 +93,11 @@ def statistics(
             edges={k: _numbers(k, v) for k, v in pairs(edges or (), "--edges").items()},
             tables=[_pair(text) for text in crosstab or ()],
             aggregation="plain" if plain else None,
+            bounds={
+                k: _numbers(k, v, "--bounds")
+                for k, v in pairs(bounds or (), "--bounds").items()
+            },
+            dp=noise,
         )
     if as_json:
         say(json_text(found.view))
@@ -86,7 +112,9 @@ def _show(found: "Described") -> None:
 
     first = found.table1()
     table(first.head, first.rows)
-    more = [f for f in found.figures if f.statistic in ("histogram", "quantile", "cell")]
+    beside = ("histogram", "quantile", "cell")
+    noisy = found.view.dp is not None  # then every number has an interval
+    more = [f for f in found.figures if noisy or f.statistic in beside]
     if more:
         say("")
         table(
@@ -137,13 +165,27 @@ def _what(text: str) -> "tuple[What, ...]":
     return tuple(word for word in valid if word in wanted)
 
 
-def _numbers(name: str, text: str) -> list[float]:
+def _numbers(name: str, text: str, option: str = "--edges") -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--edges {name}: found {text[:80]!r}; needed numbers, as 40,50,60"
+            f"{option} {name}: found {text[:80]!r}; needed numbers, as 40,50,60"
         ) from None
+
+
+def _noise(epsilon: float | None, delta: float, level: str, records: int) -> "Noise | None":
+    if epsilon is None:
+        if (delta, level, records) != (DELTA, "record", 1):
+            raise ConfigError(
+                "--epsilon: found none; --delta, --level and --records go with it"
+            )
+        return None
+    from consilia.wire.statistics import Noise
+
+    if level not in ("record", "patient"):
+        raise ConfigError(f"--level: found {level[:40]!r}; needed record or patient")
+    return Noise(epsilon, delta, "patient" if level == "patient" else "record", records)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -12,28 +12,24 @@ A round takes one step, the update; a masked one takes five (`core.steps`). Ever
 by the same rule: all have done it, or enough have and grace is over.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from consilia.core import steps
+from consilia.core import leases, steps
 from consilia.core.events import (
     Accepted,
     Assessed,
     CancelLease,
     Changed,
-    Close,
     Closed,
     CloseFailed,
     Command,
     Event,
-    Fold,
-    GiveLease,
     JobState,
     Joined,
     Kind,
-    Lease,
     Leased,
     LeaseStatus,
     Left,
@@ -51,11 +47,10 @@ from consilia.core.events import (
     Wake,
 )
 from consilia.core.ids import name
+from consilia.core.leases import Step
 from consilia.core.recipes import RECIPES, able
-from consilia.core.select import site_seed
 from consilia.errors import ConfigError
 
-Step = tuple[JobState, tuple[Command, ...]]
 _WHAT: Mapping[Kind, str] = {
     "evaluate": "the evaluation of round",
     "statistics": "the statistics of round",
@@ -101,22 +96,19 @@ def advance(state: JobState, event: Event) -> Step:
     return after, commands
 
 
-def pending(state: JobState) -> tuple[Lease, ...]:
-    """Return the leases that may still end in an update: out, or their site is away."""
-    return _having(state, "out", "away")
-
-
 def outstanding(state: JobState) -> tuple[Command, ...]:
     """Return the commands that a restarted hub must take up again, having replayed a journal.
 
     The leases to give, what their sites are to be told, the accepted updates to fold, the
     close that is in flight, and the timer.
     """
-    gives = (_give(state, lease) for lease in _held(state) if not steps.has_left(lease))
+    gives = (
+        leases.give(state, lease) for lease in leases.held(state) if not steps.has_left(lease)
+    )
     tells = steps.retold(state) if state.phase == "running" else ()
-    accepted = () if state.evaluating else _accepted_by_site(state)
-    folds = (_fold(state, lease) for lease in accepted)
-    close = (_close_command(state),) if state.closing else ()
+    accepted = () if state.evaluating else leases.accepted_by_site(state)
+    folds = (leases.fold(state, lease) for lease in accepted)
+    close = (leases.close_command(state),) if state.closing else ()
     due = _due(state)
     return (*gives, *tells, *folds, *close, *(() if due is None else (due,)))
 
@@ -132,7 +124,7 @@ def _open(state: JobState, at: float) -> Step:
         return replace(state, phase="done", cause=state.enough, pause=""), ()
     if state.pause:
         return replace(state, phase="paused", cause=state.pause, pause=""), ()
-    recipe, kept = RECIPES[state.kind], _having(state, "accepted")
+    recipe, kept = RECIPES[state.kind], leases.having(state, "accepted")
     quorum = recipe.quorum(state.config)
     here = able(state) | {lease.site for lease in kept}
     fewest = 1 if state.evaluating else state.config.min_sites
@@ -155,7 +147,7 @@ def _open(state: JobState, at: float) -> Step:
         round_arguments=arguments,
     )
     asked = () if recipe.replaces and kept else recipe.ask(state)
-    state, gives = _lease(state, asked)
+    state, gives = leases.give_out(state, asked)
     state, commands = _judge(state, at)
     return state, (*gives, *commands)
 
@@ -174,9 +166,9 @@ def _judge(state: JobState, at: float) -> Step:
     if late:
         return _fail(state, f"deadline of {state.config.deadline:g} s passed", quorum)
     gives: tuple[Command, ...] = ()
-    if recipe.replaces and not _having(state, "out"):
+    if recipe.replaces and not leases.having(state, "out"):
         again = replace(state, attempt=state.attempt + 1)
-        again, gives = _lease(again, recipe.ask(state))
+        again, gives = leases.give_out(again, recipe.ask(state))
         state = again if gives else state
     if done + len(steps.waiting(state)) < quorum:
         return _fail(state, "too few sites are left", quorum)
@@ -185,12 +177,12 @@ def _judge(state: JobState, at: float) -> Step:
 
 def _next_step(state: JobState, at: float) -> Step:
     """Leave behind who has not done the step; ask the rest for the next one, or close."""
-    left = [lease for lease in pending(state) if lease not in steps.done(state)]
-    state, cancels = _cancel(state, left)
+    left = [lease for lease in leases.pending(state) if lease not in steps.done(state)]
+    state, cancels = leases.cancel(state, left)
     following = steps.after(state)
     if following is None:
         state = replace(state, phase="closing", closing=True)
-        return state, (*cancels, _close_command(state))
+        return state, (*cancels, leases.close_command(state))
     state = replace(state, step=following, quorum_at=None)
     tells = steps.tells(state)
     state, commands = _judge(state, at)
@@ -209,10 +201,12 @@ def _fail(state: JobState, why: str, quorum: int) -> Step:
     cause = f"{what_of} {state.round}: {why}; found {count} of {quorum} {what}; {each}"
     if state.kind == "evaluate" and steps.masked(state) and state.config.rounds:
         # Sites too small to tell anything end no training: who was asked, and why, is recorded.
-        state, cancels = _cancel(replace(state, phase="closing", closing=True), _held(state))
-        return state, (*cancels, _close_command(state))
+        state, cancels = leases.cancel(
+            replace(state, phase="closing", closing=True), leases.held(state)
+        )
+        return state, (*cancels, leases.close_command(state))
     failed = replace(state, phase="failed", cause=cause, pause="")
-    state, cancels = _cancel(failed, _held(state))
+    state, cancels = leases.cancel(failed, leases.held(state))
     return state, cancels
 
 
@@ -224,71 +218,6 @@ def _due(state: JobState) -> Wake | None:
     if state.quorum_at is not None:
         due = min(due, state.quorum_at + RECIPES[state.kind].grace(state.config))
     return Wake(due, state.round)
-
-
-# ---- leases ----------------------------------------------------------------------------------
-
-
-def _having(state: JobState, *statuses: LeaseStatus) -> tuple[Lease, ...]:
-    return tuple(lease for lease in state.leases.values() if lease.status in statuses)
-
-
-def _accepted_by_site(state: JobState) -> list[Lease]:
-    return sorted(_having(state, "accepted"), key=lambda lease: lease.site)
-
-
-def _put(state: JobState, lease: Lease) -> JobState:
-    return replace(state, leases={**state.leases, lease.id: lease})
-
-
-def _lease(state: JobState, sites: Iterable[str]) -> Step:
-    """Give a new lease to each of `sites`."""
-    attempt = f"e{state.attempt}" if state.kind == "evaluate" else f"{state.attempt}"
-    new = [Lease(f"{state.job}.{state.round}.{attempt}.{site}", site, "out") for site in sites]
-    state = replace(state, leases={**state.leases, **{lease.id: lease for lease in new}})
-    return state, tuple(_give(state, lease) for lease in new)
-
-
-def _held(state: JobState) -> tuple[Lease, ...]:
-    """Return the leases whose sites are still needed: in a masked round until it closes."""
-    masked = steps.masked(state) and state.phase in ("running", "closing", "failed", "stopped")
-    return (*pending(state), *(_accepted_by_site(state) if masked else ()))
-
-
-def _cancel(state: JobState, taken: Iterable[Lease]) -> Step:
-    """Take leases back."""
-    taken = tuple(taken)
-    cancelled = {lease.id: replace(lease, status="cancelled") for lease in taken}
-    state = replace(state, leases={**state.leases, **cancelled})
-    return state, tuple(CancelLease(lease.id, lease.site) for lease in taken)
-
-
-def _give(state: JobState, lease: Lease) -> GiveLease:
-    # The initial model must not depend on which site happens to make it.
-    who = "init" if state.kind == "init" else lease.site
-    seed = site_seed(state.config.seed, state.round, who)
-    model, arguments = state.model, state.round_arguments
-    cohort = steps.cohort(state)
-    return GiveLease(
-        lease.id, lease.site, state.kind, state.round, model, arguments, seed, cohort
-    )
-
-
-def _fold(state: JobState, lease: Lease) -> Fold:
-    return Fold(state.round, lease.id, lease.site, lease.digest, lease.records)
-
-
-def _close_command(state: JobState) -> Close:
-    updates = _accepted_by_site(state)
-    return Close(
-        state.round, state.kind, tuple((u.site, u.id, u.digest, u.records) for u in updates)
-    )
-
-
-def _open_lease(state: JobState, id: str) -> Lease | None:
-    """Return the lease if the open round still waits for it."""
-    lease = state.leases.get(id)  # pending leases exist only while the round runs
-    return lease if lease is not None and lease.status in ("out", "away") else None
 
 
 # ---- one short function for each event -------------------------------------------------------
@@ -327,9 +256,9 @@ def _on_left(state: JobState, event: Left) -> Step:
 
 
 def _move(state: JobState, site: str, old: LeaseStatus, new: LeaseStatus) -> JobState:
-    for lease in _having(state, old):
+    for lease in leases.having(state, old):
         if lease.site == site:
-            return _put(state, replace(lease, status=new))
+            return leases.put(state, replace(lease, status=new))
     return state
 
 
@@ -340,14 +269,14 @@ def _reconsider(state: JobState, at: float) -> Step:
 
 
 def _on_leased(state: JobState, event: Leased) -> Step:
-    lease = _open_lease(state, event.lease)
+    lease = leases.open_lease(state, event.lease)
     if lease is None or lease.delivered:
         return state, ()
-    return _put(state, replace(lease, delivered=True)), ()
+    return leases.put(state, replace(lease, delivered=True)), ()
 
 
 def _on_accepted(state: JobState, event: Accepted) -> Step:
-    lease = _open_lease(state, event.lease)
+    lease = leases.open_lease(state, event.lease)
     if lease is None or state.step != "update":
         return state, ()
     lease = replace(
@@ -358,8 +287,8 @@ def _on_accepted(state: JobState, event: Accepted) -> Step:
         metrics=event.metrics,
         body=event.body,
     )
-    folds = () if state.evaluating else (_fold(state, lease),)
-    state, commands = _judge(_put(state, lease), event.at)
+    folds = () if state.evaluating else (leases.fold(state, lease),)
+    state, commands = _judge(leases.put(state, lease), event.at)
     return state, (*folds, *commands)
 
 
@@ -368,21 +297,21 @@ def _on_spoke(state: JobState, event: Spoke) -> Step:
     if lease is None or not steps.awaits(state, lease, event.step):
         return state, ()
     words = {**lease.words, event.step: event.body}
-    return _judge(_put(state, replace(lease, words=words)), event.at)
+    return _judge(leases.put(state, replace(lease, words=words)), event.at)
 
 
 def _on_settled(state: JobState, event: Settled) -> Step:
     known = state.leases.get(event.lease)
     if known is not None and steps.leaves(state, known):
         left = replace(known, cause=f"left: {event.cause or event.status}")
-        return _judge(_put(state, left), event.at)
-    lease = _open_lease(state, event.lease)
+        return _judge(leases.put(state, left), event.at)
+    lease = leases.open_lease(state, event.lease)
     if lease is None:
         return state, ()
     # What it said in this very step was passed on to nobody yet: it takes no part.
     words = {step: body for step, body in lease.words.items() if step != state.step}
     lease = replace(lease, status=event.status, cause=event.cause, words=words)
-    return _judge(_put(state, lease), event.at)
+    return _judge(leases.put(state, lease), event.at)
 
 
 def _on_timed_out(state: JobState, event: TimedOut) -> Step:
@@ -397,7 +326,7 @@ def _on_timed_out(state: JobState, event: TimedOut) -> Step:
 def _on_closed(state: JobState, event: Closed) -> Step:
     if not state.closing or state.evaluating or event.round != state.round:
         return state, ()
-    listening = _held(state) if steps.masked(state) else ()
+    listening = leases.held(state) if steps.masked(state) else ()
     ends = tuple(CancelLease(lease.id, lease.site) for lease in listening)
     state = _ended(replace(state, model=event.model), event.enough)
     follows = _to_evaluate(state)
@@ -411,7 +340,7 @@ def _on_closed(state: JobState, event: Closed) -> Step:
 def _on_assessed(state: JobState, event: Assessed) -> Step:
     if not (state.closing and state.evaluating) or event.round != state.round:
         return state, ()
-    listening = _held(state) if steps.masked(state) else ()
+    listening = leases.held(state) if steps.masked(state) else ()
     ends = tuple(CancelLease(lease.id, lease.site) for lease in listening)
     state = _ended(state, event.enough)
     state = replace(state, evaluating=False, round=state.round + 1)
@@ -449,9 +378,11 @@ def _on_close_failed(state: JobState, event: CloseFailed) -> Step:
     cause = f"round {state.round} could not be closed: {event.cause}"
     if state.phase == "stopped":
         cause = f"{state.cause}; {cause}"
-    held = _held(state) if steps.masked(state) else ()
+    held = leases.held(state) if steps.masked(state) else ()
     phase: Phase = "stopped" if state.phase == "stopped" else "failed"
-    return _cancel(replace(state, closing=False, phase=phase, cause=cause, pause=""), held)
+    return leases.cancel(
+        replace(state, closing=False, phase=phase, cause=cause, pause=""), held
+    )
 
 
 def _on_changed(state: JobState, event: Changed) -> Step:
@@ -488,8 +419,8 @@ def _on_rolled_back(state: JobState, event: RolledBack) -> Step:
 def _on_stopped(state: JobState, event: Stopped) -> Step:
     if state.phase in ("done", "stopped", "failed"):
         return state, ()
-    held = pending(state) if state.closing else _held(state)
-    return _cancel(replace(state, phase="stopped", cause=event.cause, pause=""), held)
+    held = leases.pending(state) if state.closing else leases.held(state)
+    return leases.cancel(replace(state, phase="stopped", cause=event.cause, pause=""), held)
 
 
 def _on_resumed(state: JobState, event: Resumed) -> Step:
@@ -507,7 +438,7 @@ def _on_resumed(state: JobState, event: Resumed) -> Step:
     if state.closing:  # stopped while the close was in flight: its answer is still to come
         return replace(state, phase="closing"), ()
     # What was sent in a masked round is worth nothing in another attempt.
-    mine = () if steps.masked(state) else _having(state, "accepted")
+    mine = () if steps.masked(state) else leases.having(state, "accepted")
     kept = {lease.id: lease for lease in mine}
     state = replace(state, phase="waiting", leases=kept, attempt=state.attempt + 1)
     return _open(state, event.at)

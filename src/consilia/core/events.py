@@ -32,6 +32,7 @@ class Evaluating:
     every: int = 0  # rounds between two evaluations; 0: the last model alone
     sites: tuple[str, ...] = ()  # that are asked; empty: every ready one
     masked: bool = False  # what they find is summed in rounds of secure aggregation
+    noise: str = ""  # names the noise that the sites share in such a sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class RoundConfig:
     trainers: tuple[str, ...] = ()  # the sites that may train; empty: every ready one
     evaluating: Evaluating | None = None  # None: no model is evaluated
     statistics: str = ""  # digest of the sums that its one round asks for, without a model
+    noise: str = ""  # names the noise that the sites share in a sum (privacy.shares)
 
 
 # ---- events: what happened ------------------------------------------------------------------

@@ -24,13 +24,13 @@ Phases:  waiting -> running -> closing -> running ... -> done
   nothing.
 
 This is the machine's front: the records are in `core.events`, the transitions in
-`core.advance`, the table of docs/reference/round.md in `core.table`.
+`core.advance` with `core.leases`, the table of docs/reference/round.md in `core.table`.
 """
 
 from collections.abc import Mapping
 from typing import get_args
 
-from consilia.core.advance import Step, advance, new_job, outstanding, pending
+from consilia.core.advance import advance, new_job, outstanding
 from consilia.core.events import (
     Accepted,
     Assessed,
@@ -66,6 +66,7 @@ from consilia.core.events import (
     TimedOut,
     Wake,
 )
+from consilia.core.leases import Step, pending
 from consilia.core.select import Selection
 from consilia.core.table import describe
 

@@ -2,7 +2,9 @@
 
 What is compared is what each site lets the consortium see of a dataset, its mock twin
 (`wire.v1.MockTwin`): names, types, units, and counts over levels or bins that k patients or
-more are in. So nothing here knows a record, and all of it may be shown to a researcher.
+more are in. Of a site that tells it, that is the table as its data loading plan makes it; of
+any other, the table in its file, and the report says which (`told`). So nothing here knows a
+record, and all of it may be shown to a researcher.
 
 One site's columns are the reference; the others get a data loading plan each, which the site
 may accept, change or leave. A proposal is made only where the numbers or names say enough: what
@@ -28,8 +30,9 @@ from consilia.data.loading.blocks import (
 )
 from consilia.data.loading.expression import kind_of
 from consilia.errors import ConfigError, ConsiliaError
+from consilia.wire.offers import as_loaded
 from consilia.wire.strict import nearest
-from consilia.wire.v1 import MockColumn, MockTwin, Scalar
+from consilia.wire.v1 import MockColumn, MockTwin, OfferedDataset, Scalar
 
 About = Literal["name", "absent", "type", "unit", "scale", "missing", "categories"]
 
@@ -66,17 +69,51 @@ class Report:
     reference: str
     differences: tuple[Difference, ...]
     plans: Mapping[str, LoadingPlan] = field(default_factory=dict)  # by site
+    as_in_file: tuple[str, ...] = ()  # sites of which not the table as it is loaded is known
 
     def of(self, site: str) -> tuple[Difference, ...]:
         """Return what is to be said of one site."""
         return tuple(d for d in self.differences if d.site == site)
 
 
-def compare(twins: Mapping[str, MockTwin], name: str, reference: str = "") -> Report:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What sites tell of their datasets, by site, or site/dataset where one offers several."""
+
+    twins: Mapping[str, MockTwin]
+    silent: tuple[str, ...]  # that tell nothing
+    as_in_file: tuple[str, ...]  # that tell of the table in the file, not as it is loaded
+
+
+def told(offers: Iterable[tuple[str, OfferedDataset]], study: str) -> Told:
+    """Return what is compared of pairs of site and offer: as loaded, else as in the file."""
+    found = list(offers)
+    twins: dict[str, MockTwin] = {}
+    silent, in_file = [], []
+    for site, dataset in found:
+        several = sum(other == site for other, _ in found) > 1
+        name = f"{site}/{dataset.name}" if several else site
+        loaded = as_loaded(dataset, study)
+        if dataset.mock is None:
+            silent.append(name)
+            continue
+        twins[name] = loaded or dataset.mock
+        if loaded is None:
+            in_file.append(name)
+    return Told(twins, tuple(silent), tuple(in_file))
+
+
+def compare(
+    twins: Mapping[str, MockTwin],
+    name: str,
+    reference: str = "",
+    as_in_file: Iterable[str] = (),
+) -> Report:
     """Compare the datasets of sites with one another; `name` is given to the plans.
 
     `reference` is the site that the others are to agree with; "" takes the one whose columns
-    most others have. ConfigError when there are not two to compare, or no such site.
+    most others have. `as_in_file` are the sites that tell of their files.
+    ConfigError when there are not two to compare, or no such site.
     """
     if len(twins) < 2:
         raise ConfigError(f"{len(twins)} sites tell what their dataset is like; needed two")
@@ -94,7 +131,7 @@ def compare(twins: Mapping[str, MockTwin], name: str, reference: str = "") -> Re
         if blocks := _ordered(d.block for d in found if d.block is not None):
             said = f"Makes the columns of {site} those of {reference}"
             plans[site] = LoadingPlan(name, blocks, said)
-    return Report(reference, tuple(differences), plans)
+    return Report(reference, tuple(differences), plans, tuple(sorted(as_in_file)))
 
 
 def mean_and_deviation(column: MockColumn) -> tuple[float, float] | None:

@@ -75,6 +75,7 @@ class Dataset:
     parts: tuple[Part, ...] = ()  # of a folder, by name
     origin: Origin | None = None  # of a snapshot
     mock: bool = False  # whether the consortium may have a mock twin of it
+    mock_loaded: bool = False  # whether also of what its data loading plans make of it
     loading: Blob = b""  # of one task, never stored: its data loading plan
     without: Blob = b""  # of one task, never stored: the records that it leaves out
     holdout: Holdout | None = None  # which records no task trains on; None: there are none

@@ -163,7 +163,7 @@ class Access:
 
     def identify(self, certificate: bytes) -> str:
         """The site a certificate (DER) that TLS has verified stands for, or AuthError."""
-        known = self._current().certificates.get(hashlib.sha256(certificate).hexdigest())
+        known = self.current().certificates.get(hashlib.sha256(certificate).hexdigest())
         if known is None:
             raise AuthError(
                 "this certificate is not in force at the hub: it was revoked, replaced or "
@@ -179,7 +179,7 @@ class Access:
 
     def signing_key(self, site: str) -> bytes:
         """The Ed25519 public key an enrolled site signs with, or AuthError."""
-        key = self._current().signing_keys.get(site)
+        key = self.current().signing_keys.get(site)
         if key is None:
             raise AuthError(f"site {site!r} is not enrolled here")
         return key
@@ -192,7 +192,7 @@ class Access:
     def token(self, secret: str) -> Token:
         """Return the API token or key in force that has this secret, or AuthError."""
         digest = hashed(secret)
-        token = self._current().tokens.get(digest)
+        token = self.current().tokens.get(digest)
         # The look-up compares hashes of 256 random bits, so its timing tells nothing.
         if token is None or self._now() >= token.expires:
             raise AuthError(
@@ -333,7 +333,8 @@ class Access:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _current(self) -> Snapshot:
+    def current(self) -> Snapshot:
+        """Return what is in force, read anew when something has changed. Any thread."""
         if self._store.generation("access") > self._snapshot.generation:
             self._take(self._store.read_now(credentials.snapshot))
         return self._snapshot

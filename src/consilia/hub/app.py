@@ -44,6 +44,7 @@ from consilia.hub.engine import Engine
 from consilia.hub.federation import Federation
 from consilia.hub.housekeeping import ServerCertificate, keep_house
 from consilia.hub.listener import Bounds, Contexts, NodeListener, make_contexts
+from consilia.hub.pool.ending import Ending
 from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.probes import Probe, free_bytes
 from consilia.hub.retention import EVERY, Collector
@@ -235,6 +236,7 @@ async def _serving(
     from consilia.hub.rest.repeats import repeatable  # noqa: PLC0415
     from consilia.hub.rest.services import Services  # noqa: PLC0415
     from consilia.hub.rest.snapshot import keeping, make_snapshot  # noqa: PLC0415
+    from consilia.hub.rest.straight import straight  # noqa: PLC0415
     from consilia.web.server import PeopleServer  # noqa: PLC0415
 
     people_host, people_port = settings.parse_listen(config.people_listen, "people_listen")
@@ -303,8 +305,9 @@ async def _serving(
         tls = access.people_context()
         snapshot = make_snapshot(services)
         limiter = Limiter(config.people, outside.clock.now)
+        api = straight(make_app(services, limiter), services)
         people = PeopleServer(
-            keeping(repeatable(make_app(services, limiter), services, limiter), snapshot),
+            keeping(repeatable(api, services, limiter), snapshot),
             tls,
             config.limits.people_connections,
             quick=snapshot.quick,
@@ -321,6 +324,7 @@ async def _serving(
             live=lambda id: _state(hub, id),
             lock=services.judging,
         )
+        uploads = Ending(store, relay, outside.clock.now)
         server = ServerCertificate(
             access,
             certificate_hosts(config),
@@ -328,7 +332,7 @@ async def _serving(
         )
         for work in (
             measure_lag(metrics),
-            keep_house(collector, server, outside.log, outside.every),
+            keep_house(collector, uploads, server, outside.log, outside.every),
         ):
             stack.callback(asyncio.create_task(work).cancel)
         yield _addresses(config, people_port, node_port)

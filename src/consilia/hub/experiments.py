@@ -27,7 +27,8 @@ from consilia.hub import (
 from consilia.hub.blobs import Blobs
 from consilia.hub.pool import placement
 from consilia.hub.siteviews import advertised
-from consilia.privacy import accountant, adaptive, ckks, gradients, graph, noise, ring
+from consilia.privacy import accountant, adaptive, ckks, gradients, graph, noise, ring, shares
+from consilia.privacy.estimate import noise_of
 from consilia.stats import sums
 from consilia.wire.people import Experiment
 from consilia.wire.v1 import (
@@ -72,7 +73,8 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
     judging = None
     if wanted is not None:
         hidden = wanted.aggregation == "secure"
-        judging = Evaluating(wanted.every, tuple(sorted(wanted.at)), hidden)
+        shared = shares.named(noise_of(experiment)) if hidden else ""
+        judging = Evaluating(wanted.every, tuple(sorted(wanted.at)), hidden, shared)
     question = statistics.asked_of(experiment)
     if question is not None:
         judging = Evaluating(sites=tuple(sorted(experiment.sites)))
@@ -89,6 +91,7 @@ def rounds_of(experiment: Experiment) -> RoundConfig:
         trainers=tuple(sorted(experiment.sites)),
         evaluating=judging,
         statistics="" if question is None else sums.digest(question),
+        noise=shares.named(experiment.privacy.dp if experiment.privacy else None),
     )
 
 

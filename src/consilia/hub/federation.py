@@ -47,6 +47,7 @@ from consilia.hub.store import Store
 from consilia.hub.uploads import Upload
 from consilia.wire.frames import Header
 from consilia.wire.metrics import metrics_misfit
+from consilia.wire.offers import for_study
 from consilia.wire.seal import open_sealed
 from consilia.wire.v1 import (
     MAX_MESSAGE,
@@ -408,6 +409,11 @@ def _check_advertisement(site: str, said: Advertisement) -> None:
                 raise ConfigError(f"dataset {dataset.name!r} has {dataset.records} records")
             if dataset.mock is not None and (size := len(encode(dataset.mock))) > MAX_MOCK:
                 raise ConfigError(f"dataset {dataset.name!r} has a mock twin of {size} bytes")
+            if any(len(encode(told.twin)) > MAX_MOCK for told in dataset.loaded):
+                raise ConfigError(
+                    f"dataset {dataset.name!r} has a mock twin as loaded of more than "
+                    f"{MAX_MOCK} bytes"
+                )
         for digest in (*said.studies, *said.plans):
             ids.digest(digest)
     except ConfigError as e:
@@ -438,10 +444,12 @@ def _offers(db: Connection, site: str, study: str) -> SiteOffers:
         for dataset in said.datasets:
             if not set(found.study.tags) <= set(dataset.tags):
                 continue
-            size = len(encode(dataset.mock)) if dataset.mock else 0
+            told = for_study(dataset, study)
+            size = sum(len(encode(twin)) for twin in (told.mock, *told.loaded) if twin)
             fits = size <= room
             room -= size if fits else 0
-            told = dataset if fits else msgspec.structs.replace(dataset, mock=None)
+            if not fits:
+                told = msgspec.structs.replace(told, mock=None, loaded=())
             offers.append(SiteOffer(name, told))
     return SiteOffers(tuple(offers))
 

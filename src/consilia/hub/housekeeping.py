@@ -1,4 +1,4 @@
-"""What a serving hub does from time to time: frames nobody needs, its own certificate.
+"""What a serving hub does from time to time: frames and uploads nobody needs, its certificate.
 
 A failure is logged and tried again at the next round; it ends nothing.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from consilia.errors import ConsiliaError
 from consilia.hub.access import Access
+from consilia.hub.pool.ending import Ending
 from consilia.hub.retention import Collector
 from consilia.hub.telemetry import Log
 
@@ -35,7 +36,11 @@ class ServerCertificate:
 
 
 async def keep_house(
-    collector: Collector, certificate: ServerCertificate, log: Log, every: float
+    collector: Collector,
+    uploads: Ending,
+    certificate: ServerCertificate,
+    log: Log,
+    every: float,
 ) -> None:
     """Until cancelled, do what is due; `every` so many seconds."""
     while True:
@@ -57,3 +62,10 @@ async def keep_house(
                     uploads=len(swept.uploads),
                     files=len(swept.files),
                 )
+        try:
+            gone = await uploads.sweep()
+        except (ConsiliaError, OSError) as e:
+            log.error("uploads of ended studies could not be swept", cause=str(e))
+        else:
+            if gone:
+                log.info("uploads of ended studies deleted", uploads=len(gone))

@@ -29,8 +29,11 @@ def context(state: JobState) -> bytes:
     """Return what binds the messages of the open round to this attempt at it."""
     attempt = f"e{state.attempt}" if state.kind == "evaluate" else f"{state.attempt}"
     lease = f"{state.job}.{state.round}.{attempt}.hub"
-    subject = state.config.statistics or state.model or ""
-    return masked.context(lease, subject, steps.cohort(state))
+    subject, judging = state.config.statistics or state.model or "", state.config.evaluating
+    noise = state.config.noise
+    if state.kind == "evaluate":
+        noise = "" if judging is None else judging.noise
+    return masked.context(lease, subject + noise, steps.cohort(state))
 
 
 def said(state: JobState, step: str) -> dict[str, bytes]:

@@ -13,12 +13,14 @@ from consilia.core.steps import FEWEST
 from consilia.data.contract import column_type
 from consilia.data.loading.expression import parse
 from consilia.errors import ConfigError
-from consilia.stats import sums
+from consilia.privacy.accountant import noise_for
+from consilia.stats import private, sums
 from consilia.wire.people import Experiment
-from consilia.wire.statistics import AskStatistics
+from consilia.wire.statistics import AskStatistics, Noise
 from consilia.wire.strict import nearest
 from consilia.wire.v1 import (
     Advertisement,
+    Dp,
     MockColumn,
     Moment,
     Numbers,
@@ -103,6 +105,7 @@ def experiment(
             "'plain', or three sites: from the sum of two, each knows the other's"
         )
     fewest = FEWEST if how == "secure" else 1
+    dp = None if asked.dp is None else mechanism(asked.dp, how == "secure")
     return Experiment(
         study=study.name,
         plan="",
@@ -113,8 +116,26 @@ def experiment(
         grace=asked.grace,
         deadline=asked.deadline,
         name=asked.name or "statistics",
-        privacy=Privacy(aggregation=how, statistics=question),
+        privacy=Privacy(aggregation=how, dp=dp, statistics=question),
     )
+
+
+def mechanism(asked: Noise, masked: bool) -> Dp:
+    """Return the noise that an answer costs no more than asked with; ConfigError."""
+    if not 1 <= asked.records <= private.MOST_RECORDS:
+        needed = f"1 to {private.MOST_RECORDS}"
+        raise ConfigError(f"dp.records: found {asked.records}; needed {needed}")
+    dp = Dp(
+        asked.level,
+        noise_for(asked.epsilon, asked.delta, 1.0, 1),
+        float(asked.records),
+        delta=asked.delta,
+        distributed=masked,
+        colluding=asked.colluding,
+    )
+    if problem := private.problem(dp, masked):
+        raise ConfigError(f"dp: {problem.removeprefix('dp: ')}")
+    return dp
 
 
 def statistics(asked: AskStatistics, columns: Mapping[str, Offered]) -> Statistics:
@@ -122,6 +143,8 @@ def statistics(asked: AskStatistics, columns: Mapping[str, Offered]) -> Statisti
     if not columns:
         raise ConfigError("study: no site offers it a dataset yet; wait until one accepts it")
     _refuse_unused(asked)
+    if asked.dp is not None:  # a twin is made of records, and no ledger was charged for it
+        columns = {name: Offered(column.type) for name, column in columns.items()}
     for field, names in (
         ("columns", asked.columns),
         ("by", (asked.by,) if asked.by else ()),
@@ -148,7 +171,8 @@ def statistics(asked: AskStatistics, columns: Mapping[str, Offered]) -> Statisti
 
 def _refuse_unused(asked: AskStatistics) -> None:
     named = {*asked.columns, asked.by, *(name for pair in asked.tables for name in pair)}
-    for field, given in (("levels", asked.levels), ("edges", asked.edges)):
+    given_for = (("levels", asked.levels), ("edges", asked.edges), ("bounds", asked.bounds))
+    for field, given in given_for:
         for name in given:
             if name not in named:
                 raise ConfigError(
@@ -179,12 +203,37 @@ def _numbers(name: str, asked: AskStatistics, column: Offered) -> Numbers:
     if name == asked.by:
         edges = ()  # they are its groups
     if not edges and wanted & {"histogram", "quantiles"}:
-        edges = _even(name, column.range)
-    ends = (edges[0], edges[-1]) if edges else column.range
+        edges = _even(name, _bounds(name, asked) or column.range)
+    ends = _ends(name, asked, edges, column)
     centre, unit = (0.0, 1.0) if ends is None else ((ends[0] + ends[1]) / 2, _half(*ends))
     order: tuple[Moment, ...] = ("count", "missing", "mean", "sd", "quantiles")
     what = tuple(w for w in order if w in wanted | {"count"})
     return Numbers(name, what, edges, centre, unit)
+
+
+def _ends(
+    name: str, asked: AskStatistics, edges: tuple[float, ...], column: Offered
+) -> tuple[float, float] | None:
+    """Return the range that sums are coded in, and with noise clipped to."""
+    if (given := _bounds(name, asked)) is not None:
+        return given
+    if edges:
+        return edges[0], edges[-1]
+    if asked.dp is not None and {"mean", "sd"} & set(asked.what):
+        raise ConfigError(
+            f"bounds.{name}: found none; with dp a mean or sd needs the least and the largest "
+            "value that you expect, as {" + name[:40] + ": [20, 90]}: chosen without the data"
+        )
+    return column.range
+
+
+def _bounds(name: str, asked: AskStatistics) -> tuple[float, float] | None:
+    if name not in asked.bounds:
+        return None
+    low, high = map(float, asked.bounds[name])
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"bounds.{name}: found {low:g}, {high:g}; needed two rising numbers")
+    return low, high
 
 
 def _half(low: float, high: float) -> float:
@@ -195,8 +244,8 @@ def _even(name: str, ends: tuple[float, float] | None) -> tuple[float, ...]:
     """Return edges over a range at round numbers; ConfigError when no range is known."""
     if ends is None:
         raise ConfigError(
-            f"edges.{name}: found none, and no site shows a mock twin to take them from; "
-            "needed the edges of its bins"
+            f"edges.{name}: found none, and no site shows a mock twin to take them from (with "
+            "dp none is used); needed the edges of its bins"
         )
     low, high = ends
     rough = (high - low) / BINS
@@ -217,8 +266,9 @@ def _levels(name: str, asked: AskStatistics, column: Offered) -> Subgroups:
     if names := _shown(column.twins):
         return Subgroups(name, names)
     raise ConfigError(
-        f"levels.{name}: found none, and no site shows a mock twin to take them from; needed "
-        "the column's levels, as {" + name[:40] + ": [F, M]}, or edges to cut numbers at"
+        f"levels.{name}: found none, and no site shows a mock twin to take them from (with dp "
+        f"none is used); needed the column's levels, as {{{name[:40]}: [F, M]}}, or edges to "
+        "cut numbers at"
     )
 
 

@@ -9,7 +9,7 @@ Lists answer a `Page` (hub/paging), newest first or by name.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -252,6 +252,12 @@ def every_study_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
     named = t.studies.c.body.contains(f'"{site}"', autoescape=True)
     every = map(_study, db.execute(query.where(named).order_by(t.studies.c.name)))
     return tuple(s for s in every if site in s.study.sites)
+
+
+def every_submitted(db: Connection) -> Iterator[StudyRecord]:
+    """Yield the studies that were submitted, also the closed ones, by name."""
+    query = sa.select(t.studies).where(t.studies.c.state != "draft")
+    yield from map(_study, db.execute(query.order_by(t.studies.c.name)))
 
 
 def studies_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:

@@ -9,6 +9,8 @@ import base64
 import msgspec
 import numpy as np
 import sqlalchemy as sa
+from msgspec.structs import replace
+from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from consilia.core import steps
@@ -16,11 +18,12 @@ from consilia.core.round import Assessed, CloseFailed
 from consilia.errors import ConsiliaError, EmptyRound, NotFound, WireError
 from consilia.hub import audit, masking, records, tables
 from consilia.hub.job import LiveJob
-from consilia.stats import sums
+from consilia.privacy.accountant import cost, epsilon
+from consilia.stats import noisyfigures, private, sums
 from consilia.stats.figures import figures
 from consilia.wire.people import Experiment
 from consilia.wire.statistics import StatisticsView
-from consilia.wire.v1 import Result, Statistics, Task
+from consilia.wire.v1 import Dp, Result, Statistics, Task
 
 MARK = "sums:"  # before an answer in the journal: people are not shown it
 MOST = 1 << 53
@@ -38,17 +41,26 @@ def misfit(result: Result, task: Task) -> str | None:
         return "the result is of another job, round or kind"
     if asked is None or result.evaluated is not None or result.metrics:
         return "the result tells more than the sums asked for"
-    needed = 16 * len(sums.items(asked))
+    noisy = task.privacy.dp is not None
+    needed = 8 * len(private.items(asked)) if noisy else 16 * len(sums.items(asked))
     if len(result.sums) != needed:
         return f"its sums are {len(result.sums)} bytes, asked for {needed}"
     if task.cohort:
         return None  # masked: only its form can be judged
     try:
-        found = sums.decoded(asked, np.frombuffer(result.sums, "<u8").astype(np.uint64), 1)
+        big = _too_large(asked, np.frombuffer(result.sums, "<u8").astype(np.uint64), noisy)
     except WireError as e:
         return str(e)
-    big = any(not sums.fits(item, one.value) for item, one in found.items())
     return "a number is larger than a sum can hold" if big else None
+
+
+def _too_large(asked: Statistics, numbers: NDArray[np.uint64], noisy: bool) -> bool:
+    """Tell whether a number of a site's answer cannot be added up; WireError for none."""
+    if noisy:  # noise can make any number negative
+        signed = numbers.view(np.int64)
+        return bool((signed > MOST).any() or (signed < -MOST).any())
+    found = sums.decoded(asked, numbers, 1)
+    return any(not sums.fits(item, one.value) for item, one in found.items())
 
 
 def body_of(result: Result) -> str:
@@ -68,7 +80,8 @@ def close(job: LiveJob, now: float) -> None:
     def also(db: Connection) -> None:
         how = "masked" if view.masked else "plain"
         told = sum(figure.value is not None for figure in view.figures)
-        detail = f"{', '.join(view.sites)}; {how}; {told} of {len(view.figures)} numbers"
+        spent = "" if view.epsilon is None else f"; epsilon {view.epsilon:.4g}"
+        detail = f"{', '.join(view.sites)}; {how}; {told} of {len(view.figures)} numbers{spent}"
         audit.append(db, now, "hub", "round.statistics", job.id, detail=detail)
 
     job.note(Assessed(now, state.round, msgspec.json.encode(view).decode()), also)
@@ -98,17 +111,40 @@ def _view(job: LiveJob, now: float) -> StatisticsView:
     masked = steps.masked(state)
     if masked:
         masking.unmasker(state).subtract(total)
-    found = sums.decoded(asked, total, len(told))
-    return StatisticsView(
+    view = StatisticsView(
         job.id,
         experiment.study,
         asked,
         now,
         masked,
         tuple(lease.site for lease in told),
-        round(found[sums.Item("rounded")].value),
-        figures(asked, found, masked),
+        0,
+        (),
         {lease.site: _why(lease.status) for lease in leases if lease.status != "accepted"},
+    )
+    dp = experiment.privacy.dp if experiment.privacy else None
+    if dp is not None:
+        return _noisy(view, dp, total, len(masking.said(state, "keys")))
+    found = sums.decoded(asked, total, len(told))
+    return replace(
+        view,
+        rounded=round(found[sums.Item("rounded")].value),
+        figures=figures(asked, found, masked),
+    )
+
+
+def _noisy(
+    view: StatisticsView, dp: Dp, total: NDArray[np.uint64], keyed: int
+) -> StatisticsView:
+    """Return what a sum with noise says, and how much noise it is that is in it."""
+    values, sites = private.decoded(view.asked, total), len(view.sites)
+    noise = private.in_sum(view.asked, dp, sites, keyed)
+    return replace(
+        view,
+        figures=noisyfigures.figures(view.asked, values, noise, sites),
+        dp=dp,
+        epsilon=epsilon(cost(dp), dp.delta),
+        noise=noise,
     )
 
 

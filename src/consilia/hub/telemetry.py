@@ -97,6 +97,7 @@ class Metrics:
         self._requests = Counter(
             "consilia_http_requests", "Requests of people", ["method", "status"], registry=r
         )
+        self._by_answer: dict[tuple[str, int], Counter] = {}  # looked up without their locks
         memory = Gauge("consilia_resident_bytes", "Resident set size of the hub", registry=r)
         memory.set_function(resident_bytes)
 
@@ -123,7 +124,11 @@ class Metrics:
 
     def request(self, method: str, status: int) -> None:
         """Count one answered request of the people listener."""
-        self._requests.labels(method, str(status)).inc()
+        answers = self._by_answer.get((method, status))
+        if answers is None:
+            answers = self._requests.labels(method, str(status))
+            self._by_answer[method, status] = answers
+        answers.inc()
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a gauge `consilia_<name>` that is read when somebody asks."""

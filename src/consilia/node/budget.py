@@ -98,7 +98,7 @@ def accept_restore(store: Store, *, actor: str, reason: str, now: float) -> Head
     What the lost entries spent is not counted any more: who decides so should lower the cap
     by it. Conflict when nothing is held, ConfigError without a reason.
     """
-    words = _reason(reason)
+    words = reason_of(reason)
     with store.write() as tx:
         rows = tx.rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
         if not rows:
@@ -122,7 +122,7 @@ def _decide(  # noqa: PLR0913, PLR0917 - what a decision is made of
     now: float,
     text: str,
 ) -> None:
-    words, names = _reason(reason), {kind: name}
+    words, names = reason_of(reason), {kind: name}
     entry = Entry(
         0,
         now,
@@ -152,7 +152,8 @@ def _name(name: str) -> str:
     return name
 
 
-def _reason(reason: str) -> str:
+def reason_of(reason: str) -> str:
+    """Return a reason as it is kept; ConfigError where there is none."""
     words = printable(reason.strip(), MAX_REASON)
     if not words:
         raise ConfigError("--reason: needed a sentence: it stays in the ledger for ever")

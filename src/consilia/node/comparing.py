@@ -1,13 +1,14 @@
 """A site's dataset beside those of the other sites of a study, and the blocks it lacks.
 
-What the others are like is their mock twins, which the hub passes on; what the own one is like
-is a twin made here of the table as the loading plan in force reads it. So what a plan has
+What the others are like is their mock twins, which the hub passes on: as their loading plans
+make the tables, where they tell that, else as in the file. What the own one is like is a twin
+made here of the table as the loading plan in force reads it. So what a plan has
 already mended is no difference any more, and a proposal is added to that plan's end. The own
 twin stays at the site: comparing tells nobody anything.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from consilia.data import harmonise
 from consilia.data.harmonise import Report
@@ -15,9 +16,9 @@ from consilia.data.loading import preview
 from consilia.data.loading.blocks import LoadingPlan
 from consilia.data.profile import profile
 from consilia.data.registry import Dataset, schema_of, table_of
-from consilia.data.schema import Column, Schema
 from consilia.errors import ConfigError, DataError
 from consilia.node import datasets, loading, measuring
+from consilia.node.loadedtwins import schema_after
 from consilia.node.loading import Stored
 from consilia.node.store import Store
 from consilia.node.twin import make
@@ -54,7 +55,8 @@ def compare(  # noqa: PLR0913 - by keyword
     table once. Raises DataError when no other site tells anything, ConfigError for no such
     site.
     """
-    others, silent = _told(site, offers)
+    told = harmonise.told(((o.site, o.dataset) for o in offers if o.site != site), study)
+    others, silent = dict(told.twins), told.silent
     if not others:
         could = f" ({', '.join(silent)} could)" if silent else ""
         raise DataError(
@@ -69,7 +71,8 @@ def compare(  # noqa: PLR0913 - by keyword
     name = f"harmonise-{study}"[:MAX_NAME]
     reference = reference or _usual(others, name)
     mine = {reference: others[reference], site: twins[site]}
-    report = harmonise.compare(mine, name, reference)
+    in_file = told.as_in_file if stored else (*told.as_in_file, site)
+    report = harmonise.compare(mine, name, reference, in_file)
     found = report.plans.get(site)
     if found is not None and stored is not None:
         found = extended(stored.plan, found)
@@ -91,37 +94,9 @@ def twin_as_loaded(store: Store, dataset: Dataset, stored: Stored | None) -> Moc
         schema = schema_of(dataset)
         return make(profile(table_of(dataset), schema, dataset.patient), schema, rules)
     plan = stored.plan if stored else None
-    schema = schema_of(dataset) if plan is None else _after(dataset, plan)
+    schema = schema_of(dataset) if plan is None else schema_after(dataset, plan)
     table = preview.opened(dataset, plan, without)
     return make(profile(table, schema, dataset.patient), schema, rules)
-
-
-def _after(dataset: Dataset, plan: LoadingPlan) -> Schema:
-    """Return the columns after a plan; what was declared of a name that is kept holds."""
-    found = loading.compiled(dataset, plan)
-    before = {c.name: c for c in schema_of(dataset)}
-    return tuple(
-        replace(
-            before.get(name, Column(name, type_)), type=type_, unit=found.units.get(name, "")
-        )
-        for name, type_ in found.columns.items()
-    )
-
-
-def _told(
-    site: str, offers: Iterable[SiteOffer]
-) -> tuple[dict[str, MockTwin], tuple[str, ...]]:
-    """Return twins of other sites, by site or site/dataset, and who tells none."""
-    found = [o for o in offers if o.site != site]
-    twins, silent = {}, []
-    for offer in found:
-        several = sum(o.site == offer.site for o in found) > 1
-        name = f"{offer.site}/{offer.dataset.name}" if several else offer.site
-        if offer.dataset.mock is None:
-            silent.append(name)
-        else:
-            twins[name] = offer.dataset.mock
-    return twins, tuple(silent)
 
 
 def _usual(twins: dict[str, MockTwin], name: str) -> str:

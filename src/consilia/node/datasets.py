@@ -100,6 +100,7 @@ def edit(  # noqa: PLR0913 - by keyword
     description: str | None = None,
     measured: Dataset | None = None,
     mock: bool | None = None,
+    mock_loaded: bool | None = None,
     holdout: Holdout | Literal["none"] | None = None,
 ) -> Registered:
     """Change tags, description, hold-out or consent to a mock twin, or take in a new look.
@@ -122,6 +123,7 @@ def edit(  # noqa: PLR0913 - by keyword
                 created=new.created,
                 description=new.description,
                 mock=new.mock,
+                mock_loaded=new.mock_loaded,
                 holdout=new.holdout,
             )
             tx.execute("DELETE FROM dataset_changes WHERE dataset = ?", (name,))
@@ -131,6 +133,8 @@ def edit(  # noqa: PLR0913 - by keyword
             new = replace(new, description=description)
         if mock is not None:
             new = replace(new, mock=mock)
+        if mock_loaded is not None:
+            new = replace(new, mock_loaded=mock_loaded)
         if holdout is not None:
             new = replace(new, holdout=None if holdout == "none" else holdout)
         _check_names(new)

@@ -33,7 +33,7 @@ from consilia.node.link import HubLink
 from consilia.node.outbox import Answer
 from consilia.node.policy import short
 from consilia.node.release import Release
-from consilia.node.runner import Runs
+from consilia.node.runner import Runs, TaskOutput
 from consilia.node.spending import Spending, dp_of
 from consilia.node.standing import Grant, Standing
 from consilia.node.store import Store
@@ -162,36 +162,7 @@ class Execution:
                 if work.exchange is not None:
                     await work.exchange.ready(work.left)
                 work.phase = "releasing"
-                if task.kind == "statistics":
-                    answer = await in_thread(
-                        self._release.statistics,
-                        lease,
-                        output,
-                        dataset=grant.dataset.name if grant.dataset else "",
-                        seconds=loop.time() - started,
-                    )
-                    return answer
-                if task.kind == "evaluate":
-                    answer = await in_thread(
-                        self._release.evaluated,
-                        lease,
-                        output,
-                        records=grant.dataset.held_records if grant.dataset else 0,
-                        dataset=grant.dataset.name if grant.dataset else "",
-                        seconds=loop.time() - started,
-                    )
-                    return answer
-                answer = await in_thread(
-                    self._release.result,
-                    lease,
-                    output.done,
-                    output.tensors,
-                    base=model,
-                    available=grant.dataset.records if grant.dataset else 0,
-                    least=grant.least,
-                    seconds=loop.time() - started,
-                    dataset=grant.dataset.name if grant.dataset else "",
-                )
+                answer = await self._released(lease, output, grant, model, started)
             except WorkerError as e:
                 raise output.failure or e from None  # why it was killed says more than its end
             except asyncio.CancelledError:
@@ -200,6 +171,37 @@ class Execution:
             finally:
                 output.close(consumed=answer is not None)
             return answer
+
+    async def _released(
+        self, lease: Lease, output: TaskOutput, grant: Grant, model: Path | None, started: float
+    ) -> Answer:
+        """Pass a task's outcome through the one door out."""
+        seconds = asyncio.get_running_loop().time() - started
+        name = grant.dataset.name if grant.dataset else ""
+        if lease.task.kind == "statistics":
+            return await in_thread(
+                self._release.statistics, lease, output, dataset=name, seconds=seconds
+            )
+        if lease.task.kind == "evaluate":
+            return await in_thread(
+                self._release.evaluated,
+                lease,
+                output,
+                records=grant.dataset.held_records if grant.dataset else 0,
+                dataset=name,
+                seconds=seconds,
+            )
+        return await in_thread(
+            self._release.result,
+            lease,
+            output.done,
+            output.tensors,
+            base=model,
+            available=grant.dataset.records if grant.dataset else 0,
+            least=grant.least,
+            seconds=seconds,
+            dataset=name,
+        )
 
     @contextlib.contextmanager
     def _held(self, digest: str | None) -> Iterator[Path | None]:

@@ -298,7 +298,7 @@ class Loading:
         if attached is None and not listed and dataset.holdout is None:
             return Prepared(dataset)
         stored = get(self.store, attached.plan, attached.version) if attached else None
-        source = _source(dataset, stored, self._list)
+        source = source_of(dataset, stored, self._list)
         facts = _known(self.store, dataset, source, fold)
         name = f"{attached.plan} version {attached.version}" if attached else ""
         digest = stored.digest if stored else ""
@@ -339,7 +339,7 @@ def refresh(store: Store) -> list[str]:
         dataset = known.get(name)
         if dataset is None:
             continue
-        source = _source(dataset, stored, on_list)
+        source = source_of(dataset, stored, on_list)
         if _known(store, dataset, source) is None:
             try:
                 source, facts = _measured(store, dataset, stored)
@@ -391,7 +391,7 @@ def _left(facts: DatasetFacts, ready: Prepared) -> DatasetFacts:
 def _measured(store: Store, dataset: Dataset, stored: Stored | None) -> tuple[str, Facts]:
     """Run a plan over all of a dataset, and count what is left."""
     datasets.check_unchanged(dataset)
-    source = _source(dataset, stored, optout.state(store))
+    source = source_of(dataset, stored, optout.state(store))
     rows, patients = left_out(store, dataset)
     if stored is not None:
         compiled(dataset, stored.plan)
@@ -423,7 +423,7 @@ def _counted(ready: Dataset) -> Facts:
     return Facts(found.check(), found.columns)
 
 
-def _source(dataset: Dataset, stored: Stored | None, on_list: str) -> str:
+def source_of(dataset: Dataset, stored: Stored | None, on_list: str) -> str:
     """Name everything that `Facts` depend on."""
     read = to_source(dataset)
     parts = (

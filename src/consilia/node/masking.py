@@ -30,7 +30,7 @@ from consilia.node.compressing import Feedback
 from consilia.node.policy import short
 from consilia.node.spending import dp_of
 from consilia.node.store import Store, Transaction
-from consilia.privacy import ckks, gradients, masked, ring, secagg, vault
+from consilia.privacy import ckks, gradients, masked, ring, secagg, shares, vault
 from consilia.privacy.streams import random_of
 from consilia.stats import sums
 from consilia.wire import frames, masks, seal
@@ -454,9 +454,10 @@ def _keys(task: Task) -> tuple[str, ...]:
 
 
 def _subject(task: Task) -> str:
-    """Return what a masked round is about: its model, or the question for statistics."""
+    """Return what a masked round is about: its model or question, and the noise of its sum."""
     asked = task.privacy.statistics if task.kind == "statistics" else None
-    return task.model or "" if asked is None else sums.digest(asked)
+    about = task.model or "" if asked is None else sums.digest(asked)
+    return about + shares.named(dp_of(task))
 
 
 def _write_extra(

@@ -124,11 +124,29 @@ def describe(store: Store, name: str, schema: Schema, *, actor: str, now: float)
     return found
 
 
-def consent(store: Store, name: str, mock: bool, *, actor: str, now: float) -> Registered:
-    """Let the consortium have a mock twin of a dataset, or no longer."""
-    if mock and datasets.kept_profile(store, datasets.get(store, name).dataset) is None:
+def consent(  # noqa: PLR0913 - by keyword
+    store: Store,
+    name: str,
+    mock: bool | None = None,
+    *,
+    actor: str,
+    now: float,
+    as_loaded: bool | None = None,
+) -> Registered:
+    """Let the consortium have a mock twin of a dataset, or no longer.
+
+    `as_loaded`: whether also of what the loading plans attached to it make of it
+    (node.loadedtwins). None leaves either as it is. Raises ConfigError for that alone.
+    """
+    known = datasets.get(store, name).dataset
+    if as_loaded and not (known.mock if mock is None else mock):
+        raise ConfigError(
+            f"as loaded: dataset {name!r} offers no mock twin; needed is that first: "
+            f"consilia dataset mock {name} --allow --as-loaded"
+        )
+    if mock and datasets.kept_profile(store, known) is None:
         look(store, name, now=now)
-    return datasets.edit(store, name, actor=actor, now=now, mock=mock)
+    return datasets.edit(store, name, actor=actor, now=now, mock=mock, mock_loaded=as_loaded)
 
 
 def look(store: Store, name: str, *, now: float) -> Profile:

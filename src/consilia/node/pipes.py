@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -118,12 +120,18 @@ async def send(fd: int, data: bytes) -> None:
 
 
 class LogPipe:
-    """Copies a worker's stderr to the job's log file, at most LOG_BYTES of it."""
+    """Copies a worker's stderr to the job's log file, at most LOG_BYTES of it.
 
-    def __init__(self, fd: int, path: Path) -> None:
+    Every line gets the time it was read at, a level, and who says it: `plan` is what the
+    worker printed, `agent` what the agent notes of it. A plan cannot write a line as agent.
+    """
+
+    def __init__(self, fd: int, path: Path, now: Callable[[], float] = time.time) -> None:
         self._fd = fd
         self._path = path
+        self._now = now
         self._written = 0
+        self._within = False  # a line of the plan that has not ended yet
         self._tail = b""
         os.set_blocking(fd, False)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,9 +149,23 @@ class LogPipe:
         """The last that was said."""
         return self._tail.decode(errors="replace").strip()
 
-    def note(self, text: str) -> None:
-        """Add a line of the agent's own."""
-        self._keep(f"[consilia] {text}\n".encode(errors="replace"))
+    def note(self, text: str, level: str = "error") -> None:
+        """Add lines of the agent's own."""
+        head = self._head(level, "agent")
+        body = text.encode(errors="replace").replace(b"\n", b"\n" + head)
+        self._keep((b"\n" if self._within else b"") + head + body + b"\n")
+        self._within = False
+
+    def _headed(self, piece: bytes) -> bytes:
+        """Return what a plan printed with a head before each line that begins in it."""
+        head, last = self._head("info", "plan"), piece[-1:]
+        begun = b"" if self._within else head
+        self._within = last != b"\n"
+        return begun + piece[:-1].replace(b"\n", b"\n" + head) + last
+
+    def _head(self, level: str, who: str) -> bytes:
+        at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="milliseconds")
+        return f"{at} {level.upper()} {who}: ".encode()
 
     async def close(self) -> None:
         """Read what is left (the worker is dead) and close the file."""
@@ -164,7 +186,8 @@ class LogPipe:
                 return
             piece = piece.translate(_SHOWN)  # the site's staff read it in a terminal
             self._tail = (self._tail + piece)[-_TAIL:]
-            self._keep(piece)
+            if self._written < LOG_BYTES:
+                self._keep(self._headed(piece))
             # a flood is taken at 20 MB/s once the file is full, so that it costs little
             await asyncio.sleep(0 if self._written < LOG_BYTES else 0.05)
 
@@ -173,7 +196,8 @@ class LogPipe:
         if room <= 0:
             return
         if len(piece) > room:
-            piece = piece[:room] + b"\n[consilia] the log is full; the rest is dropped\n"
+            full = self._head("warning", "agent") + b"the log is full; the rest is dropped\n"
+            piece = piece[:room] + b"\n" + full
         self._written += len(piece)
         with contextlib.suppress(OSError):  # a full disk must not stop a task for its log
             os.write(self._file, piece)

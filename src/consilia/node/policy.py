@@ -20,7 +20,7 @@ import msgspec
 
 from consilia.errors import ConfigError
 from consilia.node.hours import DAY, Window, open_at
-from consilia.stats import sums
+from consilia.stats import private, sums
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
 KINDS = frozenset({"init", "train", "evaluate", "statistics"})
@@ -295,6 +295,8 @@ def _private(r: Request, p: Policy, _: date) -> str | None:
         return "this site evaluates no models: what it tells must be differentially private"
     if r.kind == "init" or not p.dp_required or r.privacy.dp is not None:
         return None
+    if r.kind == "statistics":
+        return "this site tells statistics only with differential privacy (--epsilon)"
     return "this site trains only with differential privacy (privacy.dp of the experiment)"
 
 
@@ -309,20 +311,30 @@ def _statistics(r: Request, p: Policy, _: date) -> str | None:
         sums.check(r.privacy.statistics)  # the hub has done so, if it is honest
     except ConfigError as e:
         return f"a question that makes no sense: {e}"
-    if r.privacy.dp is not None or r.privacy.aggregation == "ckks":
-        return "statistics are neither encrypted nor noised: masked or plain"
     if p.statistics == "none" or (p.statistics == "study" and not study.statistics):
         return f"study {study.name!r} does not ask for statistics, or this site tells none"
+    if r.privacy.aggregation == "ckks":
+        return "statistics are not encrypted: masked or plain"
     return None
+
+
+def _noisy_statistics(r: Request, _: Policy, __: date) -> str | None:
+    """Noise that is less than what the ledger would be charged for protects nobody."""
+    if r.kind != "statistics" or r.privacy.dp is None:
+        return None
+    return private.problem(r.privacy.dp, bool(r.cohort)) or None
 
 
 def _shared_noise(r: Request, _: Policy, __: date) -> str | None:
     """Shares of noise protect in a masked sum only: alone each is too small."""
     dp = r.privacy.dp
-    if r.kind not in ("train", "evaluate") or dp is None:
+    if r.kind == "init" or dp is None:
         return None
-    if r.kind == "evaluate" and not dp.distributed:
-        return "an evaluation carries its noise in shares, inside a masked sum, or none"
+    if r.kind == "evaluate" and (not dp.distributed or dp.sampling != 1):
+        return (
+            "an evaluation carries its noise in shares, inside a masked sum, or none, and uses "
+            f"every record: found distributed {dp.distributed}, sampling {dp.sampling:g}"
+        )
     if not dp.distributed:
         return None
     if r.privacy.aggregation == "secure" and len(r.cohort) >= FEWEST_MASKED:
@@ -434,6 +446,7 @@ RULES: tuple[Rule, ...] = (
     _private,
     _shared_noise,
     _statistics,
+    _noisy_statistics,
     _compression,
     _permitted,
     _terms,
@@ -442,7 +455,7 @@ RULES: tuple[Rule, ...] = (
     _signed,
 )
 # About what was asked and about settings, never about data: the asker may hear them.
-TOLD: frozenset[Rule] = frozenset({_holdout, _arguments, _hours})
+TOLD: frozenset[Rule] = frozenset({_holdout, _arguments, _hours, _private, _noisy_statistics})
 
 
 def decide(request: Request, policy: Policy, today: date) -> Decision:

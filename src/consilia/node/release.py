@@ -33,6 +33,7 @@ from consilia.node import (
     ledgerlog,
     maskedevaluation,
     noising,
+    privatestatistics,
     segments,
     statistics,
     studykeys,
@@ -48,7 +49,7 @@ from consilia.node.spending import dp_of
 from consilia.node.store import Store
 from consilia.node.updates import Updates, discard
 from consilia.privacy import disclosure
-from consilia.stats import sums
+from consilia.stats import private, sums
 from consilia.wire import frames, seal
 from consilia.wire.metrics import metrics_misfit
 from consilia.wire.v1 import (
@@ -217,21 +218,29 @@ class Release:
         task, asked = lease.task, lease.task.privacy.statistics
         if asked is None:
             raise Refused("a task of kind 'statistics' without a question")
-        universe = ledger.universe_of(self._config.privacy, dataset)
-        about = statistics.About(task.study, universe, dataset)
-        columns = statistics.taken(output, asked)
-        told = statistics.answered(columns, asked, about, self._answers)
-        body = sums.coded(asked, told)
-        masked = bool(task.cohort)
+        columns, dp, masked = statistics.taken(output, asked), dp_of(task), bool(task.cohort)
+        if dp is None:
+            universe = ledger.universe_of(self._config.privacy, dataset)
+            about = statistics.About(task.study, universe, dataset)
+            told = statistics.answered(columns, asked, about, self._answers)
+            body, noise = sums.coded(asked, told), ""
+        else:
+            keyed = self.masking.keyed(lease) if masked else 0
+            body = privatestatistics.noised(columns, asked, dp, keyed, self._random)
+            told = dict.fromkeys(private.items(asked), 0.0)
+            noise = f"{privatestatistics.described(asked, dp)}; "
         sent = self.masking.mask_numbers(lease, body) if masked else body.tobytes()
         took = disclosure.release_duration(seconds)
         records = task.total if masked else 1
         report = self._seal(
             Result(lease.id, task.job, task.round, None, records, {}, took, None, sent)
         )
-        detail = f"{statistics.described(asked, told)}; {'masked' if masked else 'plain'}; "
+        how = "masked" if masked else "plain"
+        detail = f"{statistics.described(asked, told)}; {noise}{how}; "
         with self.outbox.committing() as (tx, _):
             self.outbox.keep(tx, lease, report, None, listens=masked)
+            if dp is not None:
+                ledger.settle_in(tx, lease.id, now=self._now())
             tx.audit(
                 self._now(), "agent", "release", lease.id, "released", detail + _about(lease)
             )

@@ -18,8 +18,10 @@ from consilia.node import (
     approvals,
     config,
     datasets,
+    loadedtwins,
     optout,
     policyhistory,
+    privatestatistics,
     statistics,
     stops,
     studies,
@@ -170,10 +172,10 @@ class Standing:
 
     def advertisement(self) -> Advertisement:
         """Return the public state: what is offered, accepted and approved today."""
-        policy, today = self.policy(), self.today()
+        policy, today, k = self.policy(), self.today(), self.config.disclosure.k
         return Advertisement(
             consilia.__version__,
-            datasets.offered(self._store, self.config.disclosure.k),
+            loadedtwins.added(self._store, datasets.offered(self._store, k), k),
             tuple(sorted(d for d, g in policy.studies.items() if today <= g.until)),
             tuple(sorted(d for d, g in policy.plans.items() if today <= g.until)),
             withdrawn=studies.withdrawn(self._store),
@@ -199,6 +201,8 @@ class Standing:
         loaded = self._loading.prepared(known, task.study_name, task.privacy.fold)
         if loaded.problem:
             return Decision((loaded.problem,))
+        if found := privatestatistics.objection(task, loaded.dataset.patient):
+            return Decision((found,), told=(found,))
         before = optout.last_used(self._store, decision.dataset)
         private, k = dp_of(task) is not None, self.config.disclosure.k
         objection = optout.wait(before, loaded.patients, k, private)

@@ -264,6 +264,17 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """INSERT INTO pool_spent
             SELECT study, site, upload FROM pooled WHERE role = 'holder'""",
     ),
+    (  # mock twins of datasets as their loading plans make them (.loadedtwins)
+        """CREATE TABLE loaded_twins (
+            dataset TEXT NOT NULL, study TEXT NOT NULL, source TEXT NOT NULL, at REAL NOT NULL,
+            problem TEXT NOT NULL, basis BLOB NOT NULL, body BLOB NOT NULL,
+            PRIMARY KEY (dataset, study)) STRICT, WITHOUT ROWID""",
+        # one person's word on a restored ledger, until a second one's (.restores)
+        """CREATE TABLE restores_asked (
+            id INTEGER PRIMARY KEY CHECK (id = 1), length INTEGER NOT NULL,
+            digest TEXT NOT NULL, actor TEXT NOT NULL, at REAL NOT NULL,
+            reason TEXT NOT NULL) STRICT""",
+    ),
 )
 
 

@@ -119,30 +119,6 @@ def release_table(
     ]
 
 
-def release_levels(
-    names: Sequence[str],
-    counts: Sequence[int],
-    declared: Collection[str],
-    rules: Rules,
-    why: Why = silent,
-) -> dict[str, int] | Suppressed:
-    """Return the counts of categories by name, without those that may not be shown.
-
-    A category that the site has not declared, or that is too rare, is absent, name and all:
-    names that come from the records would carry what the records say.
-    """
-    if len(names) > rules.categories:
-        return _no(why, f"{len(names)} categories, at most {rules.categories}")
-    shown = shown_cells(counts, rules)
-    kept: dict[str, int] = {}
-    for name, count, visible in zip(names, counts, shown, strict=True):
-        if not visible:
-            why("a category is too rare, or computable from the others")
-        elif isinstance(release_text(name, declared, why), str):
-            kept[name] = _rounded(count) if rules.rounded else count
-    return kept if kept else _no(why, "no category may be shown")
-
-
 # ---- statistics -----------------------------------------------------------------------------
 
 

@@ -45,11 +45,14 @@ def spent(experiment: Experiment, rounds: int, judged: int) -> float | None:
     """Return a site's epsilon after rounds and evaluations of a job, none of them repeated.
 
     None without differential privacy, and where evaluations told something that no ledger was
-    charged for: no epsilon covers what is not in it.
+    charged for: no epsilon covers what is not in it. A question for statistics has one release
+    and no rounds; sites pay for it before they answer.
     """
     dp, noise = experiment.privacy.dp if experiment.privacy else None, noise_of(experiment)
     if dp is None or (judged and noise is None):
         return None
+    if experiment.privacy is not None and experiment.privacy.statistics is not None:
+        return epsilon(cost(dp), dp.delta)
     costs = [cost(dp, rounds)]
     if noise is not None:
         costs.append(cost(noise, judged))

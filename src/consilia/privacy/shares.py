@@ -24,11 +24,14 @@ Sources: Kairouz, Liu, Steinke 2021, "The distributed discrete Gaussian mechanis
 shares, proposition 14); McMahan et al. 2018 (equal weights, one clip for the whole update).
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from consilia.core import carried
@@ -121,6 +124,20 @@ def share(dp: Dp, privacy: Privacy, schema: Schema, sites: int, keyed: int) -> S
         at_random,
         carried.noised(known, std) if grids else known,
     )
+
+
+def named(dp: Dp | None) -> str:
+    """Name the noise that sites share in one sum, "" where they share none.
+
+    A masked round is bound to it: a hub that tells some sites of less noise than others, whose
+    shares would then miss, gets no sum. A clip that adapts follows from sums that all have seen
+    and is left out.
+    """
+    if dp is None or not dp.distributed:
+        return ""
+    fixed = dp if dp.adaptive is None else replace(dp, clip=1.0)
+    body = msgspec.msgpack.encode(fixed)
+    return " noise " + hashlib.sha256(b"consilia noise\0" + body).hexdigest()
 
 
 def write(  # noqa: PLR0913, PLR0917 - what is written, how, where to, with what randomness

@@ -14,15 +14,17 @@ Each area is a few lines over the client's routes; the records are those of wire
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
 
+from consilia.core.round import Phase
 from consilia.errors import ConfigError, NotFound
 from consilia.sdk.experiment import Experiment
 from consilia.sdk.results import Model, missing, scratch
 from consilia.wire import people
+from consilia.wire.strict import nearest
 from consilia.wire.v1 import Plan, Scalar, Study
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from consilia.sdk.compare import Comparison
 
 Better = Literal["higher", "lower"]
+_STATES: tuple[str, ...] = get_args(Phase)
 _ERRORS = ("loss", "error", "mae", "mse", "rmse", "brier")  # names of metrics that should fall
 
 
@@ -61,9 +64,12 @@ class Experiments:
     ) -> "list[Experiment]":
         """Return the experiments that were started, newest first.
 
-        `status` is a state of their jobs, or several: waiting, running, done, stopped, failed.
+        `status` is a state of their jobs, or several: waiting, running, closing, paused, done,
+        stopped, failed. ConfigError for another: an empty list would look like an answer.
         """
         wanted = {status} if isinstance(status, str) else set(status or ())
+        if odd := sorted(wanted - set(_STATES)):
+            raise ConfigError(f"status: {odd[0]!r} is not a state{nearest(odd[0], _STATES)}")
         return [
             Experiment.of(self._client, view)
             for view in self._client.jobs()
@@ -118,8 +124,8 @@ class Models:
     def get_best(
         self,
         metric: str,
-        *,
         study: str | None = None,
+        *,
         better: Better | None = None,
         stage: people.Stage | None = None,
     ) -> Model:
@@ -197,6 +203,9 @@ class PrivacyArea:
         privacy = view.experiment.privacy
         if privacy is None or privacy.dp is None:
             return Budget(job, None, {})
+        if privacy.statistics is not None:
+            told = self._client.job_statistics(job)
+            return Budget(job, privacy.dp.delta, dict.fromkeys(told.sites, told.epsilon or 0.0))
         from consilia.privacy.accountant import cost, epsilon  # noqa: PLC0415  # numpy, scipy
 
         rounds: dict[str, int] = {}

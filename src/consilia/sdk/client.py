@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from consilia.sdk.datasets import Datasets
     from consilia.sdk.people import People
     from consilia.sdk.statistics import Described
-    from consilia.wire.statistics import What
+    from consilia.wire.statistics import Noise, What
 
 T = TypeVar("T")
 _CHUNK = 1 << 18  # bytes moved at a time
@@ -297,12 +297,15 @@ class Client:
         tables: Sequence[tuple[str, str]] = (),
         aggregation: Literal["secure", "plain"] | None = None,
         deadline: float = 600.0,
+        bounds: Mapping[str, Sequence[float]] | None = None,
+        dp: "Noise | None" = None,
     ) -> "Described":
         """Describe a study's patients over all sites, and wait for it: Table 1 and more.
 
         `levels` names what is counted of a column, `edges` the bins of its histogram, or the
-        cut points where it is `by`; without them the mock twins on offer say. ConsiliaError
-        when too few sites tell anything.
+        cut points where it is `by`; without them the mock twins on offer say. With `dp` every
+        number has noise, which each site's ledger is charged for; means need `bounds`.
+        ConsiliaError when too few sites tell anything.
         """
         from consilia.sdk import statistics  # noqa: PLC0415  # only whoever asks needs it
 
@@ -317,6 +320,8 @@ class Client:
             tables=tables,
             aggregation=aggregation,
             deadline=deadline,
+            bounds=bounds,
+            dp=dp,
         )
         return statistics.ask(self, asked)
 

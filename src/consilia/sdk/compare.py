@@ -8,13 +8,16 @@ hospitals, on that fold. A site deals its patients into folds once (consilia dat
 --folds), and a copy at the data centre keeps the numbers, so every arm holds out the same
 patients; the hospitals judge every arm, wherever it trained. An arm that the study's governance
 does not allow, or that did not finish, is in the result with the reason.
+
+The intervals allow for folds that share training records (stats/resampled). Two arms are best
+told apart by their differences on the same folds: `found.differences`.
 """
 
 import csv
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,6 +29,7 @@ from consilia.files import write_whole
 from consilia.sdk.experiment import ENDED, Experiment
 from consilia.sdk.results import missing
 from consilia.stats.pooling import interval, pooled
+from consilia.stats.resampled import over_folds
 from consilia.wire.people import DegreeView, EvaluationView, StudyView
 from consilia.wire.v1 import Measure, Plan, Scalar
 
@@ -41,6 +45,7 @@ PATIENCE = 600.0  # seconds that a job may take
 _LOOK = 0.2  # seconds between two looks at a job
 
 Say = Callable[[str], None]
+Fold = Mapping[str, Mapping[str, Measure]]  # what a fold told: site -> metric -> value
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,25 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """A metric of one arm less that of another, on the same held-out patients fold by fold."""
+
+    arm: Arm
+    less: Arm
+    site: str  # ALL: every hospital
+    metric: str
+    value: float
+    low: float  # of a 95 % interval
+    high: float
+    folds: int  # that both told, 2 or more
+
+    @property
+    def found(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What the arms came to."""
 
@@ -69,6 +93,7 @@ class Comparison:
     jobs: Mapping[str, tuple[str, ...]]  # arm -> its jobs, a fold each
     degree: DegreeView
     notes: tuple[str, ...] = ()  # what single sites did not tell
+    differences: tuple[Difference, ...] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -79,13 +104,18 @@ class Comparison:
         """Write tables, JSON and a plot of each metric (SVG, PNG); return the paths."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        paths = [place / "results.csv", place / "arms.csv", place / "comparison.json"]
+        names = ("results.csv", "differences.csv", "arms.csv", "comparison.json")
+        paths = [place / name for name in names]
         fields = ("arm", "site", "metric", "value", "low", "high", "records", "folds")
-        rows = [tuple(getattr(cell, f) for f in fields) for cell in self.cells]
-        _table(paths[0], fields, rows)
+        _table(
+            paths[0], fields, [tuple(getattr(cell, f) for f in fields) for cell in self.cells]
+        )
+        fields = ("arm", "less", "site", "metric", "value", "low", "high", "folds")
+        rows = [tuple(getattr(each, f) for f in fields) for each in self.differences]
+        _table(paths[1], fields, rows)
         states = [(arm, self.without.get(arm, "done")) for arm in ARMS]
-        _table(paths[1], ("arm", "state"), states)
-        write_whole(paths[2], msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        _table(paths[2], ("arm", "state"), states)
+        write_whole(paths[3], msgspec.json.format(msgspec.json.encode(self)) + b"\n")
         for metric in self.metrics:
             figure = self.figure(metric)
             for ending in ("svg", "png"):
@@ -209,13 +239,14 @@ def compare(  # noqa: PLR0913 - by keyword
         if found[arm].problem:
             without[arm] = found[arm].problem
     done = {arm: f for arm, f in found.items() if not f.problem and arm in arms}
-    cells = [cell for arm, f in done.items() for cell in _cells(arm, f.evaluations, False)]
+    told = {arm: _told(f.evaluations, local=False) for arm, f in done.items()}
     if "local" in arms:
         alone = next((f for f in found.values() if not f.problem), None)
-        here = _cells("local", alone.evaluations, True) if alone else []
-        cells = [*here, *cells]
-        if not here:
+        told["local"] = _told(alone.evaluations, local=True) if alone else []
+        if not any(map(len, told["local"])):
+            del told["local"]
             without["local"] = "no arm ran in which sites train a model of their own beside it"
+    cells = [cell for arm, each in told.items() for cell in _cells(arm, each, folds)]
     return Comparison(
         study,
         rounds,
@@ -225,6 +256,7 @@ def compare(  # noqa: PLR0913 - by keyword
         {arm: tuple(f.jobs) for arm, f in found.items()},
         view.degree or DegreeView(1.0, None, 1.0, view.study.hospitals, ()),
         tuple(_silent(done)),
+        tuple(_differences(told, folds)),
     )
 
 
@@ -287,33 +319,67 @@ def _ended(experiment: Experiment, patience: float) -> str:
     return "" if view.state == "done" else f"job {view.id} {view.state}: {view.cause}"
 
 
-def _cells(arm: Arm, evaluations: Sequence[EvaluationView], local: bool) -> list[Cell]:
-    """Return the cells of an arm: each metric's mean over the folds, by site and over all."""
-    folds: list[dict[str, dict[str, Measure]]] = []
+def _told(evaluations: Sequence[EvaluationView], *, local: bool) -> list[Fold]:
+    """Return what each fold of an arm told: by site, and over all sites that told it."""
+    folds: list[Fold] = []
     for one in evaluations:
         sites = {
-            site: dict(told.local if local else told.measures)
+            site: measures
             for site, told in one.sites.items()
+            if (measures := dict(told.local if local else told.measures))
         }
         over_all = {
             name: Measure(found.value, found.error, found.records)
             for name, found in pooled(sites.values()).items()
         }
-        folds.append({ALL: over_all, **sites})
-    names = {(site, name) for fold in folds for site in fold for name in fold[site]}
+        folds.append({ALL: over_all, **sites} if sites else {})
+    return folds
+
+
+def _cells(arm: Arm, told: Sequence[Fold], folds: int) -> list[Cell]:
+    """Return the cells of an arm: each metric's mean over the folds, by site and over all."""
     return [
         _cell(
-            arm, site, name, [fold[site][name] for fold in folds if name in fold.get(site, {})]
+            arm,
+            site,
+            name,
+            [fold[site][name] for fold in told if name in fold.get(site, {})],
+            folds,
         )
-        for site, name in names
+        for site, name in _named(told)
     ]
 
 
-def _cell(arm: Arm, site: str, name: str, found: Sequence[Measure]) -> Cell:
-    count = len(found)
-    value = sum(m.value for m in found) / count
-    low, high = interval(name, value, sqrt(sum(m.error**2 for m in found)) / count)
-    return Cell(arm, site, name, value, low, high, sum(m.records for m in found), count)
+def _named(told: Sequence[Fold]) -> set[tuple[str, str]]:
+    return {(site, name) for fold in told for site in fold for name in fold[site]}
+
+
+def _cell(arm: Arm, site: str, name: str, found: Sequence[Measure], folds: int) -> Cell:
+    mean = over_folds([m.value for m in found], [m.error for m in found], folds)
+    low, high = interval(name, mean.value, mean.error, mean.reach)
+    records = sum(m.records for m in found)
+    return Cell(arm, site, name, mean.value, low, high, records, len(found))
+
+
+def _differences(told: Mapping[Arm, Sequence[Fold]], folds: int) -> Iterable[Difference]:
+    """Yield what two arms differ by, where both told two folds or more."""
+    for less, arm in combinations(sorted(told, key=ARMS.index), 2):
+        for site, name in sorted(_named(told[arm]) & _named(told[less]), key=_by_metric):
+            both = [
+                one[site][name].value - other[site][name].value
+                for one, other in zip(told[arm], told[less], strict=True)
+                if name in one.get(site, {}) and name in other.get(site, {})
+            ]
+            if len(both) < 2:
+                continue
+            mean = over_folds(both, (), folds)
+            low, high = (mean.value + mean.reach * mean.error * side for side in (-1, 1))
+            yield Difference(arm, less, site, name, mean.value, low, high, len(both))
+
+
+def _by_metric(named: tuple[str, str]) -> tuple[str, str]:
+    site, name = named
+    return name, "" if site == ALL else site
 
 
 def _order(cell: Cell) -> tuple[str, int, str]:

@@ -54,20 +54,20 @@ class Model:
 
     def export(
         self,
-        path: str | Path,
+        output_path: str | Path,
         format: Format,
         *,
         module: "nn.Module | None" = None,
         example: "Tensor | tuple[Tensor, ...] | None" = None,
         optimize: bool = True,
     ) -> Path:
-        """Write the model to `path` as frame, npz, safetensors, state_dict or onnx.
+        """Write the model to `output_path` as frame, npz, safetensors, state_dict or onnx.
 
         For onnx `module` is what the plan's `model(args)` makes: the weights are loaded into a
         copy of it. `example` is an input, the batch in its first dimension; the file appears
         only when onnxruntime gives what torch gives.
         """
-        path = Path(path)
+        path = Path(output_path)
         if format != "onnx":
             write(self._frame, self.weights, path, format, f"{self.view.id} {self.view.digest}")
             return path

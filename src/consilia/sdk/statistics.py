@@ -13,11 +13,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from consilia.errors import ConsiliaError, NotFound
+from consilia.errors import ConfigError, ConsiliaError, NotFound
 from consilia.sdk.notebook import table
 from consilia.sdk.results import missing
 from consilia.wire.people import JobView
-from consilia.wire.statistics import AskStatistics, Figure, StatisticsView, What
+from consilia.wire.statistics import AskStatistics, Figure, Noise, StatisticsView, What
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,18 @@ def caption(view: StatisticsView) -> str:
     without = f"; nothing from {', '.join(sorted(view.without))}" if view.without else ""
     hidden = sum(f.value is None for f in view.figures)
     left = f"; {hidden} numbers may not be told ({NOT_TOLD})" if hidden else ""
-    return f"{len(view.sites)} sites, {how}{rounded}{without}{left}"
+    return f"{len(view.sites)} sites, {how}{rounded}{without}{left}{_private(view)}"
+
+
+def _private(view: StatisticsView) -> str:
+    """Say what noise the numbers carry, and what they have cost; "" where none."""
+    if view.dp is None or view.epsilon is None or view.noise is None:
+        return ""
+    whom = "record" if view.dp.clip == 1 else f"{view.dp.clip:g} records of a patient"
+    return (
+        f"; epsilon {view.epsilon:.3g} at delta {view.dp.delta:g} for each {whom}, charged at "
+        f"every site: counts carry noise of {view.noise:.3g} records (standard deviation)"
+    )
 
 
 def table1(view: StatisticsView) -> Table1:
@@ -160,8 +171,8 @@ def ask(client: "Client", asked: AskStatistics) -> Described:
     if view.state != "done":
         raise ConsiliaError(
             f"job {view.id} has no statistics: {view.cause}. A site tells none unless the "
-            "study's terms ask for them (statistics) or its own policy lets it; why one "
-            "refuses is not passed on"
+            "study's terms ask for them (statistics) or its own policy lets it, nor with noise "
+            "that its privacy budget has no room for; why one refuses is not passed on"
         )
     return Described(client.job_statistics(view.id))
 
@@ -187,6 +198,8 @@ def question(  # noqa: PLR0913 - by keyword
     tables: Sequence[tuple[str, str]] = (),
     aggregation: Literal["secure", "plain"] | None = None,
     deadline: float = 600.0,
+    bounds: Mapping[str, Sequence[float]] | None = None,
+    dp: Noise | None = None,
 ) -> AskStatistics:
     """Return the request for what a person asks in Python or a terminal."""
     return AskStatistics(
@@ -200,4 +213,12 @@ def question(  # noqa: PLR0913 - by keyword
         tables=tuple((first, second) for first, second in tables),
         aggregation=aggregation,
         deadline=deadline,
+        bounds={name: _two(name, found) for name, found in (bounds or {}).items()},
+        dp=dp,
     )
+
+
+def _two(name: str, found: Sequence[float]) -> tuple[float, float]:
+    if len(found) != 2:
+        raise ConfigError(f"bounds.{name}: found {len(found)} numbers; needed two")
+    return float(found[0]), float(found[1])

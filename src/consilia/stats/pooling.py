@@ -49,7 +49,7 @@ def pooled(sites: Iterable[Mapping[str, Measure]]) -> dict[str, Pooled]:
     return {name: pool(found) for name, found in sorted(by_name.items())}
 
 
-def interval(name: str, value: float, error: float) -> tuple[float, float]:
-    """Return the 95 % interval of a metric, within what it can be."""
+def interval(name: str, value: float, error: float, reach: float = Z) -> tuple[float, float]:
+    """Return the 95 % interval of a metric: `reach` errors to each side, within its range."""
     low, high = _RANGES.get(name, _ENDLESS)
-    return max(low, value - Z * error), min(high, value + Z * error)
+    return max(low, value - reach * error), min(high, value + reach * error)

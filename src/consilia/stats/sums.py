@@ -198,6 +198,10 @@ def check(asked: Statistics) -> None:
     for rows, across in asked.tables:
         if rows.column == across.column:
             raise ConfigError(f"tables: found {rows.column!r} twice; needed two columns")
+    pairs = [(rows.column, across.column) for rows, across in asked.tables]
+    if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
+        found = " and ".join(map(repr, twice[0]))
+        raise ConfigError(f"tables: found {found} twice; needed each pair of columns once")
     if (size := sum(1 for _ in _items(asked))) > MOST_ITEMS:
         raise ConfigError(f"columns: found {size} numbers in all; needed at most {MOST_ITEMS}")
 
@@ -212,7 +216,7 @@ def _check_numbers(asked: Numbers) -> None:
         )
     if not (math.isfinite(asked.centre) and 0 < asked.unit < math.inf):
         found = f"centre {asked.centre}, unit {asked.unit}"
-        raise ConfigError(f"ranges.{asked.column}: found {found}; needed two rising numbers")
+        raise ConfigError(f"bounds.{asked.column}: found {found}; needed two rising numbers")
 
 
 def _check_levels(asked: Subgroups) -> None:

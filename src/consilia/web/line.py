@@ -50,6 +50,8 @@ class Line(HttpToolsProtocol):
         self._patience = head
         self._quick = quick
         self._late: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._last = 0.0  # when a quick answer was given, of the loop's clock
         self._in_head = True
         self._head_bytes = 0
         self._answered = False  # the request that is being read
@@ -72,8 +74,9 @@ class Line(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        if self._late is not None:
-            self._late.cancel()
+        for timer in (self._late, self._idle):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     # ---- the parser's callbacks --------------------------------------------------------------
@@ -118,10 +121,25 @@ class Line(HttpToolsProtocol):
         if not self.parser.should_keep_alive():
             self.transport.close()
             return
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        # One timer for many answers: to set and to cancel one for each costs as much as the
+        # check of who asks.
+        self._last = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        """End a line on which nothing has been asked since the last quick answer."""
+        self._idle = None
+        busy = self._in_head or (self.cycle is not None and not self.cycle.response_complete)
+        if busy or self.timeout_keep_alive_task is not None:
+            return  # the request's own time runs, or that of the application's answer
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return  # it has ended, or has become a WebSocket
+        left = self._last + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle = self.loop.call_later(left, self._end_if_idle)
+        else:
+            self.transport.close()
 
     def _watch(self) -> None:
         if self._in_head and self._late is None:

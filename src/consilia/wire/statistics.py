@@ -3,9 +3,19 @@
 from typing import Literal
 
 from consilia.wire.people import Request, View
-from consilia.wire.v1 import Statistics
+from consilia.wire.v1 import Dp, Statistics
 
 What = Literal["count", "missing", "mean", "sd", "histogram", "quantiles"]
+
+
+class Noise(Request, frozen=True):
+    """Differential privacy of a question: what the answer costs each site's patients, once."""
+
+    epsilon: float
+    delta: float = 1e-5
+    level: Literal["record", "patient"] = "record"  # patient: sites without patient ids refuse
+    records: int = 1  # of one patient that count, where a dataset declares patient ids
+    colluding: int = 1  # sites whose shares of the noise do not count
 
 
 class AskStatistics(Request, frozen=True):
@@ -28,6 +38,8 @@ class AskStatistics(Request, frozen=True):
     deadline: float = 600.0  # seconds
     grace: float = 30.0  # seconds to wait for the rest once enough sites have told
     name: str = ""
+    bounds: dict[str, tuple[float, float]] = {}  # column -> its least and largest value
+    dp: Noise | None = None  # with noise, charged to each site's privacy ledger
 
 
 class Figure(View, frozen=True):
@@ -40,10 +52,12 @@ class Figure(View, frozen=True):
     across: str = ""  # the other column of a crosstab
     across_level: str = ""
     value: float | None = None
-    # the value is between these two, whatever the sites hold back; None: no end on that side
+    # the value is between these two, whatever the sites hold back; None: no end on that side.
+    # With noise: what the same records give without it, with 95 %.
     low: float | None = None
     high: float | None = None
     sites: int = 0  # that it is of
+    error: float | None = None  # standard error, the noise included; None: there is no noise
 
 
 class StatisticsView(View, frozen=True):
@@ -58,3 +72,6 @@ class StatisticsView(View, frozen=True):
     rounded: int  # how many of them round their counts to 5
     figures: tuple[Figure, ...]
     without: dict[str, str] = {}  # sites that were asked and have told nothing
+    dp: Dp | None = None  # the mechanism; None: no noise
+    epsilon: float | None = None  # that the answer has cost each site, at `dp.delta`
+    noise: float | None = None  # standard deviation of the noise on every count, in records

@@ -399,6 +399,13 @@ class MockTwin(Record, frozen=True):
     columns: tuple[MockColumn, ...]
 
 
+class LoadedTwin(Record, frozen=True):
+    """The mock twin of a dataset as a data loading plan makes it."""
+
+    study: str  # for which the plan is attached, "" for every study without one of its own
+    twin: MockTwin
+
+
 class OfferedDataset(Record, frozen=True):
     """What a site says of a dataset to the consortium: no value, a rounded count."""
 
@@ -408,7 +415,8 @@ class OfferedDataset(Record, frozen=True):
         int  # rounded down to a multiple of 5; what an update may claim at most is this + 4
     )
     columns: dict[str, str] = {}  # name -> type
-    mock: MockTwin | None = None  # where the site consents to one
+    mock: MockTwin | None = None  # where the site consents to one; of the table in the file
+    loaded: tuple[LoadedTwin, ...] = ()  # where it consents to that too: as plans load it
 
 
 class Advertisement(Record, frozen=True):

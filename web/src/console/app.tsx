@@ -24,10 +24,12 @@ const LoadingPlan = lazy(() => import("./pages/loading-plan"));
 const Studies = lazy(() => import("./pages/studies"));
 const Study = lazy(() => import("./pages/study"));
 const Harmony = lazy(() => import("./pages/harmony"));
+const Pool = lazy(() => import("./pages/pool"));
 const OptOut = lazy(() => import("./pages/opt-out"));
 const Plans = lazy(() => import("./pages/plans"));
 const Plan = lazy(() => import("./pages/plan"));
 const Runs = lazy(() => import("./pages/runs"));
+const JobLog = lazy(() => import("./pages/job-log"));
 const Policy = lazy(() => import("./pages/policy"));
 const Ledger = lazy(() => import("./pages/ledger"));
 const Audit = lazy(() => import("./pages/audit"));
@@ -55,10 +57,14 @@ function Pages() {
         <Route path="/studies/:digest/harmony">
           {({ digest }) => <Harmony digest={decodeURIComponent(digest)} />}
         </Route>
+        <Route path="/studies/:digest/pool">
+          {({ digest }) => <Pool digest={decodeURIComponent(digest)} />}
+        </Route>
         <Route path="/opt-out" component={OptOut} />
         <Route path="/plans" component={Plans} />
         <Route path="/plans/:digest">{({ digest }) => <Plan digest={decodeURIComponent(digest)} />}</Route>
         <Route path="/runs" component={Runs} />
+        <Route path="/runs/log" component={JobLog} />
         <Route path="/policy" component={Policy} />
         <Route path="/ledger" component={Ledger} />
         <Route path="/audit" component={Audit} />

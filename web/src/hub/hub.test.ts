@@ -12,6 +12,7 @@ import { aboutOf, identityOf } from "./model/statistics";
 import { leaseParts, NOTHING, siteFigures, told, type Happening } from "./model/happenings";
 import { stretches } from "./model/lineage";
 import { path, span, thinned, ticks, type Point } from "./model/scale";
+import { poolable, poolingWhole, withCentre, withSites } from "./model/pooling";
 import { spentBySite } from "./model/spent";
 import german from "./text/de.json";
 import english from "./text/en.json";
@@ -23,6 +24,26 @@ function sources(folder: string): string[] {
     .filter((name) => /\.tsx?$/.test(name) && !name.endsWith(".test.ts"))
     .map((name) => readFileSync(join(folder, name), "utf8"));
 }
+
+describe("a study's data centre", () => {
+  const study = { name: "s", purpose: "p", sites: ["a", "b", "c"], tags: ["t"], data_centre: "c", pooled: ["a", "b"] };
+
+  it("is one of the sites, and the others may pool", () => {
+    expect(poolable(study)).toEqual(["a", "b"]);
+    expect(poolable({ ...study, data_centre: "" })).toEqual([]);
+    expect(withCentre(study, "b")).toEqual({ data_centre: "b", pooled: ["a"] });
+    expect(withCentre(study, "")).toEqual({ data_centre: "", pooled: [] });
+  });
+
+  it("is not named without who pools, nor the other way round", () => {
+    expect([study, { ...study, pooled: [] }, { ...study, data_centre: "" }, { ...study, ...withCentre(study, "") }].map(poolingWhole)).toEqual([true, false, false, true]);
+  });
+
+  it("goes when its site is no longer asked", () => {
+    expect(withSites(study, ["a", "c"])).toEqual({ sites: ["a", "c"], data_centre: "c", pooled: ["a"] });
+    expect(withSites(study, ["a", "b"])).toEqual({ sites: ["a", "b"], data_centre: "", pooled: [] });
+  });
+});
 
 describe("the languages", () => {
   it("have the same keys, with the same values in each message", () => {
@@ -206,7 +227,7 @@ describe("an evaluation", () => {
 });
 
 describe("a number of a statistics question", () => {
-  const number: Figure = { statistic: "mean", column: "age", group: "", level: "", across: "", across_level: "", value: 61, low: null, high: null, sites: 4 };
+  const number: Figure = { statistic: "mean", column: "age", group: "", level: "", across: "", across_level: "", value: 61, low: null, high: null, error: null, sites: 4 };
 
   it("is named by its column, its level, or both sides of a cell", () => {
     expect(aboutOf(number)).toBe("age");

@@ -10,13 +10,14 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from consilia.errors import AuthError
-from consilia.hub import records, tables
+from consilia.hub import credentials, records, tables
 from consilia.hub.access import TOKEN_PREFIX, Access
 from consilia.hub.credentials import Token
 from consilia.hub.people.accounts import GENERATION
@@ -88,6 +89,24 @@ def snapshot(db: Connection) -> Snapshot:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Who a secret belongs to, as long as nothing changes: from `since` to before `until`."""
+
+    caller: Caller
+    since: float  # Unix seconds
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was found with two snapshots, by secret. With other ones nothing of it counts."""
+
+    people: Snapshot
+    keys: credentials.Snapshot
+    standing: dict[str, _Standing]
+
+
 class Knowledge:
     """Says who a secret belongs to."""
 
@@ -108,13 +127,30 @@ class Knowledge:
         self._lock = threading.Lock()
         self._read: dict[str, Claims] = {}  # access tokens whose signature is known to be good
         self._snapshot: Snapshot = store.read_now(snapshot)
+        self._found = _Found(self._snapshot, access.current(), {})
 
     def caller(self, secret: str) -> Caller:
-        """Return who sends this API key or access token, or raise AuthError."""
-        if secret.startswith(TOKEN_PREFIX) or "." not in secret:
-            return self._by_key(secret)
-        claims, now = self._claims(secret), self._now()
-        current = self.current()
+        """Return who sends this API key or access token, or raise AuthError.
+
+        What a secret stands for follows from the accounts, the keys and the time. The same
+        secret, with the same two snapshots and within the times that were found, is not
+        looked up again: this is asked some thousand times a second.
+        """
+        people, keys, now = self.current(), self._access.current(), self._now()
+        found = self._found
+        if found.people is not people or found.keys is not keys:
+            found = self._found = _Found(people, keys, {})
+        standing = found.standing.get(secret)
+        if standing is None or not standing.since <= now < standing.until:
+            by_key = secret.startswith(TOKEN_PREFIX) or "." not in secret
+            standing = (self._by_key if by_key else self._by_session)(secret, people, now)
+            if len(found.standing) >= REMEMBERED:
+                found.standing.clear()
+            found.standing[secret] = standing
+        return standing.caller
+
+    def _by_session(self, secret: str, current: Snapshot, now: float) -> _Standing:
+        claims = self._claims(secret)
         account = current.people.get(claims.name)
         session = current.sessions.get(claims.session)
         if (
@@ -122,12 +158,15 @@ class Knowledge:
             or session is None
             or session[0] != account.name
             or claims.epoch != account.epoch
-            or not session[1] - 60 <= now < min(claims.expires, session[1] + self._life.whole)
         ):
             raise AuthError(ENDED)
-        return Caller(
+        since, until = session[1] - 60, min(claims.expires, session[1] + self._life.whole)
+        if not since <= now < until:
+            raise AuthError(ENDED)
+        caller = Caller(
             account.name, account.roles, account.studies, account.site, session=claims.session
         )
+        return _Standing(caller, since, until)
 
     def known(self, name: str) -> Known | None:
         """Return an account in use."""
@@ -143,21 +182,23 @@ class Knowledge:
         """After a change of our own: at once, whatever the database's staleness."""
         self._take(await self._store.read(snapshot))
 
-    def _by_key(self, secret: str) -> Caller:
+    def _by_key(self, secret: str, current: Snapshot, now: float) -> _Standing:
         token = self._access.token(secret)
         if token.owner is None:  # made by an operator for whoever has this name
-            if token.name in self.current().shut:
+            if token.name in current.shut:
                 raise AuthError("the account of this API token's name is not in use any more")
-            return Caller(token.name, frozenset({cast(Role, token.role)}))
-        owner = self.current().people.get(token.owner)
+            caller = Caller(token.name, frozenset({cast(Role, token.role)}))
+            return _Standing(caller, -inf, token.expires)
+        owner = current.people.get(token.owner)
         if owner is None:
             raise AuthError("the owner of this API key has no account in use any more")
-        if not owner.local and self._now() - owner.last > DAYS * 86400:
+        seen = inf if owner.local else owner.last + DAYS * 86400
+        if now >= seen:
             raise AuthError(
                 f"{owner.name}, whose API key this is, has not signed in for {DAYS} days: "
                 f"nobody knows whether {owner.kind} still has them; sign in once"
             )
-        return narrowed(owner, token)
+        return _Standing(narrowed(owner, token), -inf, min(token.expires, seen))
 
     def _claims(self, secret: str) -> Claims:
         found = self._read.get(secret)

@@ -4,7 +4,8 @@
 
 The hub cannot open them: they are sealed to the data centre's key. A piece is there whole or
 not at all. Each site has one upload a study; a new one takes the place of the old, and what the
-data centre holds, or a site withdraws, is deleted here. What is lost here is sent again.
+data centre holds, or a site withdraws, is deleted here, and so is what nobody took by the end
+of its study (`hub/pool/ending`). What is lost here is sent again.
 """
 
 import hashlib
@@ -60,6 +61,20 @@ class PoolRelay:
             raise NotFound(
                 f"piece {number} of the upload of site {site!r} is not here"
             ) from None
+
+    def studies(self) -> frozenset[str]:
+        """Return the studies with uploads here, by the hex of their digests."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return frozenset(p.name for p in found if p.is_dir() and any(p.iterdir()))
+
+    def lying(self, study: StudyRecord) -> tuple[str, ...]:
+        """Return the sites of a study whose uploads are here."""
+        asked, digest = study.study.pooled, study.digest or ""
+        return tuple(site for site in asked if self._of(digest, site).is_dir())
+
+    def forget(self, study: StudyRecord) -> None:
+        """Delete every upload of a study."""
+        _remove(self.folder / _hex(study.digest or ""))
 
     def settle(self, site: str, said: Advertisement, centre_of: Collection[str]) -> None:
         """Delete the uploads that a site's statements say are over.

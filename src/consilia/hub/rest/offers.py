@@ -8,6 +8,7 @@ from consilia.hub.rest.governance import seen_study
 from consilia.hub.rest.guard import Who
 from consilia.hub.rest.services import Hub
 from consilia.hub.rest.views import may_see_all, said_by_all
+from consilia.wire.offers import for_study
 from consilia.wire.people import OfferView
 
 
@@ -20,7 +21,7 @@ async def list_offers(hub: Hub, who: Who, name: FromPath[str]) -> list[OfferView
         wanted = set(record.study.tags)
         mine = may_see_all(who, record)
         return [
-            OfferView(site=site, dataset=dataset)
+            OfferView(site=site, dataset=for_study(dataset, record.study.name))
             for site in sorted(record.study.sites)
             if (mine or site == who.site)
             and site in said

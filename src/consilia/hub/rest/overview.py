@@ -119,6 +119,8 @@ def _budget(view: JobView) -> BudgetView | None:
     now, all_of_it = _epsilon(view.experiment, closed), _epsilon(view.experiment)
     if now is None or all_of_it is None:
         return None  # something was told that no ledger is charged for
+    if privacy.statistics is not None and view.state != "done":
+        now = 0.0  # nothing was told; whether a site was charged only its ledger knows
     return BudgetView(
         job=view.id,
         study=view.experiment.study,

@@ -91,7 +91,8 @@ class Snapshot:
         if found.version != self.version():
             return None  # stays as the mark of a route that keeps its answers: see `turn`
         try:
-            if self._check(credentials.decode("latin-1")) != found.who:
+            who = self._check(credentials.decode("latin-1"))
+            if who is not found.who and who != found.who:
                 return None
         except ConsiliaError:
             return None

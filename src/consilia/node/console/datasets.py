@@ -8,7 +8,7 @@ from consilia.data.profile import ColumnProfile
 from consilia.data.registry import MISSING
 from consilia.data.schema import Column, Schema
 from consilia.errors import ConsiliaError, NotFound
-from consilia.node import datasets, loading, measuring
+from consilia.node import datasets, loadedtwins, loading, measuring
 from consilia.node.console import folders, sources
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
@@ -98,8 +98,14 @@ def change(
     found = datasets.get(here.store, name)
     if data.columns:
         found = _declared(here, found, data.columns, who.name)
-    if data.mock is not None and data.mock != found.dataset.mock:
-        found = measuring.consent(here.store, name, data.mock, actor=who.name, now=here.now())
+    wanted = (data.mock, data.mock_loaded)
+    if wanted not in {(None, None), (found.dataset.mock, found.dataset.mock_loaded)}:
+        found = measuring.consent(
+            *(here.store, name, data.mock),
+            actor=who.name,
+            now=here.now(),
+            as_loaded=data.mock_loaded,
+        )
     if data.tags is not None or data.description is not None:
         found = datasets.edit(
             here.store,
@@ -179,6 +185,7 @@ def view(found: Registered, unfit: tuple[str, ...] = ()) -> DatasetView:
         f"{d.origin.kind}: {d.origin.database}" if d.origin else "",
         d.origin.query if d.origin else "",
         max(1, len(d.parts)),
+        d.mock_loaded,
     )
 
 
@@ -197,8 +204,10 @@ def _settled(here: Services, found: Registered) -> DatasetView:
     """
     own = f"{found.dataset.name}: "
     problems = (p for p in loading.refresh(here.store) if p.startswith(own))
+    unfit = tuple(p.removeprefix(own) for p in problems)
+    loadedtwins.retell(here.store, now=here.now())
     here.tell_agent()
-    return view(found, tuple(p.removeprefix(own) for p in problems))
+    return view(found, unfit)
 
 
 def columns(found: Schema) -> tuple[ColumnView, ...]:

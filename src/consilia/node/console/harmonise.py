@@ -1,23 +1,25 @@
 """Routes of harmonisation: where this site's table differs from the others', what mends it."""
 
-import asyncio
-import os
-import random
-
 from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from consilia.data import harmonise
 from consilia.data.loading import blocks
 from consilia.errors import ConfigError, Conflict, NotFound, Wrong
-from consilia.node import approvals, comparing, config, datasets, identity, loading, studies
+from consilia.node import (
+    approvals,
+    comparing,
+    datasets,
+    loadedtwins,
+    loading,
+    studies,
+)
 from consilia.node.comparing import Compared
+from consilia.node.console import hubline
 from consilia.node.console.guard import Who, allow
 from consilia.node.console.loadings import shown
 from consilia.node.console.services import Here, Services
 from consilia.node.console.yamltext import checked
-from consilia.node.line import Credentials
-from consilia.node.link import HttpLink
 from consilia.node.studies import StudyRecord
 from consilia.wire.console.datasets import LoadingPlanView
 from consilia.wire.console.harmony import (
@@ -29,7 +31,6 @@ from consilia.wire.console.harmony import (
 )
 from consilia.wire.v1 import MockColumn, SiteOffers
 
-PATIENCE = 20.0  # seconds for the hub's answer
 LEVELS = 12  # of one column that are shown
 
 
@@ -86,6 +87,7 @@ def accept(
         now=here.now(),
         study=record.study.name,
     )
+    loadedtwins.retell(here.store, now=here.now())
     here.tell_agent()
     return shown(here, loading.get(here.store, plan.name))
 
@@ -99,25 +101,7 @@ def fitting(here: Services, record: StudyRecord) -> tuple[str, ...]:
 
 def offers(here: Services, study: str) -> SiteOffers:
     """Ask the hub what the sites of a study offer, with the node's own certificate."""
-    return asyncio.run(_asked(here, study))
-
-
-async def _asked(here: Services, study: str) -> SiteOffers:
-    settings = here.config()
-    secrets = identity.load(here.directory, settings.site).secrets
-    link = HttpLink(
-        settings.hub,
-        Credentials(secrets / "tls.pem", secrets / "tls.key", secrets / "ca.pem"),
-        random=random.Random(int.from_bytes(os.urandom(8), "big")).random,  # noqa: S311 - jitter
-        proxy=config.proxy_url(here.directory, settings),
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await link.offers(study)
-    except TimeoutError:
-        raise Conflict("the hub does not answer now; see the health page") from None
-    finally:
-        await link.close()
+    return hubline.asked(here, lambda line: line.offers(study))
 
 
 def _study(here: Services, digest: str) -> StudyRecord:
@@ -155,6 +139,7 @@ def _view(
         ),
         blocks.to_yaml(found.proposal) if found.proposal else "",
         len(found.proposal.blocks) - old if found.proposal else 0,
+        found.report.as_in_file,
     )
 
 

@@ -7,7 +7,16 @@ from litestar.params import FromQuery, JSONBody
 from litestar.response import Stream
 
 from consilia.core.chain import Break
-from consilia.node import approvals, budget, caps, datasets, ledger, ledgerlog, studies
+from consilia.node import (
+    approvals,
+    budget,
+    caps,
+    datasets,
+    ledger,
+    ledgerlog,
+    restores,
+    studies,
+)
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.paging import bounds
 from consilia.node.console.services import Here, Services
@@ -19,10 +28,12 @@ from consilia.wire.console.site import (
     LedgerEntriesView,
     LedgerEntry,
     LedgerView,
+    RestoreAsked,
     SetCap,
     VerifiedView,
     WithdrawProposal,
 )
+from consilia.wire.console.studies import Decide
 
 CAPS = allow("data_manager")
 
@@ -90,6 +101,21 @@ def withdraw(here: Here, who: Who, data: JSONBody[WithdrawProposal]) -> LedgerVi
     return _view(here)
 
 
+@post("/ledger/restore", opt=CAPS, status_code=200, sync_to_thread=True)
+def restore(here: Here, who: Who, data: JSONBody[Decide]) -> LedgerView:
+    """Go on with a ledger that is older than the hub's mirror; may wait for a second person."""
+    restores.decide(here.store, actor=who.name, reason=data.reason, now=here.now())
+    here.tell_agent()
+    return _view(here)
+
+
+@post("/ledger/restore/withdraw", opt=CAPS, status_code=200, sync_to_thread=True)
+def withdraw_restore(here: Here, who: Who) -> LedgerView:
+    """Take back the word that waits for a second person; the ledger stays held."""
+    restores.withdraw(here.store, actor=who.name, now=here.now())
+    return _view(here)
+
+
 def standings(here: Services) -> tuple[AccountStanding, ...]:
     """Return every account as people see it."""
     return tuple(
@@ -108,10 +134,11 @@ def download(lines: Iterator[str], kind: str, name: str) -> Stream:
 
 def _view(here: Services) -> LedgerView:
     head, held = ledgerlog.head(here.store), budget.held(here.store)
+    asked = restores.waiting(here.store)
     why = (
         f"this ledger has {head.length} entries and the hub mirrors {held.length}: the node "
-        "was put back to an earlier state, and every charge is refused until somebody at the "
-        "machine decides: consilia node budget accept-restore"
+        "was put back to an earlier state, and every charge is refused until the newer state "
+        "is put back, or a data manager decides to go on without what is missing"
         if held
         else ""
     )
@@ -135,6 +162,7 @@ def _view(here: Services) -> LedgerView:
         waiting,
         here.config().reviewers_needed > 1,
         _names(here),
+        RestoreAsked(asked.actor, asked.at, asked.reason) if asked else None,
     )
 
 
@@ -150,4 +178,14 @@ def _names(here: Services) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(sorted(known)) for kind, known in names.items()}
 
 
-ROUTES = (get_ledger, list_entries, export, verify, set_cap, drop_cap, withdraw)
+ROUTES = (
+    get_ledger,
+    list_entries,
+    export,
+    verify,
+    set_cap,
+    drop_cap,
+    withdraw,
+    restore,
+    withdraw_restore,
+)

@@ -9,7 +9,7 @@ from consilia.data.loading import blocks
 from consilia.data.loading import preview as seen
 from consilia.data.loading.preview import MAX_ROWS
 from consilia.errors import ConfigError, NotFound, Wrong
-from consilia.node import datasets, loading
+from consilia.node import datasets, loadedtwins, loading
 from consilia.node.console import checking
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
@@ -99,6 +99,7 @@ def attach(
     loading.attach(
         here.store, name, data.dataset, actor=who.name, now=here.now(), study=data.study
     )
+    loadedtwins.retell(here.store, now=here.now())
     here.tell_agent()
     return shown(here, loading.get(here.store, name))
 

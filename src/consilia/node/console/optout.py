@@ -5,7 +5,7 @@ from litestar.params import JSONBody
 
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError
-from consilia.node import datasets, loading, measuring, optout
+from consilia.node import datasets, loadedtwins, loading, measuring, optout
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.trail import newest
@@ -96,6 +96,7 @@ def _applied(here: Services) -> tuple[str, ...]:
     """Find the patients in the datasets; tell where that fails, and let the agent know."""
     problems = tuple(loading.refresh(here.store))
     measuring.retell(here.store, now=here.now())
+    loadedtwins.retell(here.store, now=here.now())
     here.tell_agent()
     return problems
 

@@ -7,11 +7,11 @@ from litestar.params import FromPath, FromQuery
 from consilia.core.weights import Array
 from consilia.data import mock
 from consilia.errors import ConfigError, NotFound, Wrong
-from consilia.node import datasets
+from consilia.node import datasets, loadedtwins
 from consilia.node.console.guard import allow
 from consilia.node.console.services import Here
 from consilia.node.twin import too_large
-from consilia.wire.console.datasets import MockColumnView, MockView, PreviewView
+from consilia.wire.console.datasets import LoadedTwinView, MockColumnView, MockView, PreviewView
 from consilia.wire.v1 import MockColumn, MockTwin
 
 MOST = 100  # invented records shown
@@ -39,6 +39,11 @@ def get_mock(here: Here, name: FromPath[str], rows: FromQuery[int] = 8) -> MockV
         too_large(kept.twin),
         tuple(_column(c) for c in kept.twin.columns),
         invented(kept.twin, rows),
+        dataset.mock_loaded,
+        tuple(
+            LoadedTwinView(s.attached.plan, s.attached.version, s.attached.study, s.problem)
+            for s in loadedtwins.shown(here.store, name)
+        ),
     )
 
 

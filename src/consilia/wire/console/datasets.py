@@ -110,6 +110,7 @@ class ChangeDataset(Request, frozen=True):
     description: str | None = None
     enabled: bool | None = None  # False stops its running tasks
     mock: bool | None = None  # whether the consortium may have a mock twin of it
+    mock_loaded: bool | None = None  # whether also of what its loading plans make of it
     columns: tuple[ColumnChange, ...] = ()
 
 
@@ -136,6 +137,7 @@ class DatasetView(View, frozen=True):
     source: str = ""  # of a query: which database was asked
     query: str = ""
     files: int = 1  # of a folder: how many
+    mock_loaded: bool = False  # whether the twin is told as loading plans make the table, too
 
 
 class DatasetsView(View, frozen=True):
@@ -197,6 +199,15 @@ class MockColumnView(View, frozen=True):
     absent: int
 
 
+class LoadedTwinView(View, frozen=True):
+    """Whether the consortium is told what one loading plan makes of a dataset."""
+
+    plan: str
+    version: int
+    study: str  # "": every study
+    problem: str  # why it is not told, "" where it is
+
+
 class MockView(View, frozen=True):
     """A dataset's mock twin: what would leave, and records invented from it."""
 
@@ -205,6 +216,8 @@ class MockView(View, frozen=True):
     problem: str  # why it cannot be sent, "" when it can
     columns: tuple[MockColumnView, ...]
     invented: PreviewView
+    as_loaded: bool = False  # whether it is told as loading plans make the table, too
+    loaded: tuple[LoadedTwinView, ...] = ()
 
 
 # ---- data loading plans ----------------------------------------------------------------------

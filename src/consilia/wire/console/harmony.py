@@ -47,6 +47,7 @@ class HarmonyView(View, frozen=True):
     differences: tuple[DifferenceView, ...]
     proposal: str  # the loading plan with the proposed blocks, as YAML; "": none are proposed
     blocks: int  # proposed
+    as_in_file: tuple[str, ...] = ()  # sites of which the table in the file is compared
 
 
 class AcceptProposal(Request, frozen=True):

@@ -51,3 +51,21 @@ class StoppedView(View, frozen=True):
     """How many tasks of it ran at that moment."""
 
     stopped: int
+
+
+class JobLine(View, frozen=True):
+    """One line of what was said of a job."""
+
+    at: float  # Unix seconds
+    level: str  # debug info warning error
+    job: str  # "": it names none
+    who: str  # plan: it printed it; agent
+    text: str
+
+
+class JobLogView(View, frozen=True):
+    """Lines of the jobs' logs, newest first."""
+
+    lines: tuple[JobLine, ...]
+    jobs: tuple[str, ...]  # that have a log of their own, the one written last first
+    next: float | None  # older lines: ask with `before` this

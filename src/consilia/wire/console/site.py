@@ -126,6 +126,14 @@ class CapProposal(View, frozen=True):
     reason: str
 
 
+class RestoreAsked(View, frozen=True):
+    """One person wants to go on with an older ledger; a second one has to agree."""
+
+    by: str
+    at: float
+    reason: str
+
+
 class LedgerView(View, frozen=True):
     """How the accounts stand. `held` says why every charge is refused, "" for not."""
 
@@ -136,6 +144,7 @@ class LedgerView(View, frozen=True):
     proposals: tuple[CapProposal, ...] = ()
     two_people: bool = False  # whether a higher cap needs a second person
     names: dict[str, tuple[str, ...]] = {}  # by kind: what can be capped
+    restore: RestoreAsked | None = None  # one person's word on what is `held`
 
 
 class WithdrawProposal(Request, frozen=True):

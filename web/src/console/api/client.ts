@@ -89,6 +89,18 @@ export function consoleClient(server: Server) {
     pinKeys: (digest: string, body: wire.PinKeys) =>
       post<wire.StudyView>(address("/api/studies/{digest}/pin", { digest }), body),
 
+    pool: (digest: string) => get<wire.PoolView>(address("/api/studies/{digest}/pool", { digest })),
+    poolArrivals: (digest: string) =>
+      get<wire.ArrivalsView>(address("/api/studies/{digest}/pool/arrivals", { digest })),
+    openPool: (digest: string, body: wire.Decide) =>
+      post<wire.PoolView>(address("/api/studies/{digest}/pool/open", { digest }), body),
+    sendCopy: (digest: string, body: wire.SendCopy) =>
+      post<wire.PoolView>(address("/api/studies/{digest}/pool/send", { digest }), body),
+    takeCopy: (digest: string, body: wire.TakeCopy) =>
+      post<wire.PoolView>(address("/api/studies/{digest}/pool/take", { digest }), body),
+    withdrawCopy: (digest: string, body: wire.Decide) =>
+      post<wire.PoolView>(address("/api/studies/{digest}/pool/withdraw", { digest }), body),
+
     plans: () => get<wire.PlansView>("/api/plans"),
     plan: (digest: string) => get<wire.PlanView>(address("/api/plans/{digest}", { digest })),
     planDiff: (digest: string) => get<wire.DiffView>(address("/api/plans/{digest}/diff", { digest })),
@@ -107,6 +119,8 @@ export function consoleClient(server: Server) {
     resumeRun: (job: string, body: wire.Decide) => post<null>(address("/api/runs/{job}/resume", { job }), body),
     releases: (query: Query) => get<wire.ReleasesView>(address("/api/releases", {}, query)),
 
+    jobLog: (query: Query) => get<wire.JobLogView>(address("/api/job-log", {}, query)),
+
     policy: () => get<wire.PolicyView>("/api/policy"),
     policySchema: () => get<unknown>("/api/policy/schema"),
     checkPolicy: (body: wire.PolicyDraft) => post<wire.PolicyCheckView>("/api/policy/check", body),
@@ -118,6 +132,9 @@ export function consoleClient(server: Server) {
     setCap: (body: wire.SetCap) => put<wire.LedgerView>("/api/ledger/caps", body),
     withdrawCap: (body: wire.WithdrawProposal) => post<wire.LedgerView>("/api/ledger/caps/withdraw", body),
     dropCap: (body: wire.DropCap) => post<wire.LedgerView>("/api/ledger/caps/drop", body),
+
+    acceptRestore: (body: wire.Decide) => post<wire.LedgerView>("/api/ledger/restore", body),
+    withdrawRestore: () => post<wire.LedgerView>("/api/ledger/restore/withdraw"),
 
     audit: (query: Query) => get<wire.AuditView>(address("/api/audit", {}, query)),
     verifyAudit: () => post<wire.VerifiedView>("/api/audit/verify"),

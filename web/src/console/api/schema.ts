@@ -113,6 +113,24 @@ export interface components {
             readonly site_range: string;
         };
         /**
+         * ArrivalView
+         * @description A sealed copy of a site that lies at the hub, for the data centre to take.
+         */
+        readonly ArrivalView: {
+            readonly bytes: number;
+            readonly records: number;
+            readonly site: string;
+            readonly taken: boolean;
+            readonly upload: string;
+        };
+        /**
+         * ArrivalsView
+         * @description What the sites of a study have sent to this data centre.
+         */
+        readonly ArrivalsView: {
+            readonly arrivals: readonly components["schemas"]["ArrivalView"][];
+        };
+        /**
          * AttachLoading
          * @description Attach a data loading plan to a dataset, for one study or for every one.
          */
@@ -193,6 +211,8 @@ export interface components {
             readonly enabled?: boolean | null;
             /** @default null */
             readonly mock?: boolean | null;
+            /** @default null */
+            readonly mock_loaded?: boolean | null;
             /** @default null */
             readonly tags?: readonly string[] | null;
         };
@@ -330,6 +350,8 @@ export interface components {
             readonly format: string;
             /** @default false */
             readonly mock: boolean;
+            /** @default false */
+            readonly mock_loaded: boolean;
             readonly name: string;
             readonly path: string;
             readonly patient: string;
@@ -536,6 +558,8 @@ export interface components {
          * @description A comparison for one study, seen from this site.
          */
         readonly HarmonyView: {
+            /** @default [] */
+            readonly as_in_file: readonly string[];
             readonly blocks: number;
             readonly columns: readonly components["schemas"]["ComparedColumn"][];
             readonly dataset: string;
@@ -646,6 +670,36 @@ export interface components {
             readonly roles: readonly ("administrator" | "data_manager" | "dpo" | "reviewer")[];
         };
         /**
+         * JobLine
+         * @description One line of what was said of a job.
+         */
+        readonly JobLine: {
+            readonly at: number;
+            readonly job: string;
+            readonly level: string;
+            readonly text: string;
+            readonly who: string;
+        };
+        /**
+         * JobLogView
+         * @description Lines of the jobs' logs, newest first.
+         */
+        readonly JobLogView: {
+            readonly jobs: readonly string[];
+            readonly lines: readonly components["schemas"]["JobLine"][];
+            readonly next: number | null;
+        };
+        /**
+         * LeavingView
+         * @description What would leave of one dataset: as tasks load it.
+         */
+        readonly LeavingView: {
+            readonly dataset: string;
+            readonly plan: string;
+            readonly problem: string;
+            readonly records: number;
+        };
+        /**
          * LedgerEntriesView
          * @description Entries, newest first.
          */
@@ -688,8 +742,20 @@ export interface components {
             };
             /** @default [] */
             readonly proposals: readonly components["schemas"]["CapProposal"][];
+            /** @default null */
+            readonly restore: components["schemas"]["RestoreAsked"] | null;
             /** @default false */
             readonly two_people: boolean;
+        };
+        /**
+         * LoadedTwinView
+         * @description Whether the consortium is told what one loading plan makes of a dataset.
+         */
+        readonly LoadedTwinView: {
+            readonly plan: string;
+            readonly problem: string;
+            readonly study: string;
+            readonly version: number;
         };
         /**
          * LoadingCheckView
@@ -759,9 +825,13 @@ export interface components {
          * @description A dataset's mock twin: what would leave, and records invented from it.
          */
         readonly MockView: {
+            /** @default false */
+            readonly as_loaded: boolean;
             readonly columns: readonly components["schemas"]["MockColumnView"][];
             readonly invented: components["schemas"]["PreviewView"];
             readonly k: number;
+            /** @default [] */
+            readonly loaded: readonly components["schemas"]["LoadedTwinView"][];
             readonly offered: boolean;
             readonly problem: string;
         };
@@ -920,6 +990,37 @@ export interface components {
             readonly yaml: string;
         };
         /**
+         * PoolView
+         * @description The pool of one study, seen from this site.
+         */
+        readonly PoolView: {
+            readonly copies: readonly components["schemas"]["PooledView"][];
+            readonly data_centre: string;
+            readonly digest: string;
+            readonly key: string;
+            readonly leaving: readonly components["schemas"]["LeavingView"][];
+            readonly open: boolean;
+            readonly pooled: readonly string[];
+            /** @enum {unknown} */
+            readonly role: "asked" | "data_centre" | "none" | "other";
+            readonly state: string;
+            readonly study: string;
+            readonly words: string;
+        };
+        /**
+         * PooledView
+         * @description One copy, as this node knows it.
+         */
+        readonly PooledView: {
+            readonly at: number;
+            readonly by: string;
+            readonly dataset: string;
+            readonly digest: string;
+            readonly records: number;
+            readonly site: string;
+            readonly state: string;
+        };
+        /**
          * PreviewLoading
          * @description Try a data loading plan on a dataset; nothing is stored.
          */
@@ -1026,6 +1127,15 @@ export interface components {
             readonly id: string;
         };
         /**
+         * RestoreAsked
+         * @description One person wants to go on with an older ledger; a second one has to agree.
+         */
+        readonly RestoreAsked: {
+            readonly at: number;
+            readonly by: string;
+            readonly reason: string;
+        };
+        /**
          * RunView
          * @description One task the agent works on now.
          */
@@ -1075,6 +1185,15 @@ export interface components {
         readonly SecondFactorView: {
             readonly secret: string;
             readonly uri: string;
+        };
+        /**
+         * SendCopy
+         * @description Let a copy of a dataset leave this site; `to` names who gets it, once more.
+         */
+        readonly SendCopy: {
+            readonly dataset: string;
+            readonly reason: string;
+            readonly to: string;
         };
         /**
          * SessionView
@@ -1239,6 +1358,14 @@ export interface components {
             readonly until: string;
         };
         /**
+         * TakeCopy
+         * @description At the data centre: take a site's copy in.
+         */
+        readonly TakeCopy: {
+            readonly reason: string;
+            readonly site: string;
+        };
+        /**
          * VerifiedView
          * @description Whether a chain is whole; `seq` is its length, or the first broken line.
          */
@@ -1285,6 +1412,8 @@ export type AccountsView = components['schemas']['AccountsView'];
 export type AddOptOuts = components['schemas']['AddOptOuts'];
 export type ApprovePlan = components['schemas']['ApprovePlan'];
 export type ArgumentView = components['schemas']['ArgumentView'];
+export type ArrivalView = components['schemas']['ArrivalView'];
+export type ArrivalsView = components['schemas']['ArrivalsView'];
 export type AttachLoading = components['schemas']['AttachLoading'];
 export type AttachmentView = components['schemas']['AttachmentView'];
 export type AuditLine = components['schemas']['AuditLine'];
@@ -1330,9 +1459,13 @@ export type InvitationLink = components['schemas']['InvitationLink'];
 export type InvitationToken = components['schemas']['InvitationToken'];
 export type InvitationView = components['schemas']['InvitationView'];
 export type Invite = components['schemas']['Invite'];
+export type JobLine = components['schemas']['JobLine'];
+export type JobLogView = components['schemas']['JobLogView'];
+export type LeavingView = components['schemas']['LeavingView'];
 export type LedgerEntriesView = components['schemas']['LedgerEntriesView'];
 export type LedgerEntry = components['schemas']['LedgerEntry'];
 export type LedgerView = components['schemas']['LedgerView'];
+export type LoadedTwinView = components['schemas']['LoadedTwinView'];
 export type LoadingCheckView = components['schemas']['LoadingCheckView'];
 export type LoadingPlanView = components['schemas']['LoadingPlanView'];
 export type LoadingPlansView = components['schemas']['LoadingPlansView'];
@@ -1352,6 +1485,8 @@ export type PolicyChange = components['schemas']['PolicyChange'];
 export type PolicyCheckView = components['schemas']['PolicyCheckView'];
 export type PolicyDraft = components['schemas']['PolicyDraft'];
 export type PolicyView = components['schemas']['PolicyView'];
+export type PoolView = components['schemas']['PoolView'];
+export type PooledView = components['schemas']['PooledView'];
 export type PreviewLoading = components['schemas']['PreviewLoading'];
 export type PreviewView = components['schemas']['PreviewView'];
 export type ProfileCell = components['schemas']['ProfileCell'];
@@ -1363,11 +1498,13 @@ export type Query = components['schemas']['Query'];
 export type ReleaseView = components['schemas']['ReleaseView'];
 export type ReleasesView = components['schemas']['ReleasesView'];
 export type RemoveOptOut = components['schemas']['RemoveOptOut'];
+export type RestoreAsked = components['schemas']['RestoreAsked'];
 export type RunView = components['schemas']['RunView'];
 export type RunsView = components['schemas']['RunsView'];
 export type SaveLoadingPlan = components['schemas']['SaveLoadingPlan'];
 export type SecondCode = components['schemas']['SecondCode'];
 export type SecondFactorView = components['schemas']['SecondFactorView'];
+export type SendCopy = components['schemas']['SendCopy'];
 export type SessionView = components['schemas']['SessionView'];
 export type SetCap = components['schemas']['SetCap'];
 export type SignIn = components['schemas']['SignIn'];
@@ -1378,6 +1515,7 @@ export type StoppedView = components['schemas']['StoppedView'];
 export type StudiesView = components['schemas']['StudiesView'];
 export type StudyChange = components['schemas']['StudyChange'];
 export type StudyView = components['schemas']['StudyView'];
+export type TakeCopy = components['schemas']['TakeCopy'];
 export type VerifiedView = components['schemas']['VerifiedView'];
 export type Waiting = components['schemas']['Waiting'];
 export type WithdrawProposal = components['schemas']['WithdrawProposal'];

@@ -3,6 +3,7 @@ import { IconPlayerPlay } from "@tabler/icons-react";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
+import { causeText } from "../../shared/text/cause";
 import { bytes, duration, figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Facts, Mark, Section } from "../../shared/ui/page";
@@ -12,6 +13,7 @@ import { useClient } from "../api/use";
 /** Let a plan run on generated records before anyone approves it. */
 export function DryRun({ digest }: { digest: string }) {
   const { say, language } = useText();
+  const words = useText();
   const client = useClient();
   const [dataset, setDataset] = useState("");
   const datasets = useQuery({ queryKey: ["datasets"], queryFn: client.datasets });
@@ -44,7 +46,7 @@ export function DryRun({ digest }: { digest: string }) {
             {result.outputs.length > 0 && <Text fw={560} size="sm">{say("dry.outputs")}</Text>}
             {result.outputs.length > 0 && <Facts items={result.outputs.map(([name, shape]) => [name, <span key={name} className="mono">{shape}</span>] as const)} />}
             {result.warnings.map((warning) => <Text key={warning} size="sm">{warning}</Text>)}
-            {!result.ok && <Failure error={new Error(result.error || result.cause)} />}
+            {!result.ok && <Failure error={new Error(result.error || causeText(result.cause, words))} />}
           </Stack>
         </Section>
       )}

@@ -103,6 +103,7 @@ export default function Harmony({ digest }: { digest: string }) {
                   {found.plan ? say("harmony.plan", { plan: found.plan, version: found.version }) : say("harmony.no_plan")}
                 </Text>
               </Group>
+              {found.as_in_file.length > 0 && <Text size="sm" className="quiet" mt="sm">{say("harmony.as_in_file", { sites: found.as_in_file.join(", ") })}</Text>}
               {found.silent.length > 0 && <Text size="sm" className="quiet" mt="sm">{say("harmony.silent", { sites: found.silent.join(", ") })}</Text>}
             </Section>
             <Proposal digest={digest} found={found} accepted={setTaken} />

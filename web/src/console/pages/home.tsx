@@ -28,13 +28,14 @@ function placeOf(link: string): string {
 }
 
 function Decision({ item }: { item: Waiting }) {
-  const { say, language } = useText();
+  const { say, knows, language } = useText();
   const Icon = ICONS[item.kind];
+  const titled = `waiting.${item.kind}.title`; // of kinds whose title is a sentence of the node's
   return (
     <Group wrap="nowrap" px="lg" py="md" className="link-row" style={{ borderTop: "1px solid var(--line)" }}>
       <ThemeIcon variant="light" color="amber" size={40} radius="xl" aria-hidden><Icon size={21} stroke={1.6} /></ThemeIcon>
       <Stack gap={1} style={{ flex: 1, minWidth: 0 }}>
-        <Link href={placeOf(item.link)}>{item.title}</Link>
+        <Link href={placeOf(item.link)}>{knows(titled) ? say(titled) : item.title}</Link>
         {item.detail && <Text size="sm" className="quiet" style={{ overflowWrap: "anywhere" }}>{item.detail}</Text>}
         <Text size="xs" className="quiet">
           {say(`waiting.${item.kind}`)}{item.since > 0 && ` · ${moment(item.since, language)}`}

@@ -12,6 +12,7 @@ import { Verify } from "../verify";
 import type { AccountStanding } from "../api/schema";
 import { useClient, useMay } from "../api/use";
 import { CapForm, DropCap, Proposals } from "./caps";
+import { Restore } from "./restore";
 
 function Used({ account }: { account: AccountStanding }) {
   const { say, language } = useText();
@@ -68,7 +69,7 @@ export default function Ledger() {
       <Answer query={ledger}>
         {(data) => (
           <Stack gap="lg">
-            {data.held && <Failure error={new Error(data.held)} />}
+            <Restore ledger={data} />
             <Proposals ledger={data} />
             <Section title={say("ledger.accounts")} flush>
               {data.accounts.length === 0 ? (

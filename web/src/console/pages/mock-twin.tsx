@@ -48,6 +48,34 @@ function Decision({ dataset, twin }: { dataset: DatasetView; twin: MockView }) {
   );
 }
 
+/** Whether the twin is also told as loading plans make the table: a decision of its own. */
+function Loaded({ dataset, twin }: { dataset: DatasetView; twin: MockView }) {
+  const { say } = useText();
+  const client = useClient();
+  const mayDecide = useMay("data_manager");
+  const change = useChange((told: boolean) => client.changeDataset(dataset.name, { mock_loaded: told }));
+  if (!dataset.mock) return null;
+  const actions = mayDecide && (
+    <Button variant="default" loading={change.isPending} onClick={() => change.mutate(!twin.as_loaded)}>
+      {say(twin.as_loaded ? "mock.loaded.withdraw" : "mock.loaded.offer")}
+    </Button>
+  );
+  return (
+    <Section title={say("mock.loaded")} hint={say("mock.loaded.hint")} actions={actions} flush={twin.loaded.length > 0}>
+      {change.isError && <Failure error={change.error} />}
+      {twin.loaded.length === 0 && <Text size="sm" className="quiet">{say("mock.loaded.none")}</Text>}
+      {twin.loaded.length > 0 && (
+        <Rows compact label={say("mock.loaded")} rows={twin.loaded} id={(row) => row.study} columns={[
+          { head: say("mock.loaded.plan"), cell: (row) => `${row.plan} ${row.version}` },
+          { head: say("field.study"), cell: (row) => row.study || say("mock.loaded.every") },
+          { head: say("field.state"), cell: (row) => <Mark tone={row.problem ? "plain" : "good"}>{say(row.problem ? "mock.loaded.kept" : "mock.loaded.told")}</Mark> },
+          { head: say("mock.loaded.why"), wide: true, cell: (row) => (twin.as_loaded && row.problem) || "–" },
+        ]} />
+      )}
+    </Section>
+  );
+}
+
 /** The mock twin: all that the consortium would get, and records invented from it. */
 export function MockTwin({ dataset }: { dataset: DatasetView }) {
   const { say, language } = useText();
@@ -58,6 +86,7 @@ export function MockTwin({ dataset }: { dataset: DatasetView }) {
       {(data) => (
         <Stack gap="lg">
           <Decision dataset={dataset} twin={data} />
+          <Loaded dataset={dataset} twin={data} />
           <Section title={say("mock.tells")} hint={say("mock.tells.hint")} flush>
             <Rows compact label={say("mock.tells")} rows={data.columns} id={(row) => row.name} columns={[
               { head: say("column.name"), cell: (row) => row.name },

@@ -1,5 +1,5 @@
-import { Group, Progress, Stack, Text } from "@mantine/core";
-import { IconActivity, IconPlayerStop, IconSend } from "@tabler/icons-react";
+import { Button, Group, Progress, Stack, Text } from "@mantine/core";
+import { IconActivity, IconMessages, IconPlayerStop, IconSend } from "@tabler/icons-react";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { Link } from "wouter";
 
@@ -39,6 +39,7 @@ function Run({ run }: { run: RunView }) {
           [say("run.cpu"), run.cpu_seconds !== null && say("run.cpu.of", { time: duration(run.cpu_seconds), cores: figure(run.cpu_seconds / Math.max(1, now - run.since), language) })],
           [say("run.memory"), run.memory_bytes !== null && bytes(run.memory_bytes, language)],
         ]} />
+        <Link href={`/runs/log?job=${encodeURIComponent(run.job)}`}>{say("joblog.of")}</Link>
       </Stack>
     </Section>
   );
@@ -53,7 +54,10 @@ function Stopped({ job }: { job: string }) {
   return (
     <Section title={say("run.stopped", { job })} hint={say("run.stopped.hint")}
       actions={mayResume && <Confirm label={say("run.resume")} title={say("run.resume.title", { job })} consequence={say("run.resume.consequence")} reason="required" act={(reason) => resume.mutateAsync(reason)} />}>
-      <Link href={`/audit?text=${encodeURIComponent(job)}`}>{say("run.in_audit")}</Link>
+      <Group>
+        <Link href={`/audit?text=${encodeURIComponent(job)}`}>{say("run.in_audit")}</Link>
+        <Link href={`/runs/log?job=${encodeURIComponent(job)}`}>{say("joblog.of")}</Link>
+      </Group>
     </Section>
   );
 }
@@ -92,7 +96,9 @@ export default function Runs() {
   const client = useClient();
   const runs = useQuery({ queryKey: ["runs"], queryFn: client.runs });
   return (
-    <Page title={say("nav.runs")} lead={say("runs.lead")}>
+    <Page title={say("nav.runs")} lead={say("runs.lead")} actions={
+      <Button component={Link} href="/runs/log" variant="default" leftSection={<IconMessages size={17} aria-hidden />}>{say("joblog.title")}</Button>
+    }>
       <Answer query={runs}>
         {(data) => (
           <Stack gap="lg">

@@ -178,6 +178,11 @@ export default function Study({ digest }: { digest: string }) {
                 <Button component={Link} href={`/studies/${encodeURIComponent(digest)}/harmony`} variant="default">{say("harmony.open")}</Button>
               </Section>
             )}
+            {data.data_centre && (
+              <Section title={say("pool.title")} hint={say("pool.lead")}>
+                <Button component={Link} href={`/studies/${encodeURIComponent(digest)}/pool`} variant="default">{say("pool.go")}</Button>
+              </Section>
+            )}
             <Terms study={data} />
             <Words study={data} />
             <Decided study={data} />

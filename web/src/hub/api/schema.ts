@@ -80,12 +80,21 @@ export interface components {
         readonly AskStatistics: {
             /** @default null */
             readonly aggregation?: ("plain" | "secure") | null;
+            /** @default {} */
+            readonly bounds?: {
+                readonly [key: string]: readonly [
+                    number,
+                    number
+                ];
+            };
             /** @default  */
             readonly by?: string;
             /** @default [] */
             readonly columns?: readonly string[];
             /** @default 600 */
             readonly deadline?: number;
+            /** @default null */
+            readonly dp?: components["schemas"]["Noise"] | null;
             /** @default {} */
             readonly edges?: {
                 readonly [key: string]: readonly number[];
@@ -480,6 +489,8 @@ export interface components {
             readonly across_level: string;
             /** @default  */
             readonly column: string;
+            /** @default null */
+            readonly error: number | null;
             /** @default  */
             readonly group: string;
             /** @default null */
@@ -599,6 +610,14 @@ export interface components {
             /** @default null */
             readonly secret: string | null;
             readonly study: string | null;
+        };
+        /**
+         * LoadedTwin
+         * @description The mock twin of a dataset as a data loading plan makes it.
+         */
+        readonly LoadedTwin: {
+            readonly study: string;
+            readonly twin: components["schemas"]["MockTwin"];
         };
         /**
          * Login
@@ -815,6 +834,24 @@ export interface components {
             readonly site?: string | null;
         };
         /**
+         * Noise
+         * @description Differential privacy of a question: what the answer costs each site's patients, once.
+         */
+        readonly Noise: {
+            /** @default 1 */
+            readonly colluding?: number;
+            /** @default 0.00001 */
+            readonly delta?: number;
+            readonly epsilon: number;
+            /**
+             * @default record
+             * @enum {unknown}
+             */
+            readonly level?: "patient" | "record";
+            /** @default 1 */
+            readonly records?: number;
+        };
+        /**
          * Numbers
          * @description A column of numbers: which of its sums are asked for, and the bins they are counted in.
          *
@@ -853,6 +890,8 @@ export interface components {
             readonly columns?: {
                 readonly [key: string]: string;
             };
+            /** @default [] */
+            readonly loaded?: readonly components["schemas"]["LoadedTwin"][];
             /** @default null */
             readonly mock?: components["schemas"]["MockTwin"] | null;
             readonly name: string;
@@ -1299,9 +1338,15 @@ export interface components {
         readonly StatisticsView: {
             readonly asked: components["schemas"]["Statistics"];
             readonly at: number;
+            /** @default null */
+            readonly dp: components["schemas"]["Dp"] | null;
+            /** @default null */
+            readonly epsilon: number | null;
             readonly figures: readonly components["schemas"]["Figure"][];
             readonly job: string;
             readonly masked: boolean;
+            /** @default null */
+            readonly noise: number | null;
             readonly rounded: number;
             readonly sites: readonly string[];
             readonly study: string;
@@ -1528,6 +1573,7 @@ export type Invite = components['schemas']['Invite'];
 export type JobView = components['schemas']['JobView'];
 export type JoinTokenView = components['schemas']['JoinTokenView'];
 export type KeyView = components['schemas']['KeyView'];
+export type LoadedTwin = components['schemas']['LoadedTwin'];
 export type Login = components['schemas']['Login'];
 export type Logout = components['schemas']['Logout'];
 export type MeView = components['schemas']['MeView'];
@@ -1542,6 +1588,7 @@ export type NewKey = components['schemas']['NewKey'];
 export type NewPassword = components['schemas']['NewPassword'];
 export type NewToken = components['schemas']['NewToken'];
 export type NewUser = components['schemas']['NewUser'];
+export type Noise = components['schemas']['Noise'];
 export type Numbers = components['schemas']['Numbers'];
 export type OfferView = components['schemas']['OfferView'];
 export type OfferedDataset = components['schemas']['OfferedDataset'];

@@ -4,6 +4,7 @@ import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { Link } from "wouter";
 
+import { causeText } from "../../shared/text/cause";
 import { figure, moment } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Confirm } from "../../shared/ui/confirm";
@@ -103,6 +104,7 @@ function Actions({ job }: { job: JobView }) {
 
 function Where({ job, up }: { job: JobView; up: boolean }) {
   const { say, language } = useText();
+  const words = useText();
   const rounds = job.experiment.rounds;
   const last = job.rounds.at(-1);
   const epsilon = last?.epsilon ?? null;
@@ -122,7 +124,7 @@ function Where({ job, up }: { job: JobView; up: boolean }) {
           ))}
         </SimpleGrid>
         <div role="status">
-          {job.cause && <Text size="sm" style={{ overflowWrap: "anywhere" }}>{job.cause}</Text>}
+          {job.cause && <Text size="sm" style={{ overflowWrap: "anywhere" }}>{causeText(job.cause, words)}</Text>}
           {!up && RUNNING.includes(job.state) && <Text size="sm" className="quiet">{say("job.line_lost")}</Text>}
         </div>
       </Stack>

@@ -4,6 +4,7 @@ import { useQuery } from "@tanstack/react-query";
 import type { ReactNode } from "react";
 import { Link } from "wouter";
 
+import { causeText } from "../../shared/text/cause";
 import { moment } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Page, Section } from "../../shared/ui/page";
@@ -42,6 +43,7 @@ function Waits({ item }: { item: Item }) {
 
 function Job({ job }: { job: JobView }) {
   const { say, language } = useText();
+  const words = useText();
   const rounds = job.experiment.rounds;
   const done = rounds > 0 ? (100 * job.round) / rounds : 0;
   return (
@@ -54,7 +56,7 @@ function Job({ job }: { job: JobView }) {
       <Text size="xs" className="quiet">
         {[job.experiment.study, say("job.progress", { round: job.round, rounds }), job.author, moment(job.created, language)].join(" · ")}
       </Text>
-      {job.cause && <Text size="sm" style={{ overflowWrap: "anywhere" }}>{job.cause}</Text>}
+      {job.cause && <Text size="sm" style={{ overflowWrap: "anywhere" }}>{causeText(job.cause, words)}</Text>}
     </Stack>
   );
 }

@@ -1,4 +1,4 @@
-import { Button, Group, NumberInput, Stack, Stepper, TagsInput, Text, TextInput, Textarea } from "@mantine/core";
+import { Button, Checkbox, Group, NativeSelect, NumberInput, Stack, Stepper, TagsInput, Text, TextInput, Textarea } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { useLocation } from "wouter";
@@ -8,10 +8,11 @@ import { Facts, Page, Section } from "../../shared/ui/page";
 import { Answer, Failure } from "../../shared/ui/states";
 import type { Study } from "../api/schema";
 import { useChange, useClient } from "../api/use";
+import { poolable, poolingWhole, withCentre, withSites } from "../model/pooling";
 
 const BLANK: Study = {
   name: "", purpose: "", sites: [], tags: [], controller: "", legal_basis: "", ethics: "", until: "", min_records: 0,
-  retention_days: 0, residency: "",
+  retention_days: 0, residency: "", data_centre: "", pooled: [],
 };
 type Edit = (part: Partial<Study>) => void;
 
@@ -47,9 +48,27 @@ function Sites({ study, edit }: { study: Study; edit: Edit }) {
   const tags = [...new Set(known.flatMap((site) => site.datasets))];
   return (
     <>
-      <TagsInput label={say("study.sites")} description={say("study.sites.hint")} required data={known.map((site) => site.name)} value={[...study.sites]} onChange={(chosen) => edit({ sites: chosen })} clearButtonProps={{ "aria-label": say("action.clear") }} />
+      <TagsInput label={say("study.sites")} description={say("study.sites.hint")} required data={known.map((site) => site.name)} value={[...study.sites]} onChange={(chosen) => edit(withSites(study, chosen))} clearButtonProps={{ "aria-label": say("action.clear") }} />
       <TagsInput label={say("study.tags")} description={say("study.tags.hint")} required data={tags} value={[...study.tags]} onChange={(chosen) => edit({ tags: chosen })} clearButtonProps={{ "aria-label": say("action.clear") }} />
       <NumberInput label={say("study.min_records")} description={say("study.min_records.hint")} min={0} allowDecimal={false} value={study.min_records ?? 0} onChange={(value) => edit({ min_records: Number(value) || 0 })} />
+      <Pooling study={study} edit={edit} />
+    </>
+  );
+}
+
+/** Where copies of datasets may go, and from whom; each site still decides by itself. */
+function Pooling({ study, edit }: { study: Study; edit: Edit }) {
+  const { say } = useText();
+  const centres = [{ value: "", label: say("study.data_centre.none") }, ...study.sites.map((site) => ({ value: site, label: site }))];
+  const lacking = study.data_centre && !poolingWhole(study);
+  return (
+    <>
+      <NativeSelect label={say("study.data_centre")} description={say("study.data_centre.hint")} data={centres} value={study.data_centre ?? ""} onChange={(event) => edit(withCentre(study, event.currentTarget.value))} />
+      {study.data_centre && (
+        <Checkbox.Group label={say("study.pooled")} description={say("study.pooled.hint")} error={lacking ? say("study.pooled.nobody") : undefined} value={[...(study.pooled ?? [])]} onChange={(chosen) => edit({ pooled: chosen })}>
+          <Stack gap="xs" pt="xs">{poolable(study).map((site) => <Checkbox key={site} value={site} label={site} />)}</Stack>
+        </Checkbox.Group>
+      )}
     </>
   );
 }
@@ -65,6 +84,8 @@ function Check({ study }: { study: Study }) {
       [say("study.residency"), study.residency || say("study.unsaid")],
       [say("study.sites"), study.sites.join(", ")], [say("study.tags"), study.tags.join(", ")],
       [say("study.min_records"), String(study.min_records ?? 0)],
+      [say("study.data_centre"), study.data_centre || say("study.data_centre.none")],
+      [say("study.pooled"), (study.pooled ?? []).join(", ")],
     ]} />
   );
 }
@@ -80,7 +101,7 @@ function Wizard({ first, fixed }: { first: Study; fixed: boolean }) {
   const complete = [
     study.name.trim() !== "" && study.purpose.trim() !== "",
     true,
-    study.sites.length > 0 && study.tags.length > 0,
+    study.sites.length > 0 && study.tags.length > 0 && poolingWhole(study),
     true,
   ][step];
   const keep = () => save.mutate(study, { onSuccess: (view) => go(`/studies/${encodeURIComponent(view.study.name)}`) });

@@ -2,6 +2,7 @@ import { NativeSelect, Stack, Text } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
+import { causeText } from "../../shared/text/cause";
 import { figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Section } from "../../shared/ui/page";
@@ -48,6 +49,7 @@ function Newest({ found }: { found: EvaluationView }) {
 /** What the sites have found of the job's models, each on its own hold-out. */
 export function Evaluations({ job }: { job: JobView }) {
   const { say } = useText();
+  const words = useText();
   const client = useClient();
   const [wanted, choose] = useState("");
   const asked = job.experiment.evaluate !== null && job.experiment.evaluate !== undefined;
@@ -68,11 +70,11 @@ export function Evaluations({ job }: { job: JobView }) {
           <Chart label={say("chart.metric", { metric })} xLabel={say("job.round")} series={seriesOf(items, metric, say("evaluation.pooled"))} />
         )}
         {newest && <Newest found={newest} />}
-        {newest && newest.cause !== "" && <Text size="sm">{newest.cause}</Text>}
+        {newest && newest.cause !== "" && <Text size="sm">{causeText(newest.cause, words)}</Text>}
         {newest && newest.summed.length > 0 && <Text size="sm" className="quiet">{say("evaluation.summed", { sites: newest.summed.join(", ") })}</Text>}
         {newest && <BySite found={newest} />}
         {newest && <Calibration found={newest} />}
-        {newest && Object.entries(newest.without).map(([site, why]) => <Text key={site} size="sm">{say("job.rejected", { site, cause: why })}</Text>)}
+        {newest && Object.entries(newest.without).map(([site, why]) => <Text key={site} size="sm">{say("job.rejected", { site, cause: causeText(why, words) })}</Text>)}
       </Stack>
     </Section>
   );

@@ -2,6 +2,7 @@ import { Button, Center, Stack, Text } from "@mantine/core";
 import { useState } from "react";
 import { Link } from "wouter";
 
+import { causeText } from "../../shared/text/cause";
 import { bytes, figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Empty } from "../../shared/ui/states";
@@ -12,11 +13,12 @@ const SHOWN = 50;
 
 function Noted({ round }: { round: RoundView }) {
   const { say } = useText();
+  const words = useText();
   const rejected = Object.entries(round.rejected);
   if (rejected.length === 0 && round.alarms.length === 0) return <Text span size="sm" className="quiet">–</Text>;
   return (
     <Stack gap={2}>
-      {rejected.map(([site, cause]) => <Text key={site} size="sm">{say("job.rejected", { site, cause })}</Text>)}
+      {rejected.map(([site, cause]) => <Text key={site} size="sm">{say("job.rejected", { site, cause: causeText(cause, words) })}</Text>)}
       {round.alarms.map((alarm) => <Text key={alarm} size="sm" fw={560}>{alarm}</Text>)}
     </Stack>
   );

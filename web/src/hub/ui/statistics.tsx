@@ -1,6 +1,7 @@
 import { Stack, Text } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 
+import { causeText } from "../../shared/text/cause";
 import { figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Section } from "../../shared/ui/page";
@@ -13,6 +14,7 @@ import { aboutOf, identityOf } from "../model/statistics";
 /** What a question of sums has come to; a number that may not be told is a dash. */
 export function Statistics({ job }: { job: JobView }) {
   const { say, language } = useText();
+  const words = useText();
   const client = useClient();
   const asked = (job.experiment.privacy?.statistics ?? null) !== null;
   const found = useQuery({ queryKey: ["job", job.id, "statistics"], queryFn: () => client.statistics(job.id), enabled: asked && job.state === "done" });
@@ -34,7 +36,7 @@ export function Statistics({ job }: { job: JobView }) {
             { head: say("statistics.between"), right: true, cell: between },
             { head: say("field.sites"), right: true, cell: (row) => figure(row.sites, language) },
           ]} />
-          {Object.entries(view.without).map(([site, why]) => <Text key={site} size="sm" px="lg" pb="xs">{say("job.rejected", { site, cause: why })}</Text>)}
+          {Object.entries(view.without).map(([site, why]) => <Text key={site} size="sm" px="lg" pb="xs">{say("job.rejected", { site, cause: causeText(why, words) })}</Text>)}
         </Stack>
       )}
     </Section>
