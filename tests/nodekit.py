@@ -359,19 +359,19 @@ async def node(
     config = msgspec.convert({"site": SITE, "hub": "https://hub:1", **given}, NodeConfig)
     key = Ed25519PrivateKey.generate()
     hub = MemoryHub(folder / "hub", key.public_key().public_bytes_raw())
-    store = Store.open(directory)
+    made = Node(
+        directory,
+        config,
+        Store.open(directory),
+        hub,
+        key,
+        CountingRuns(runner or InProcess(site=SITE)),
+        hub,
+    )
     try:
-        yield Node(
-            directory,
-            config,
-            store,
-            hub,
-            key,
-            CountingRuns(runner or InProcess(site=SITE)),
-            hub,
-        )
+        yield made
     finally:
-        store.close()
+        made.store.close()  # a test may have put another in its place
 
 
 def lease(

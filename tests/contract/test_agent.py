@@ -73,6 +73,7 @@ async def test_offers_become_pending_and_decisions_are_advertised(tmp_path: Path
     async with node(tmp_path) as n, n.running():
         n.hub.offer_all((STUDY,), PLAN)
         await until(lambda: approvals.known(n.store, plan_digest(PLAN)))
+        await until(lambda: n.hub.states)
         assert n.hub.states[-1].studies == n.hub.states[-1].plans == ()
         n.accept(PLAN)
         n.agent.changed()
