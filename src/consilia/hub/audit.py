@@ -31,7 +31,12 @@ _INSERT = """
 INSERT INTO audit (seq, at, actor, action, subject, outcome, detail, digest)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
-_INSERTS = {"sqlite": _INSERT, "postgresql": _INSERT.replace("?", "%s")}
+# One statement whatever the number of lines: a statement for each cost more than the rest.
+_INSERT_ARRAYS = """
+INSERT INTO audit (seq, at, actor, action, subject, outcome, detail, digest)
+SELECT * FROM unnest(%s::bigint[], %s::float8[], %s::text[], %s::text[], %s::text[],
+                     %s::text[], %s::text[], %s::text[])
+"""
 _LOCKED = "consilia-audit-lock"  # the transaction that holds it, in the connection's `info`
 _AFTER = sa.select(audit).where(audit.c.seq > sa.bindparam("after")).order_by(audit.c.seq)
 
@@ -87,8 +92,10 @@ def append_all(db: Connection, events: Iterable[Event]) -> list[Entry]:
         previous = link(previous, line)
         entries.append(Entry(line, previous))
     rows = [(*_values(entry.line), entry.digest) for entry in entries]
-    if rows:
-        db.exec_driver_sql(_INSERTS[db.dialect.name], rows[0] if len(rows) == 1 else rows)
+    if rows and db.dialect.name == "postgresql":
+        db.exec_driver_sql(_INSERT_ARRAYS, tuple(map(list, zip(*rows, strict=True))))
+    elif rows:
+        db.exec_driver_sql(_INSERT, rows)
     return entries
 
 

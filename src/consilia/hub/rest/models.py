@@ -27,6 +27,7 @@ from consilia.hub.modelversions import Version
 from consilia.hub.rest.guard import Caller, Who
 from consilia.hub.rest.services import FrameAsk, FrameSpan, Hub, Services
 from consilia.hub.rest.snapshot import KEPT
+from consilia.hub.rest.together import Together
 from consilia.hub.rest.views import released_to, sees_model
 from consilia.hub.uploads import Upload
 from consilia.hub.views import model_view
@@ -148,9 +149,8 @@ async def get_frame(
     if asked:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{frame.size}"
     if stop - start <= SMALL:
-        body = await asyncio.to_thread(_piece, hub, frame.digest, start, stop)
         return Response(
-            body,
+            await _piece(hub, frame),
             status_code=206 if asked else 200,
             media_type="application/octet-stream",
             headers=headers,
@@ -204,9 +204,24 @@ def _span(asked: str, size: int) -> tuple[int, int]:
     return start, stop
 
 
-def _piece(hub: Services, digest: str, start: int, stop: int) -> bytes:
-    with hub.blobs.open(digest) as blob:
-        return os.pread(blob.fd, stop - start, start)
+async def _piece(hub: Services, frame: FrameSpan) -> bytes:
+    """Read a small part of a frame; parts of one frame are read together, in one thread."""
+    digest = frame.digest
+
+    def read(spans: Sequence[FrameSpan]) -> list[bytes | Exception]:
+        with hub.blobs.open(digest) as blob:
+            return [os.pread(blob.fd, span.stop - span.start, span.start) for span in spans]
+
+    async def run(spans: Sequence[FrameSpan]) -> list[bytes | Exception]:
+        return await asyncio.to_thread(read, spans)
+
+    # By frame: one that has to be fetched from far away does not hold up the others.
+    together = hub.pieces.setdefault(digest, Together())
+    try:
+        return await together.ask(frame, run)
+    finally:
+        if together.idle and hub.pieces.get(digest) is together:
+            del hub.pieces[digest]
 
 
 async def _pieces(blob: Blob, start: int, stop: int) -> AsyncIterator[bytes]:

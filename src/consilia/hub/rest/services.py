@@ -62,6 +62,7 @@ class Services:
     judging: asyncio.Lock = field(default_factory=asyncio.Lock)  # of files: see hub.retention
     streams: Streams = field(default_factory=Streams)  # of jobs' events
     reads: Together[FrameAsk, FrameSpan] = field(default_factory=Together)  # of models' frames
+    pieces: dict[str, Together[FrameSpan, bytes]] = field(default_factory=dict)  # by digest
     arriving: Counter[str] = field(default_factory=Counter)  # bytes on their way, by person
 
 

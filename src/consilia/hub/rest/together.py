@@ -23,6 +23,11 @@ class Together(Generic[A, R]):
         self._waiting: list[tuple[A, asyncio.Future[R]]] = []
         self._serving: asyncio.Task[None] | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is under way."""
+        return self._serving is None and not self._waiting
+
     async def ask(
         self, what: A, run: Callable[[Sequence[A]], Awaitable[Sequence[R | Exception]]]
     ) -> R:
