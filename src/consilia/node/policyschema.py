@@ -60,7 +60,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "privacy.researcher.delta": "At this delta.",
     "privacy.universes": "Whose patients a dataset has, by its name.",
     "plain_updates": "Whether updates may leave unmasked where masking is possible.",
-    "dp_required": "Refuse training without differential privacy.",
+    "dp_required": "Refuse training, evaluations and statistics without differential privacy.",
     "failures_per_day": "Failures of one plan a day, after which its tasks are refused.",
     "permitted_studies": "Names of studies that may run here; empty for any accepted one.",
     "terms": "What a study must say of itself before its tasks run here.",

@@ -122,7 +122,8 @@ class Worker:
             self.peak = max(self.peak, memory.peak(self.process.pids()))
             self.failure = WorkerError(message, cause)
             if self._busy:
-                self.log.note(f"worker killed: {cause}: {message}")
+                level = "warning" if cause == "stopped" else "error"
+                self.log.note(f"worker killed: {cause}: {message}", level)
         if self._timer is not None:
             self._timer.cancel()
         self.process.kill()
