@@ -19,7 +19,6 @@ from consilia.node.config import NodeConfig
 from consilia.node.pool import decisions, keeping, transfer
 from consilia.node.pool.transfer import Consent
 from consilia.node.store import Store
-from consilia.privacy import sealing
 from consilia.wire import pool as wire
 from consilia.wire.v1 import Enrolled, Sealed, Study, study_digest
 
@@ -118,10 +117,9 @@ class Sites:
         assert loading.refresh(store) == []
 
     def open(self) -> None:
-        private = b"\x07" * 32
-        pair = (private, sealing.public(private))
+        key = b"\x07" * 32
         decisions.open_channel(
-            self.store("centre"), "tumours", *pair, actor="cora", now=NOW, reason="contract"
+            self.store("centre"), "tumours", key, actor="cora", now=NOW, reason="contract"
         )
 
     async def send(self, site: str = "south") -> decisions.Pooled:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -14,7 +15,7 @@ from consilia.accounts import totp
 from consilia.accounts.lockout import FREE
 from consilia.accounts.store import Session
 from consilia.errors import Refused
-from consilia.node import approvals, datasets, optout, peers, segments, studies
+from consilia.node import approvals, config, datasets, optout, peers, segments, studies
 from consilia.node.console import app, guard, signing
 from consilia.node.console.gate import HEADERS
 from consilia.node.console.serve import placed, tls_context
@@ -108,6 +109,9 @@ async def test_roles_are_denied_by_default_and_a_dpo_changes_nothing(node: Conso
     unread = {p for m, p, r in operations() if m == "GET" and r is not None and "dpo" not in r}
     # of files that are no datasets, and where the hospital's databases are
     assert unread == {"/api/folders", "/api/databases"}
+    values = ("/api/datasets/{name}/preview", "/api/job-log")  # patients' own, or printed
+    told = {path: roles for _, path, roles in operations() if path in values}
+    assert told == dict.fromkeys(values, frozenset({"data_manager", "dpo"}))
 
 
 # ---- hostile pages ---------------------------------------------------------------------------
@@ -447,6 +451,40 @@ async def test_a_changed_file_is_shown_and_taken_in(node: Console, tmp_path: Pat
     assert "did you mean 'feature'" in text
     await person.do("DELETE", "/api/datasets/cohort")
     assert path.exists() and await person.get("/api/datasets") == {"datasets": []}
+
+
+async def test_the_second_reviewer_sees_what_the_first_has_signed(node: Console) -> None:
+    mara, paul = await node.enter("mara"), await node.enter("paul")
+    _, plan = offer(node)
+    settings = msgspec.structs.replace(node.here.config(), reviewers_needed=2)
+    (node.here.directory / config.FILE).unlink()
+    config.save(node.here.directory, settings)
+    terms = {"reason": "read it", "arguments": {"lr": [0.1, 1.0]}, "until": "2099-12-31"}
+    signed = await mara.do("POST", f"/api/plans/{plan}/approve", terms)
+    assert signed["state"] == "pending"
+    seen = await paul.get(f"/api/plans/{plan}")
+    told = seen["summary"]
+    assert (seen["reviewers"], told["reason"], told["until"]) == (
+        ["mara"], "read it", "2099-12-31",
+    )  # fmt: skip
+    (ranges,) = [a["approved"] for a in seen["arguments"] if a["name"] == "lr"]
+    assert ranges == "0.1 to 1"
+    agreed = await paul.do("POST", f"/api/plans/{plan}/approve", {"reason": "too"})
+    assert (agreed["state"], agreed["until"]) == ("approved", "2099-12-31")
+
+
+async def test_a_type_and_its_missing_codes_are_declared_in_one_go(
+    node: Console, tmp_path: Path
+) -> None:
+    person, file = await node.enter("mara"), tmp_path / "data" / "vessels.csv"
+    file.write_text("ca\n0\n?\n" + "2\n" * 9)
+    body = {"path": str(file), "name": "vessels", "tags": ["heart"]}
+    column: dict[str, object] = {"name": "ca", "type": "float64"}
+    text = await person.refused("POST", "/api/datasets", body | {"columns": [column]}, 422)
+    assert "declare '?' as a missing code" in text
+    column["missing"] = ["?"]
+    made = await person.do("POST", "/api/datasets", body | {"columns": [column]})
+    assert (made["columns"][0]["type"], made["columns"][0]["missing"]) == ("float64", ["?"])
 
 
 async def test_a_dataset_registered_here_leaves_out_who_opted_out(

@@ -31,9 +31,9 @@ from consilia.core.select import site_seed
 from consilia.data.registry import inspect_table
 from consilia.errors import ConsiliaError
 from consilia.node import app, approvals, audit, datasets, studies
+from consilia.node.arguments import Interval
 from consilia.node.control import poke
 from consilia.node.launcher import Bubblewrap
-from consilia.node.policy import Interval
 from consilia.node.store import Store
 from consilia.sdk.client import Client
 from consilia.wire import frames, people

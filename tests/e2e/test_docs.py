@@ -160,3 +160,14 @@ def _python(
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in _LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page} links to {target}, which is not there"
+
+
+def test_the_index_of_decisions_names_each_once() -> None:
+    folder = ROOT / "docs" / "adr"
+    pages = sorted(p.name for p in folder.glob("0*.md"))
+    assert sorted(_LINK.findall((folder / "README.md").read_text())) == pages
+    numbers = [name[:4] for name in pages]
+    assert len(set(numbers)) == len(numbers)
+    for name in pages:
+        first = (folder / name).read_text().splitlines()[0]
+        assert first.startswith(f"# ADR {int(name[:4])}: "), f"{name} begins {first!r}"

@@ -15,7 +15,7 @@ from sklearn.datasets import load_breast_cancer
 
 from consilia.data.registry import inspect_table
 from consilia.node import approvals, datasets, studies
-from consilia.node.policy import Interval
+from consilia.node.arguments import Interval
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/how-to/degree-of-federation.md"

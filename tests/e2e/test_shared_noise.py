@@ -20,7 +20,7 @@ from bench.local import STUDY
 from faultkit import Lab, configure, until
 
 from consilia.node import approvals
-from consilia.node.policy import Interval
+from consilia.node.arguments import Interval
 from consilia.privacy.accountant import ORDERS
 from consilia.sdk.client import Client
 from consilia.wire import frames

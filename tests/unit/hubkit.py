@@ -117,10 +117,10 @@ class Hub:
         after = 0
         async with asyncio.timeout(timeout):
             while True:
-                view = await self.engine.view(job)
+                view = await self.engine.reading.view(job)
                 if view.state in states:
                     return view
-                after = (await self.engine.events(job, after, 5.0)).next
+                after = (await self.engine.reading.events(job, after, 5.0)).next
 
     async def tidied(self) -> None:
         """Return once no spool is left."""

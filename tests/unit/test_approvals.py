@@ -13,7 +13,7 @@ import pytest
 from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, DataError, NotFound, PlanError, WireError
 from consilia.node import approvals, audit, datasets, source, studies
-from consilia.node.policy import Interval
+from consilia.node.arguments import Interval
 from consilia.node.signoffs import SignOff, terms_of
 from consilia.node.store import Store
 from consilia.wire.planform import check_form, entry_file

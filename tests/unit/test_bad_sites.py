@@ -93,7 +93,7 @@ async def run(
     """Run a job of all sites; its view is read before the first round, and to the end."""
     usual = {"min_sites": len(sites), "min_updates": len(sites), "rounds": 6}
     job = await hub.start(**{**usual, "privacy": {"aggregation": "plain"}, **fields})
-    await hub.engine.view(job)
+    await hub.engine.reading.view(job)
     async with serving(*(Node(hub, site, train, records=100) for site in sites)):
         return job, await hub.until(job, "done", "failed")
 
@@ -372,11 +372,11 @@ async def test_people_see_alarms_in_the_rounds_and_the_events_but_no_sites_name(
     async with open_hub(tmp_path, sites=SEVEN) as hub:
         train = poisoned("c", lambda model, task: pushed("c", task, model, 1e4), since=4)
         job, view = await run(hub, train, watch=WATCH, rounds=4)
-        events = (await hub.engine.events(job, 0)).items
+        events = (await hub.engine.reading.events(job, 0)).items
         lines = [e.line for e in await hub.store.read(lambda db: list(audit.lines(db)))]
     closed = {e.body["round"]: e.body["alarms"] for e in events if e.type == "Closed"}
     async with open_hub(tmp_path, sites=SEVEN) as hub:
-        again = await hub.engine.view(job)
+        again = await hub.engine.reading.view(job)
     assert [r.alarms for r in again.rounds] == [r.alarms for r in view.rounds]
     assert [len(r.alarms) for r in again.rounds] == [0, 0, 0, 0, 3]
     step, norm, back = again.rounds[4].alarms

@@ -110,7 +110,7 @@ async def test_bytes_and_lineage_are_recorded(tmp_path: Path) -> None:
         assert (view.rounds[2].bytes_in, view.rounds[2].bytes_out) == (newest.bytes * 4,) * 2
         with hub.blobs.open(newest.digest) as blob:
             assert blob.size == newest.bytes
-        (listed,) = (await hub.engine.list()).items
+        (listed,) = (await hub.engine.reading.list()).items
         assert (listed.state, listed.round, listed.rounds) == ("done", 2, ())
         await hub.tidied()
 
@@ -120,7 +120,7 @@ async def test_a_late_joiner_trains_from_the_next_round(tmp_path: Path) -> None:
         early = [Node(hub, site) for site in "ab"]
         async with serving(*early):
             job = await hub.start(rounds=30)
-            while (await hub.engine.view(job)).round < 2:
+            while (await hub.engine.reading.view(job)).round < 2:
                 await asyncio.sleep(0)
             async with serving(Node(hub, "c")):
                 view = await hub.until(job, "done", "failed")
@@ -166,7 +166,7 @@ async def test_a_lost_node_comes_back_to_the_same_lease(tmp_path: Path) -> None:
             model = await hub.put_frame(first_model())
             job = await hub.start(rounds=1, grace=10.0, min_sites=3, base=model)
             (lease,) = await first
-            while (await hub.engine.view(job)).sites["c"] != "away":
+            while (await hub.engine.reading.view(job)).sites["c"] != "away":
                 await asyncio.sleep(0.02)
             back = Node(hub, "c", session="s2")
             (again,) = await back.poll()
@@ -240,7 +240,7 @@ async def test_stop_and_resume_give_the_same_model_bit_for_bit(
         await hub.engine.stop(job, "ada")
         assert (await nodes["a"].poll()) == ()
         assert nodes["a"].running == []  # told to stop
-        assert (await hub.engine.view(job)).cause == "stopped by ada"
+        assert (await hub.engine.reading.view(job)).cause == "stopped by ada"
         with pytest.raises(Conflict, match="stopped"):
             await hub.engine.stop(job, "ada")
     async with open_hub(tmp_path / "two") as hub:
@@ -429,7 +429,7 @@ async def test_an_experiment_s_problems_are_told_all_at_once(tmp_path: Path) -> 
             await hub.engine.start(other, "ada", hub.study, hub.plan)
         with pytest.raises(ConfigError, match="not stored"):
             await hub.start(base="b3:" + "0" * 64)
-        assert (await hub.engine.list()).items == ()
+        assert (await hub.engine.reading.list()).items == ()
 
 
 async def test_a_waiting_job_says_what_each_site_lacks(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ async def test_a_waiting_job_says_what_each_site_lacks(tmp_path: Path) -> None:
         polls = [asyncio.create_task(node.poll()) for node in nodes[1:]]
         await asyncio.sleep(0)
         job = await hub.start()
-        view = await hub.engine.view(job)
+        view = await hub.engine.reading.view(job)
         assert view.state == "waiting"
         for text in (
             "a is offline",
@@ -458,7 +458,7 @@ async def test_a_waiting_job_says_what_each_site_lacks(tmp_path: Path) -> None:
         view = await hub.until(job, "running")
         while "training" not in view.sites.values():
             await asyncio.sleep(0.01)
-            view = await hub.engine.view(job)
+            view = await hub.engine.reading.view(job)
         assert sorted(view.sites.values()) == ["away", "ready", "training", "waiting"]
         for poll in polls:
             poll.cancel()
@@ -469,16 +469,16 @@ async def test_events_can_be_followed_across_a_restart(tmp_path: Path) -> None:
         async with serving(*(Node(hub, site) for site in "ab")):
             job = await hub.start(rounds=1)
             await hub.until(job, "done")
-        every = await hub.engine.events(job)
+        every = await hub.engine.reading.events(job)
         kinds = [item.type for item in every.items]
         assert kinds.count("Closed") == 2
         assert kinds.count("Accepted") == 3
     async with open_hub(tmp_path) as hub:
-        assert await hub.engine.events(job) == every
-        rest = await hub.engine.events(job, every.items[3].seq)
+        assert await hub.engine.reading.events(job) == every
+        rest = await hub.engine.reading.events(job, every.items[3].seq)
         assert rest.items == every.items[4:]
-        assert (await hub.engine.events(job, every.next, 0.05)).items == ()
+        assert (await hub.engine.reading.events(job, every.next, 0.05)).items == ()
         with pytest.raises(NotFound):
-            await hub.engine.events("job-0000000000000000")
-        view = await hub.engine.view(job)
+            await hub.engine.reading.events("job-0000000000000000")
+        view = await hub.engine.reading.view(job)
         assert (view.state, view.round, len(view.rounds)) == ("done", 1, 2)

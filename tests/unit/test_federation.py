@@ -502,7 +502,7 @@ async def test_a_revoked_site_is_away_at_once(round: Round) -> None:
     round.hub.engine.revoked("a")
     assert await asyncio.wait_for(poll, 1) == ()
     async with asyncio.timeout(5):
-        while (await round.hub.engine.view(round.job)).sites["a"] != "failed":
+        while (await round.hub.engine.reading.view(round.job)).sites["a"] != "failed":
             await asyncio.sleep(0.01)
     events = await round.hub.store.read(lambda db: journal.replay(db, round.job))
     (ended,) = [event for _, event in events if isinstance(event, Settled)]
@@ -572,14 +572,14 @@ async def test_only_the_site_s_own_signature_counts(round: Round) -> None:
 
 
 async def test_progress_is_shown_and_not_journalled(round: Round) -> None:
-    before = await round.hub.engine.events(round.job)
+    before = await round.hub.engine.reading.events(round.job)
     assert (await round.a.report(Progress(round.lease_a.id, 0.5, {"loss": 2.0}))).accepted
-    view = await round.hub.engine.view(round.job)
+    view = await round.hub.engine.reading.view(round.job)
     assert view.progress == {"a": 0.5}
-    feed = await round.hub.engine.events(round.job, before.next, 1.0)
+    feed = await round.hub.engine.reading.events(round.job, before.next, 1.0)
     shown = [item for item in feed.items if item.type == "Progress"]
     assert [item.body["metrics"] for item in shown] == [{"loss": 2.0}]
-    rest = await round.hub.engine.events(round.job, feed.next)
+    rest = await round.hub.engine.reading.events(round.job, feed.next)
     assert not any(item.type == "Progress" for item in rest.items)
     for fraction in (-0.1, 1.1, float("nan")):
         with pytest.raises(WireError, match="needed 0 to 1"):
@@ -647,7 +647,7 @@ async def test_a_full_database_acknowledges_nothing_and_loses_nothing(tmp_path: 
         ]
         with pytest.raises(StorageError):
             await r.a.report(reports[0])
-        assert (await hub.engine.view(r.job)).sites["a"] in ("waiting", "training")
+        assert (await hub.engine.reading.view(r.job)).sites["a"] in ("waiting", "training")
         await hub.store.write(
             lambda db: db.exec_driver_sql("PRAGMA max_page_count=1000000").scalar()
         )

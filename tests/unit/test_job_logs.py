@@ -87,3 +87,32 @@ def test_a_large_log_is_read_from_its_end(tmp_path: Path) -> None:
     found = joblogs.read(tmp_path, last=3)
     assert [x.text for x in found][:2] == ["line 59998", "line 59999"]
     assert found[2].text == "no time ?[2J" and found[2].at == found[1].at
+
+
+def test_an_escape_that_json_has_written_steers_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    said = {"at": "2027-01-15T08:00:00+00:00", "level": "error"}
+    line = json.dumps({**said, "what": "x \x1b[2J\u202egone", "job": "j\x1b[31m"})
+    assert "\x1b" not in line  # so it passes for printable until it is decoded
+    (tmp_path / "log" / "agent.log").write_text(line + "\n")
+    (found,) = joblogs.read(tmp_path)
+    assert (found.text, found.job) == ("x ?[2J?gone", "j?[31m")
+
+
+async def test_a_line_that_a_plan_left_open_swallows_no_note_of_the_agent(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log" / "jobs" / "job-1.log"
+    await said(path, b"killed in the middle of")  # no end of line
+    await said(path, b"next\n", note="this worker runs without a sandbox")
+    found = joblogs.read(tmp_path, job="job-1")
+    assert [(x.who, x.text) for x in found] == [
+        ("plan", "killed in the middle of"),
+        ("plan", "next"),
+        ("agent", "this worker runs without a sandbox"),
+    ]
+    await said(path, b"half", note="")
+    await said(path, note="worker killed")
+    assert [x.text for x in joblogs.read(tmp_path, job="job-1", level="error")][-1] == (
+        "worker killed"
+    )

@@ -413,7 +413,7 @@ def test_a_ledger_behind_its_mirror_refuses_until_a_person_decides(tmp_path: Pat
     assert not ledger.estimate(old, BUDGETS, DP, 1, {"universe": "patients"}).fits
     assert "this ledger has 1" in budget.check_mirror(old, mirror, public, 3.0)  # still so
     assert "mirrors 8 entries" in budget.compare(old, Head(8, "sha256:" + "8" * 64), 3.0)
-    with pytest.raises(ConfigError, match="--reason"):
+    with pytest.raises(ConfigError, match="reason: found none"):
         budget.accept_restore(old, actor="mara", reason=" ", now=4.0)
     assert budget.accept_restore(old, actor="mara", reason="disk lost", now=4.0).length == 4
     ledger.begin(old, "before", now=4.0)

@@ -147,3 +147,15 @@ def test_the_report_says_who_is_compared_as_in_the_file() -> None:
     assert other.as_in_file == ("a", "b")
     report = harmonise.compare(found.twins, "p", "a", found.as_in_file)
     assert report.as_in_file == ("b",)
+
+
+def test_two_studies_plans_do_not_tell_who_is_in_one_alone(store: Store) -> None:
+    consent(store)
+    attach(store, Filter("age >= 18"), study="first")  # leaves 100
+    attach(store, Filter("age >= 18 and ward != 'c'"), study="second")  # 97, 23 less than all
+    assert [found.study for found in told(store).loaded] == ["first"]
+    problems = {s.attached.study: s.problem for s in loadedtwins.shown(store, "lab")}
+    assert problems["first"] == ""
+    assert "first is of 100 patients, this of 97" in problems["second"]
+    attach(store, Filter("age >= 18"), study="third")  # the same patients
+    assert [found.study for found in told(store).loaded] == ["first", "third"]

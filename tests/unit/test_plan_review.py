@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from consilia.core.chain import Break
 from consilia.errors import ConfigError, Conflict, NotFound, Refused, WireError
 from consilia.node import approvals, audit, peers, policy, review, studies
+from consilia.node.arguments import Interval
 from consilia.node.config import NodeConfig
-from consilia.node.policy import Interval
 from consilia.node.privacyreport import Wanted, prepared
 from consilia.node.store import Store
 from consilia.sdk.source import read_plan
@@ -63,7 +63,7 @@ def test_two_different_people_approve_on_the_same_terms(store: Store) -> None:
         Conflict, match=r"anna has approved plan .* already; 2 different people"
     ):
         approvals.approve(store, DIGEST, actor="anna", now=NOW)
-    with pytest.raises(Conflict, match=r"anna approved plan .* on the terms"):
+    with pytest.raises(Conflict, match=r"on the terms .*lr 0.1 to 0.2, for hearts; these"):
         approvals.approve(store, DIGEST, actor="ben", now=NOW, studies=("lungs",))
     done = approvals.approve(store, DIGEST, actor="ben", now=NOW + 1, reason="read too")
     assert (done.state, done.signers, done.signoffs) == ("approved", ("anna", "ben"), ())

@@ -9,23 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consilia.node.arguments import Interval, OneOf, admits, allowed_values, describe
 from consilia.node.hours import parse
 from consilia.node.policy import (
     RULES,
     ConsortiumReview,
     DatasetFacts,
     Decision,
-    Interval,
-    OneOf,
     PlanGrant,
     Policy,
     Request,
     StudyGrant,
     Terms,
-    admits,
-    allowed_values,
     decide,
-    describe,
 )
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace as replaced
 
 from consilia.cli.statistics import statistics as describe
 from consilia.core.weights import Weights
+from consilia.data.loading.blocks import Filter, LoadingPlan, Missing, to_bytes
 from consilia.errors import ConfigError, Refused, WireError
 from consilia.hub import questions
 from consilia.hub.questions import Offered
@@ -393,3 +394,51 @@ def test_the_hub_takes_no_answer_of_another_form() -> None:
     assert "larger" in (misfit(replaced(good, sums=body.tobytes()), task) or "")
     with pytest.raises(WireError):
         private.decoded(ASKED, np.zeros(3, np.uint64))
+
+
+def test_a_median_of_all_records_is_no_value_of_one_record() -> None:
+    """With half of a column missing, one patient moves the median, and with it half of all."""
+    plan = LoadingPlan("p", (Filter("age > 0"), Missing(("age",), "median")))
+    for kind in ("statistics", "train", "evaluate"):
+        task = Task(kind, "j", 1, "sd", "h", "", {}, (), None, 1, privacy=Privacy(dp=DP))
+        said = privatestatistics.objection(task, "pid", to_bytes(plan))
+        assert "fills missing values with a median" in said
+        kept = LoadingPlan("p", (Missing(("age",), "constant", 0.0),))
+        assert not privatestatistics.objection(task, "pid", to_bytes(kept))
+        whole = replaced(task, privacy=Privacy(dp=replaced(DP, level="client")))
+        assert not privatestatistics.objection(whole, "pid", to_bytes(plan))
+        free = replaced(task, privacy=Privacy())
+        assert not privatestatistics.objection(free, "pid", to_bytes(plan))
+
+
+def test_what_nobody_could_answer_is_refused_before_anybody_pays() -> None:
+    lonely = replaced(DP, distributed=True, colluding=3)
+    (said,) = asking(Privacy("secure", dp=lonely, statistics=ASKED))
+    assert "no share of the noise is left" in said
+    names = tuple(f"c{i}" for i in range(30))
+    pairs = tuple(
+        (Subgroups(a, ("x", "y")), Subgroups(b, ("x", "y")))
+        for a in names
+        for b in names
+        if a < b
+    )
+    wide = Statistics((), (), pairs)
+    noise = replaced(DP, noise_multiplier=49_999.0, distributed=False)
+    (said,) = asking(Privacy("secure", dp=noise, statistics=wide))
+    assert "1e+12" in said
+    asked = AskStatistics("s", ("age",), bounds={"age": (0, 99)}, dp=Noise(1.0, colluding=3))
+    with pytest.raises(ConfigError, match=r"dp: .*no share"):
+        questions.experiment(asked, THREE, COLUMNS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3))
+def test_one_of_several_records_of_a_patient_moves_two_at_most(seed: int, most: int) -> None:
+    """Without it the next one counts: what epsilon hides, given ids, is the patient."""
+    columns = table(30, np.random.default_rng(seed), patients=6)
+    stated = private.sensitivity(ASKED, replaced(DP, clip=float(max(most, 2))))
+    whole = private.totals(columns, ASKED, most)
+    for record in range(30):
+        rest = {name: np.delete(values, record) for name, values in columns.items()}
+        moved = (whole - private.totals(rest, ASKED, most)) / private.UNIT
+        assert np.linalg.norm(moved) <= stated * (1 + 1e-12)

@@ -77,7 +77,7 @@ async def test_a_compressed_job_goes_on_after_the_hub_was_started_again(
                 for lease in await node.poll(0.3):
                     if lease.task.round < 2 or node.site == "a":
                         await node.work(lease)
-        assert (await hub.engine.view(job)).round == 2
+        assert (await hub.engine.reading.view(job)).round == 2
     async with open_hub(tmp_path / "cut") as hub:
         async with serving(*(Node(hub, site, packing) for site in "abc")):
             assert (await hub.until(job, "done", "failed")).state == "done"

@@ -1,6 +1,7 @@
 """Going on with an older privacy ledger takes two people where a plan's approval does."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_a_word_is_withdrawn_and_counts_for_its_head_only(store: Store) -> None:
 
 
 def test_a_reason_is_needed(store: Store) -> None:
-    with pytest.raises(ConfigError, match="--reason"):
+    with pytest.raises(ConfigError, match="reason: found none"):
         restores.decide(store, actor="mara", reason=" ", now=2.0)
 
 
@@ -61,3 +62,25 @@ def test_one_person_is_enough_where_plans_need_one(tmp_path: Path) -> None:
         assert restores.decide(store, actor="mara", reason="disk lost", now=2.0) == LOST
         with pytest.raises(Conflict, match="not held"):
             restores.decide(store, actor="mara", reason="again", now=3.0)
+
+
+def test_two_who_agree_at_once_are_two_and_one_who_asks_twice_is_one(store: Store) -> None:
+    """Every word is counted in one transaction, whatever else is said meanwhile."""
+    outcomes: list[object] = []
+
+    def say(actor: str) -> None:
+        try:
+            outcomes.append(restores.decide(store, actor=actor, reason="now", now=2.0))
+        except Conflict as e:
+            outcomes.append(str(e)[:11])
+
+    for names in (("mara",) * 8, ("paul",)):
+        threads = [threading.Thread(target=say, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes.count(None) == 1 and outcomes.count("mara has sa") == 7
+    assert outcomes[-1] == LOST
+    # nothing is left that a later restore to the same head could be taken to be asked with
+    assert store.rows("SELECT * FROM restores_asked") == []

@@ -413,7 +413,7 @@ async def test_sweeping_while_rounds_run_breaks_none(tmp_path: Path) -> None:
         base = await hub.put_frame(first_model(5))
         async with serving(*(Node(hub, site) for site in hub.study.sites)):
             job = await hub.start(rounds=12, base=base, strategy={"name": "fedyogi"})
-            while (await hub.engine.view(job)).state != "done":
+            while (await hub.engine.reading.view(job)).state != "done":
                 await collector.sweep()
                 at[0] += SETTLE
                 await asyncio.sleep(0.01)

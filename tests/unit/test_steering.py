@@ -66,7 +66,7 @@ async def told(hub: Hub, job: str) -> tuple[EvaluationView, ...]:
 async def closed(hub: Hub, job: str, round: int) -> JobView:
     """Return the job once a round is closed."""
     while True:
-        view = await hub.engine.view(job)
+        view = await hub.engine.reading.view(job)
         if any(r.round == round for r in view.rounds):
             return view
         await asyncio.sleep(0.005)
@@ -90,12 +90,12 @@ async def test_a_paused_job_goes_on_to_the_same_bits_after_the_hub_was_killed(
             assert view.cause == "paused by ada"
             rounds = len(view.rounds)
             await asyncio.sleep(0.05)
-            assert len((await hub.engine.view(job)).rounds) == rounds < 5
+            assert len((await hub.engine.reading.view(job)).rounds) == rounds < 5
             with pytest.raises(Conflict, match="is paused: there is nothing to pause"):
                 await hub.engine.pause(job, "ada")
         await hub.engine.close()  # nothing is written down on the way out
     async with open_hub(tmp_path / "paused") as hub:
-        assert (await hub.engine.view(job)).state == "paused"
+        assert (await hub.engine.reading.view(job)).state == "paused"
         async with serving(*nodes(hub)):
             await hub.engine.change(job, {}, "ada")
             await hub.engine.resume(job, None, "ada")
@@ -202,7 +202,7 @@ async def test_an_answer_that_was_not_asked_for_is_rejected(tmp_path: Path) -> N
         assert "a: rejected (it tells a metric 'patients'" in view.cause
         assert "b: rejected (metric 'auc' is nan" in view.cause
         assert await told(hub, job) == ()
-        assert (await hub.engine.view(job)).rounds[-1].round == 1  # the model is there
+        assert (await hub.engine.reading.view(job)).rounds[-1].round == 1  # the model is there
 
 
 @pytest.mark.parametrize(

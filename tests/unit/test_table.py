@@ -137,6 +137,7 @@ def test_a_broken_file_is_explained(tmp_path: Path, content: str | bytes, messag
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         ("a,a\n1,2\n", "column 'a' appears twice"),
+        ("1.0,3,1.0\n2,4,5\n", "the file lacks its first line of column names"),
         ("a,A\n1,2\n", "differ only in case"),
         ("a,\n1,2\n", "column 2 is called ''"),
         (b"caf\xe9\n1\n", "not UTF-8"),

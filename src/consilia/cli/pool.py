@@ -4,10 +4,8 @@ The only commands by which records leave a hospital. Each names who gets them.
 """
 
 import time
-from collections.abc import Awaitable, Callable
 from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -15,10 +13,6 @@ from consilia.cli.at_node import changing, opened
 from consilia.cli.options import Json, NodeDir, actor, example, group, node_dir
 from consilia.cli.output import done, listing, note, short
 
-if TYPE_CHECKING:
-    from consilia.node.link import HttpLink
-
-T = TypeVar("T")
 Name = Annotated[str, typer.Argument(help="The study's name or digest.")]
 Why = Annotated[str, typer.Option(help="Why; it stays in this site's audit trail.")]
 
@@ -31,15 +25,10 @@ def open_(name: Name, reason: Why, directory: NodeDir = None, as_json: Json = Fa
     import os
 
     from consilia.node.pool import decisions
-    from consilia.privacy import sealing
 
-    private = os.urandom(32)
     with changing(directory) as store:
         record = decisions.open_channel(
-            *(store, name, private, sealing.public(private)),
-            actor=actor(),
-            now=time.time(),
-            reason=reason,
+            store, name, os.urandom(32), actor=actor(), now=time.time(), reason=reason
         )
     sites = ", ".join(record.study.pooled)
     done(f"study {record.study.name}: open for uploads of {sites}", record, as_json)
@@ -65,7 +54,7 @@ def send(
     """
     import os
 
-    from consilia.node import peers
+    from consilia.node import hubline, peers
     from consilia.node.pool import decisions, transfer
 
     asked = transfer.Consent(name, dataset, to, reason, actor(), time.time())
@@ -74,9 +63,10 @@ def send(
         key = decisions.partner_key(store, record, to) if to in record.study.sites else b""
         words = f" (key: {peers.words(key)})" if key else ""
         note(f"RECORDS LEAVE THIS SITE: a copy of dataset {dataset} goes to {to}{words}")
-        found = _online(
+        found = hubline.asked(
             node_dir(directory),
             lambda line: transfer.send(store, line, asked, os.urandom, _progress),
+            patience=None,
         )
     text = f"{found.records} records of {dataset} lie at the hub, sealed to {to}"
     done(f"{text}; to take them back: consilia pool withdraw {name}", found, as_json)
@@ -91,10 +81,11 @@ def take(
     as_json: Json = False,
 ) -> None:
     """At the data centre: open a site's upload and make it part of the dataset pool-STUDY."""
+    from consilia.node import hubline
     from consilia.node.pool import transfer
 
     with changing(directory) as store:
-        found = _online(
+        found = hubline.asked(
             node_dir(directory),
             lambda line: transfer.take(
                 store,
@@ -106,6 +97,7 @@ def take(
                 reason=reason,
                 shown=_progress,
             ),
+            patience=None,
         )
     done(f"{found.records} records of {site} are in dataset {found.dataset}", found, as_json)
 
@@ -145,32 +137,6 @@ def status(directory: NodeDir = None, as_json: Json = False) -> None:
 
 
 # ---- inside ----------------------------------------------------------------------------------
-
-
-def _online(directory: Path, step: "Callable[[HttpLink], Awaitable[T]]") -> T:
-    """Run a step with a line to the hub of its own, beside the agent's."""
-    import asyncio
-    import random
-
-    from consilia.node import config, identity
-    from consilia.node.line import Credentials
-    from consilia.node.link import HttpLink
-
-    async def run() -> T:
-        settings = config.load(directory)
-        secrets = identity.load(directory, settings.site).secrets
-        link = HttpLink(
-            settings.hub,
-            Credentials(secrets / "tls.pem", secrets / "tls.key", secrets / "ca.pem"),
-            random=random.SystemRandom().random,
-            proxy=config.proxy_url(directory, settings),
-        )
-        try:
-            return await step(link)
-        finally:
-            await link.close()
-
-    return asyncio.run(run())
 
 
 def _progress(done_: int, of: int) -> None:

@@ -26,8 +26,8 @@ from consilia.sdk.digests import resolve
 
 if TYPE_CHECKING:
     from consilia.node.approvals import PlanRecord, Review
+    from consilia.node.arguments import Allowed
     from consilia.node.dryrun import Tried
-    from consilia.node.policy import Allowed
     from consilia.node.source import FileDiff
     from consilia.node.store import Store
 
@@ -414,7 +414,7 @@ def _decided(found: "PlanRecord", as_json: bool, needed: int = 1) -> None:
 
 def _allowed(text: str) -> "Allowed":
     from consilia.cli.options import scalar
-    from consilia.node.policy import Interval, OneOf
+    from consilia.node.arguments import Interval, OneOf
 
     low, dots, high = text.partition("..")
     if not dots:

@@ -378,7 +378,8 @@ class TableFile:
         names[0] = names[0].removeprefix("\ufeff")
         if odd := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(
-                f"{file.name}: column {odd[0]!r} appears twice; every name must be unique"
+                f"{file.name}: column {odd[0]!r} appears twice; every name must be unique. "
+                "If this is a value, the file lacks its first line of column names"
             )
         return dict.fromkeys(names, "")
 

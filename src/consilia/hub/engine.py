@@ -1,7 +1,8 @@
 """The hub's live jobs: events become durable, states move, commands are carried out.
 
 One `LiveJob` each holds a state and its serial queue; this module connects them with the
-sites (`presence`), the spools (`uploads`), the one folding thread and the people who watch.
+sites (`presence`), the spools (`uploads`), the one folding thread and the people who steer;
+those who look read through `reading`.
 
 - A lease goes to its site the moment its round is open; a waiting poll answers at once.
 - Folding and closing run in one worker thread, in the order in which they were commanded.
@@ -13,14 +14,13 @@ sites (`presence`), the spools (`uploads`), the one folding thread and the peopl
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 from sqlalchemy import Connection
 
 from consilia.algo.strategy import strategy
 from consilia.core import ids
-from consilia.core.events import Phase
 from consilia.core.round import (
     Accepted,
     Changed,
@@ -40,17 +40,17 @@ from consilia.core.round import (
     new_job,
     outstanding,
 )
-from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, Wrong
+from consilia.errors import ConfigError, Conflict, ConsiliaError, Wrong
 from consilia.hub import (
     audit,
     encrypted,
     experiments,
     journal,
+    leftovers,
     maskedevaluation,
     modelversions,
     records,
     steering,
-    views,
 )
 from consilia.hub.blobs import Blobs
 from consilia.hub.checks import records_limit
@@ -58,16 +58,15 @@ from consilia.hub.clock import Clock
 from consilia.hub.driver import Driver, Limits, Meter, Parts, Uncounted
 from consilia.hub.experiments import Problem
 from consilia.hub.job import Also, Book, LiveJob
-from consilia.hub.paging import Page
-from consilia.hub.people.roles import Seeing
 from consilia.hub.pool import placement
 from consilia.hub.presence import Assignment, Presence
 from consilia.hub.readiness import Needs, lack
+from consilia.hub.reading import Reading
 from consilia.hub.records import JobRecord
 from consilia.hub.store import Store
 from consilia.hub.uploads import Uploads
 from consilia.wire import frames
-from consilia.wire.people import Experiment, JobView
+from consilia.wire.people import Experiment
 from consilia.wire.v1 import Advertisement, Arguments, Plan, Said, Study
 
 CATALOGUE_AGE = 1.0  # seconds; looking asks the database, and polls are many
@@ -111,6 +110,7 @@ class Engine:
         )
         self._driver = Driver(parts, self._finished)
         self._jobs: dict[str, LiveJob] = {}
+        self.reading = Reading(store, clock, self._jobs, self._lacking)
         self._said: dict[str, Advertisement] = {}
         self._loading = asyncio.Lock()
         self._catalogue = (0, 0.0)  # version, and when to look again
@@ -130,12 +130,12 @@ class Engine:
                 )
         spools = await asyncio.to_thread(self._blobs.spools)
         for name in spools:
-            # of a close that was cut short and begins anew
-            if name.startswith("close.") or encrypted.is_sum(name):
+            if leftovers.made_anew(name):
                 await asyncio.to_thread(self._blobs.discard, name)
         for record in await self._store.read(records.unfinished_jobs):
             await self._load(record, expect=True)
-        await self._sweep(spools)
+        for name in await leftovers.find(spools, self._jobs, self._store):
+            await asyncio.to_thread(self._blobs.discard, name)
 
     async def close(self) -> None:
         """Stop working; what is journalled goes on after the next `recover`."""
@@ -178,32 +178,6 @@ class Engine:
                 self._driver.execute(job, command)
         self._sync(job)
         return job
-
-    async def _sweep(self, spools: Iterable[str]) -> None:
-        """Drop those of `spools` that no lease needs any more: their deletion was cut short."""
-        needed = {
-            lease.id
-            for job in self._jobs.values()
-            for lease in job.state.leases.values()
-            if lease.status in ("out", "away", "accepted")
-        }
-        needed |= {encrypted.opened_of(lease) for lease in needed}
-        for name in set(spools) - needed:
-            if await self._is_rest(name):
-                await asyncio.to_thread(self._blobs.discard, name)
-
-    async def _is_rest(self, spool: str) -> bool:
-        """Return whether a spool that no live job needs can go."""
-        owner = spool.split(".", 1)[0]
-        if not owner.startswith("job-"):
-            return False  # a base frame on its way in
-        if owner in self._jobs:
-            return True
-        try:
-            record = await self._store.read(lambda db: records.get_job(db, owner))
-        except NotFound:
-            return True
-        return record.phase == "done"  # a stopped or failed job may be resumed with what it has
 
     def _new(self, record: JobRecord, study: Study, seq: int) -> LiveJob:
         experiment = record.experiment
@@ -338,72 +312,6 @@ class Engine:
             now, f"user:{author}", "job.change", id, detail=", ".join(sorted(arguments))
         )
         await job.submit(Changed(now, dict(arguments)), line)
-
-    async def view(self, id: str) -> JobView:
-        """Return a job, how far it is, and its closed rounds."""
-
-        def read(db: Connection) -> tuple[JobRecord, tuple[modelversions.Version, ...]]:
-            return records.get_job(db, id), modelversions.of_job(db, id)
-
-        while True:
-            job = self._jobs.get(id)
-            if job is not None and job.book.versions is not None:
-                return views.live(job, job.book.versions, self._lacking(job))
-            round = None if job is None else job.state.round
-            record, versions = await self._store.read(read)
-            if self._jobs.get(id) is not job:
-                continue  # it ended, or came back to life, meanwhile
-            if job is None:
-                return views.finished(record, versions)
-            if job.state.round == round and not job.state.closing:
-                job.book.versions = list(versions)
-            if job.state.round == round:
-                return views.live(job, versions, self._lacking(job))
-
-    async def list(
-        self,
-        *,
-        limit: int = 50,
-        cursor: str | None = None,
-        study: str | None = None,
-        author: Seeing | None = None,
-        phases: Sequence[Phase] | None = None,
-    ) -> Page[JobView]:
-        """Return jobs, newest first, without their rounds: all, or an author's studies'."""
-
-        def read(db: Connection) -> tuple[Page[JobRecord], dict[str, int]]:
-            found = records.list_jobs(
-                db, limit=limit, cursor=cursor, study=study, author=author, phases=phases
-            )
-            return found, modelversions.last_rounds(db, [r.id for r in found.items])
-
-        page, last = await self._store.read(read)
-        items = tuple(
-            views.live(self._jobs[r.id], (), self._lacking(self._jobs[r.id]))
-            if r.id in self._jobs
-            else views.finished(r, (), last.get(r.id, 0))
-            for r in page.items
-        )
-        return Page(items, page.next)
-
-    async def events(self, id: str, after: int = 0, wait: float = 0.0) -> views.Feed:
-        """Return what happened after cursor `after`; wait up to `wait` s for the first."""
-        until = self._clock.now() + wait
-        while True:
-            feed = await self._feed(id, after)
-            left = until - self._clock.now()
-            job = self._jobs.get(id)
-            if feed.items or job is None or left <= 0:
-                return feed
-            await job.changed(left)
-
-    async def _feed(self, id: str, after: int) -> views.Feed:
-        job = self._jobs.get(id)
-        if job is not None and not views.anything(job, after):
-            return views.Feed((), after)
-        sums, entries = await self._store.read(lambda db: views.read_entries(db, id, after))
-        progress = () if job is None else job.book.progress.values()
-        return views.feed(entries, progress, after, sums=sums)
 
     async def _live(self, id: str, *, finished: bool = False) -> LiveJob:
         """Return a job, bringing it back to life when it is not (any more).

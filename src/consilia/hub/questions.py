@@ -106,6 +106,8 @@ def experiment(
         )
     fewest = FEWEST if how == "secure" else 1
     dp = None if asked.dp is None else mechanism(asked.dp, how == "secure")
+    if dp is not None:
+        _pays(dp, how == "secure", question, len(study.hospitals))
     return Experiment(
         study=study.name,
         plan="",
@@ -118,6 +120,12 @@ def experiment(
         name=asked.name or "statistics",
         privacy=Privacy(aggregation=how, dp=dp, statistics=question),
     )
+
+
+def _pays(dp: Dp, masked: bool, question: Statistics, sites: int) -> None:
+    """Raise ConfigError for a question that every site would pay for and none could answer."""
+    if problem := private.problem(dp, masked, question, sites):
+        raise ConfigError(f"dp: {problem.removeprefix('dp: ')}")
 
 
 def mechanism(asked: Noise, masked: bool) -> Dp:

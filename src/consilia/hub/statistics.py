@@ -124,6 +124,7 @@ def _view(job: LiveJob, now: float) -> StatisticsView:
     )
     dp = experiment.privacy.dp if experiment.privacy else None
     if dp is not None:
+        view = replace(view, epsilon=epsilon(cost(dp, state.attempt + 1), dp.delta))
         return _noisy(view, dp, total, len(masking.said(state, "keys")))
     found = sums.decoded(asked, total, len(told))
     return replace(
@@ -143,7 +144,6 @@ def _noisy(
         view,
         figures=noisyfigures.figures(view.asked, values, noise, sites),
         dp=dp,
-        epsilon=epsilon(cost(dp), dp.delta),
         noise=noise,
     )
 

@@ -28,13 +28,13 @@ import msgspec
 from consilia.core import ids
 from consilia.errors import Conflict, ConsiliaError, StorageError
 from consilia.files import write_whole
-from consilia.node import config, control, identity, logs, policyhistory, runner
+from consilia.node import config, control, hubline, identity, logs, policyhistory, runner
 from consilia.node.agent import Agent
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig, Sandbox
 from consilia.node.identity import Identity
-from consilia.node.line import Credentials, with_password
-from consilia.node.link import HttpLink, enrol
+from consilia.node.line import with_password
+from consilia.node.link import enrol
 from consilia.node.pool import keeping
 from consilia.node.release import Release
 from consilia.node.store import Store
@@ -135,12 +135,7 @@ async def _serve(
     store = Store.open(directory)
     policyhistory.started(store, directory, time.time())
     rng = random.Random(int.from_bytes(os.urandom(8), "big"))  # noqa: S311 - jitter only
-    link = HttpLink(
-        settings.hub,
-        Credentials(me.secrets / "tls.pem", me.secrets / "tls.key", me.secrets / "ca.pem"),
-        random=rng.random,
-        proxy=config.proxy_url(directory, settings),
-    )
+    link = hubline.connect(directory, settings, me.secrets, rng.random)
     running = runner.Runner(
         launcher, directory, settings.limits, site=settings.site, cuda=settings.cuda
     )

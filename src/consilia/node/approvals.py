@@ -25,8 +25,9 @@ import msgspec
 from consilia.core import ids
 from consilia.errors import ConfigError, Conflict, NotFound, WireError
 from consilia.node import attempts, config, source
+from consilia.node.arguments import Allowed, describe
 from consilia.node.findings import Finding, findings
-from consilia.node.policy import Allowed, PlanGrant, Via, describe, short
+from consilia.node.policy import PlanGrant, Via, short
 from consilia.node.signoffs import (
     SignOff,
     Terms,

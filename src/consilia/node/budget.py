@@ -6,7 +6,7 @@ refuses every charge until a person has decided. The hub can only bring about su
 it can neither answer it nor change a figure.
 """
 
-from consilia.errors import AuthError, ConfigError, Conflict
+from consilia.errors import AuthError, ConfigError, Conflict, Wrong
 from consilia.node import ledgerlog
 from consilia.node.ledger import MAX_NAME, MAX_REASON, SCOPES, Scope
 from consilia.node.store import Store, Transaction, printable
@@ -100,14 +100,19 @@ def accept_restore(store: Store, *, actor: str, reason: str, now: float) -> Head
     """
     words = reason_of(reason)
     with store.write() as tx:
-        rows = tx.rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
-        if not rows:
-            raise Conflict("the privacy ledger is not held: there is nothing to accept")
-        lost = Head(*rows[0])
-        tx.execute("UPDATE budget_mirrors SET accepted = 1 WHERE accepted = 0")
-        detail = f"gave up a ledger of {lost.length} entries ({lost.digest}): {words}"
-        ledgerlog.append(tx, Entry(0, now, "restore", actor=actor, detail=detail))
-        tx.audit(now, actor, "budget.restore", str(lost.length), "accepted", detail)
+        return accept_restore_in(tx, actor=actor, words=words, now=now)
+
+
+def accept_restore_in(tx: Transaction, *, actor: str, words: str, now: float) -> Head:
+    """As `accept_restore`, inside a transaction of the caller; `words` are of `reason_of`."""
+    rows = tx.rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
+    if not rows:
+        raise Conflict("the privacy ledger is not held: there is nothing to accept")
+    lost = Head(*rows[0])
+    tx.execute("UPDATE budget_mirrors SET accepted = 1 WHERE accepted = 0")
+    detail = f"gave up a ledger of {lost.length} entries ({lost.digest}): {words}"
+    ledgerlog.append(tx, Entry(0, now, "restore", actor=actor, detail=detail))
+    tx.audit(now, actor, "budget.restore", str(lost.length), "accepted", detail)
     return lost
 
 
@@ -156,5 +161,7 @@ def reason_of(reason: str) -> str:
     """Return a reason as it is kept; ConfigError where there is none."""
     words = printable(reason.strip(), MAX_REASON)
     if not words:
-        raise ConfigError("--reason: needed a sentence: it stays in the ledger for ever")
+        raise ConfigError(
+            Wrong("reason", "none", "a sentence: it stays in the ledger for ever")
+        )
     return words

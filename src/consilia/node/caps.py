@@ -52,8 +52,7 @@ def decide(  # noqa: PLR0913 - by keyword
         raise ConfigError(f"kind: found {kind[:40]!r}, needed one of {get_args(Scope)}")
     if not name or name != printable(name, MAX_NAME):
         raise ConfigError(f"name: found {name[:80]!r}, needed 1 to {MAX_NAME} characters")
-    if not reason.strip():
-        raise ConfigError("reason: needed a sentence: it stays in the ledger for ever")
+    reason = budget.reason_of(reason)
     default: Cap | None = getattr(budgets, kind)
     held, new = in_force(store, kind, name, default), cap or default
     waits = waiting(store, kind, name)

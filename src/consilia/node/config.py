@@ -17,10 +17,11 @@ from consilia.core import ids
 from consilia.errors import ConfigError, NotFound
 from consilia.files import first_line, write_whole
 from consilia.node import hours
+from consilia.node.arguments import Interval, allowed_values
 from consilia.node.console import settings as console_settings
 from consilia.node.console.settings import Console
 from consilia.node.line import parse_proxy, with_password
-from consilia.node.policy import ConsortiumReview, Interval, Terms, Told, allowed_values
+from consilia.node.policy import ConsortiumReview, Terms, Told
 from consilia.privacy.ledger import Cap, check_cap
 from consilia.wire import strict
 from consilia.wire.token import split_url

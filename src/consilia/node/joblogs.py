@@ -113,10 +113,11 @@ def _agents(path: Path, job: str) -> Iterator[Line]:
             found = json.loads(text)
             at = datetime.fromisoformat(found["at"]).timestamp()
             level: Level = found["level"] if found["level"] in LEVELS else "error"
-            said = "\n".join(str(found[k]) for k in ("what", "error") if k in found)
+            # JSON writes a terminal's escapes as \u001b, so they are there again only now
+            said = _steady("\n".join(str(found[k]) for k in ("what", "error") if k in found))
         except (ValueError, KeyError, TypeError):
             continue  # half a line, of a disk that was full
-        about = str(found.get("job", ""))
+        about = _steady(str(found.get("job", "")))
         if named is None or about == job or named.search(said):
             yield Line(at, level, job or about, "agent", said[:MAX_TEXT])
 
@@ -169,5 +170,8 @@ def _backwards(path: Path, most: int) -> Iterator[str]:
 
 def _shown(line: bytes) -> str:
     """Return a line as text that moves no cursor."""
-    text = line.decode(errors="replace").rstrip("\r")
-    return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
+    return _steady(line.decode(errors="replace").rstrip("\r"))
+
+
+def _steady(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

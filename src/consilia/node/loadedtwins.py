@@ -8,13 +8,15 @@ the rules of the first (node.twin), and to two more, since the two can be held s
 - nothing is told of a plan that leaves out some patients, but fewer than k;
 - a cell that both have alike tells the file's count, unless k patients or more lie between.
 
+Both hold between what is told for two studies as well: the hub sees all of them.
+
 A twin is kept with a name of all that it depends on (`loading.source_of`). When file, plan or
 opt-out list has changed, it is not told until `retell` has looked again: until then the site is
 compared as its file is.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -145,16 +147,19 @@ def _look(store: Store, dataset: Dataset, attached: Attached, rules: Rules, now:
     file, before = datasets.twin(store, dataset.name), _before(store, attached)
     schema = schema_after(dataset, stored.plan)
     grids = _same_grids(file, stored.plan, dataset, schema)
+    others = _others(store, attached)
+    beside = (*((file,) if file else ()), *(other for _, other in others))
     found = _profile(store, dataset, stored, schema, grids | dict(twins.grids(before)))
-    found = _steady(found, file, rules.k)
+    found = _steady(found, beside, rules.k)
     told = twins.republish(before, found, schema, rules)
     if before and told.basis is found:  # enough has changed: cells that fit what is there
-        found = _steady(_profile(store, dataset, stored, schema, grids), file, rules.k)
+        found = _steady(_profile(store, dataset, stored, schema, grids), beside, rules.k)
         told = twins.republish(None, found, schema, rules)
     without, _ = loading.left_out(store, dataset)
     one = schema_of(dataset)[:1]
     whole = profile(preview.opened(dataset, None, without), one, dataset.patient).patients
-    _keep(store, dataset, attached, told, _few(whole, found.patients, rules.k), now)
+    problem = _few(whole, found.patients, rules.k) or _close(others, found.patients, rules.k)
+    _keep(store, dataset, attached, told, problem, now)
 
 
 def _profile(
@@ -198,16 +203,29 @@ def _few(whole: int, left: int, k: int) -> str:
     )
 
 
-def _steady(found: Profile, file: Published | None, k: int) -> Profile:
-    """Return a profile whose cells are the file's where fewer than k patients lie between."""
-    told = {c.name: c for c in file.basis.columns} if file else {}
-    columns = tuple(
-        _column(c, told[c.name], k)
-        if c.name in told and (c.type, c.grid) == (told[c.name].type, told[c.name].grid)
-        else c
-        for c in found.columns
-    )
-    return replace(found, columns=columns)
+def _close(others: Sequence[tuple[str, Published]], left: int, k: int) -> str:
+    """Say why the twin is not told beside those of other plans of the same dataset."""
+    for study, other in others:
+        if 0 < abs(other.basis.patients - left) < k:
+            return (
+                f"what is told for {study or 'every study'} is of {other.basis.patients} "
+                f"patients, this of {left}: from the two one could tell who is in one alone"
+            )
+    return ""
+
+
+def _steady(found: Profile, beside: Sequence[Published], k: int) -> Profile:
+    """Return a profile whose cells are those told where fewer than k patients lie between."""
+    for one in beside:
+        told = {c.name: c for c in one.basis.columns}
+        columns = tuple(
+            _column(c, told[c.name], k)
+            if c.name in told and (c.type, c.grid) == (told[c.name].type, told[c.name].grid)
+            else c
+            for c in found.columns
+        )
+        found = replace(found, columns=columns)
+    return found
 
 
 def _column(now: ColumnProfile, file: ColumnProfile, k: int) -> ColumnProfile:
@@ -247,6 +265,21 @@ def _before(store: Store, attached: Attached) -> Published | None:
         (attached.dataset, attached.study),
     )
     return _published(rows[0][0], rows[0][1]) if rows else None
+
+
+def _others(store: Store, attached: Attached) -> list[tuple[str, Published]]:
+    """Return what is told of a dataset as other studies' plans load it, now or before."""
+    same = {
+        a.study
+        for a in loading.attachments(store)
+        if a.dataset == attached.dataset and a.digest == attached.digest
+    }
+    rows = store.rows(
+        "SELECT study, body, basis FROM loaded_twins "
+        "WHERE dataset = ? AND study <> ? AND problem = '' ORDER BY study",
+        (attached.dataset, attached.study),
+    )
+    return [(str(row[0]), _published(row[1], row[2])) for row in rows if row[0] not in same]
 
 
 def _published(body: bytes, basis: bytes) -> Published:

@@ -140,8 +140,10 @@ class LogPipe:
         if self._written > LOG_BYTES // 2:
             path.replace(path.with_suffix(".log.1"))
             self._written = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o600)
+        if self._written and os.pread(self._file, 1, self._written - 1) != b"\n":
+            self._keep(b"\n")  # the worker before ended within a line: what follows is not its
         self._task = asyncio.get_running_loop().create_task(self._copy())
 
     @property

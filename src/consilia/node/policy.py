@@ -19,32 +19,15 @@ from typing import Literal
 import msgspec
 
 from consilia.errors import ConfigError
+from consilia.node.arguments import Allowed, argument_problem
 from consilia.node.hours import DAY, Window, open_at
 from consilia.stats import private, sums
 from consilia.wire.v1 import MAX_ARGUMENTS, Privacy, Scalar
 
 KINDS = frozenset({"init", "train", "evaluate", "statistics"})
-FRAMEWORK_ARGUMENTS: Mapping[str, Scalar] = {"proximal_mu": 0.0}  # set by strategies, not plans
 FEWEST_MASKED = 3  # sites: of two, each works out the other's update from the sum
-MAX_TEXT = 200  # characters of a text argument
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Numbers from `least` to `greatest`, both included."""
-
-    least: float
-    greatest: float
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """A choice of values."""
-
-    values: tuple[Scalar, ...]
-
-
-Allowed = Interval | OneOf
 Via = Literal["site", "shipped", "consortium"]  # how a plan came to be approved
 Told = Literal["study", "all", "none"]  # study: where the study's terms say so
 _LEAVES: Mapping[str, str] = {"train": "update", "statistics": "sums"}
@@ -254,7 +237,7 @@ def _arguments(r: Request, p: Policy, _: date) -> str | None:
     plan = p.plans.get(r.plan)
     if plan is None:
         return None if not r.arguments else "arguments cannot be judged without an approval"
-    return argument_problem(r.arguments, plan, p.ranges)
+    return argument_problem(r.arguments, plan.arguments, plan.defaults, p.ranges)
 
 
 def _timeout(r: Request, _: Policy, __: date) -> str | None:
@@ -322,7 +305,8 @@ def _noisy_statistics(r: Request, _: Policy, __: date) -> str | None:
     """Noise that is less than what the ledger would be charged for protects nobody."""
     if r.kind != "statistics" or r.privacy.dp is None:
         return None
-    return private.problem(r.privacy.dp, bool(r.cohort)) or None
+    asked, sites = r.privacy.statistics, len(r.cohort)
+    return private.problem(r.privacy.dp, bool(sites), asked, sites) or None
 
 
 def _shared_noise(r: Request, _: Policy, __: date) -> str | None:
@@ -489,72 +473,9 @@ def person(actor: str) -> str:
     return actor.removeprefix("user:")
 
 
-def allowed_values(values: list[Scalar]) -> Allowed:
-    """Read a list of node.yaml: two numbers are a range, anything else a choice of values."""
-    if len(values) == 2:
-        least, greatest = _number(values[0]), _number(values[1])
-        if least is not None and greatest is not None:
-            return Interval(least, greatest)
-    return OneOf(tuple(values))
-
-
-def admits(allowed: Allowed, value: Scalar) -> bool:
-    """Tell whether a value lies in a range or among a choice. NaN lies nowhere."""
-    if isinstance(allowed, OneOf):
-        return any(_same(value, v) for v in allowed.values)
-    number = _number(value)
-    return number is not None and allowed.least <= number <= allowed.greatest
-
-
-def describe(allowed: Allowed) -> str:
-    """Return the range or choice as a person reads it."""
-    if isinstance(allowed, OneOf):
-        return "one of " + ", ".join(repr(v) for v in allowed.values)
-    return f"{allowed.least:g} to {allowed.greatest:g}"
-
-
 def short(digest: str) -> str:
     """Return the first twelve hex digits of a digest."""
     return digest.rpartition(":")[2][:12]
-
-
-def argument_problem(
-    arguments: Mapping[str, Scalar], plan: PlanGrant, ranges: Mapping[str, Allowed]
-) -> str | None:
-    """Say which argument plan and site do not allow, None when all may be set as they are."""
-    for name, value in sorted(arguments.items()):
-        if objection := _argument(name, value, plan, ranges):
-            return objection
-    return None
-
-
-def _argument(
-    name: str, value: Scalar, plan: PlanGrant, ranges: Mapping[str, Allowed]
-) -> str | None:
-    """Judge one argument: its name must be declared, its value allowed by plan and site."""
-    if problem := _value_problem(value):
-        return f"argument {name[:40]!r} {problem}"
-    if name not in plan.arguments and name not in FRAMEWORK_ARGUMENTS:
-        return f"argument {name[:40]!r} is not among those the approval names"
-    defaults = {**FRAMEWORK_ARGUMENTS, **plan.defaults}
-    if name in defaults and _same(value, defaults[name]):
-        return None  # the reviewer has read and approved this very value
-    bounds = [b for b in (plan.arguments.get(name), ranges.get(name)) if b is not None]
-    if not bounds:
-        return f"argument {name!r} = {value!r}: this site lets it keep its default only"
-    broken = [describe(b) for b in bounds if not admits(b, value)]
-    if broken:
-        return f"argument {name!r} = {value!r}, allowed here: {' and '.join(broken)}"
-    return None
-
-
-def _value_problem(value: Scalar) -> str | None:
-    """Say why a value can be no argument at all, or None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "is not a finite number"
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        return f"is a text of {len(value)} characters, limit {MAX_TEXT}"
-    return None
 
 
 def _candidates(r: Request, p: Policy) -> list[DatasetFacts]:
@@ -571,14 +492,3 @@ def _candidates(r: Request, p: Policy) -> list[DatasetFacts]:
         and (not grant.datasets or d.name in grant.datasets)
         and d.study in ("", r.study)
     ]
-
-
-def _number(value: Scalar) -> int | float | None:
-    """Return a number as it is; None for texts and truth values."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _same(a: Scalar, b: Scalar) -> bool:
-    """Equal and of one sort: 1 and 1.0 are the same number, 1 and True are not the same."""
-    numbers = _number(a) is not None and _number(b) is not None
-    return (numbers or type(a) is type(b)) and a == b

@@ -21,10 +21,11 @@ from consilia.core.weights import Weights
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError, NotFound, Refused, WireError
 from consilia.node import approvals, aside, config, datasets, evidence
+from consilia.node.arguments import argument_problem
 from consilia.node.config import NodeConfig
 from consilia.node.evidence import Asked, Measured
 from consilia.node.loading import Loading
-from consilia.node.policy import argument_problem, short, signature_problem
+from consilia.node.policy import short, signature_problem
 from consilia.node.runner import Runner, choose_launcher
 from consilia.node.standing import policy_of
 from consilia.node.store import Store
@@ -142,7 +143,7 @@ def prepared(
     if problem := signature_problem(record.digest, grant, policy):
         raise Refused(problem)
     # a request may set what a job may set, and nothing else
-    problem = argument_problem(wanted.arguments, grant, policy.ranges)
+    problem = argument_problem(wanted.arguments, grant.arguments, grant.defaults, policy.ranges)
     if wanted.asked and problem:
         raise Refused(f"the request for {wanted.name}: {problem}")
     dataset = _dataset(store, wanted.dataset, wanted.study)

@@ -12,19 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilia.core.weights import Weights
+from consilia.data.loading import blocks
 from consilia.errors import ConfigError, Refused
+from consilia.node.spending import dp_of
 from consilia.privacy.noise import Stream, discrete_gaussian
 from consilia.stats import private
 from consilia.wire.v1 import Dp, Statistics, Task
 
 
-def objection(task: Task, patient: str) -> str:
+def objection(task: Task, patient: str, plan: bytes = b"") -> str:
     """Say why a dataset cannot answer with the privacy asked for, "" where it can.
 
-    `patient` is its column of patient ids, "" for none.
+    `patient` is its column of patient ids, "" for none; `plan` its data loading plan, b"" for
+    none. Where that fills gaps with a median, one person can change the values of all whose
+    own is missing: no noise is sized for that, in training as little as here.
     """
-    dp = task.privacy.dp
-    if task.kind != "statistics" or dp is None or dp.level != "patient" or patient:
+    dp = dp_of(task)
+    if dp is None or dp.level == "client":
+        return ""
+    if plan and blocks.mixes(blocks.from_bytes(plan)):
+        return (
+            "the dataset's loading plan fills missing values with a median of all its records: "
+            "one of them may change many, and differential privacy would not hold; needed is "
+            "do: constant, drop or keep"
+        )
+    if task.kind != "statistics" or dp.level != "patient" or patient:
         return ""
     return (
         "patient level needs a dataset that is registered with its column of patient ids "

@@ -5,6 +5,7 @@ this site wants two people for a training plan (`reviewers_needed` of 2 or more)
 for this as well: the first one's word waits, and the ledger stays held meanwhile.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from consilia.errors import Conflict
@@ -12,7 +13,7 @@ from consilia.node import budget
 from consilia.node.approvals import reviewers_needed
 from consilia.node.ledger import MAX_REASON
 from consilia.node.policy import person
-from consilia.node.store import Store, printable
+from consilia.node.store import Row, Store, Transaction, printable
 from consilia.privacy.ledger import Head
 
 
@@ -33,63 +34,71 @@ def decide(store: Store, *, actor: str, reason: str, now: float) -> Head | None:
     Returns the head that was given up, None where the word waits. Raises Conflict when nothing
     is held, or for the same person again, ConfigError without a reason.
     """
-    held = budget.held(store)
     words = budget.reason_of(reason)
-    if held is None:
-        raise Conflict("the privacy ledger is not held: there is nothing to accept")
-    asked = waiting(store)
-    if reviewers_needed(store) > 1:
-        if asked is None:
-            _wait(store, Asked(held.length, held.digest, actor, now, words))
+    two = reviewers_needed(store) > 1
+    # One transaction: what the second person agrees to is what the first one asked for, and
+    # neither the head nor the first word can go in between.
+    with store.write() as tx:
+        held = _held(tx.rows)
+        if held is None:
+            raise Conflict("the privacy ledger is not held: there is nothing to accept")
+        asked = _waiting(tx.rows)
+        if two and asked is None:
+            _wait(tx, Asked(held.length, held.digest, actor, now, words))
             return None
-        if person(asked.actor) == person(actor):
-            raise Conflict(
-                f"{actor} has said so already; a second person has to agree: "
-                "consilia node budget accept-restore"
-            )
-        words = printable(f"{words} (asked for by {asked.actor}: {asked.reason})", MAX_REASON)
-    lost = budget.accept_restore(store, actor=actor, reason=words, now=now)
-    _forget(store)
-    return lost
+        if two and asked is not None:
+            if person(asked.actor) == person(actor):
+                raise Conflict(
+                    f"{actor} has said so already; a second person has to agree: "
+                    "consilia node budget accept-restore"
+                )
+            words = f"{words} (asked for by {asked.actor}: {asked.reason})"
+        words = printable(words, MAX_REASON)
+        lost = budget.accept_restore_in(tx, actor=actor, words=words, now=now)
+        _forget(tx)
+        return lost
 
 
 def waiting(store: Store) -> Asked | None:
     """Return the word that waits for a second person; one about another head counts no more."""
-    held = budget.held(store)
-    rows = store.rows("SELECT length, digest, actor, at, reason FROM restores_asked")
-    asked = Asked(*rows[0]) if rows else None
-    if (
-        held is None
-        or asked is None
-        or (asked.length, asked.digest) != (held.length, held.digest)
-    ):
-        return None
-    return asked
+    return _waiting(store.rows)
 
 
 def withdraw(store: Store, *, actor: str, now: float) -> None:
     """Take back the word that waits; the ledger stays held."""
-    asked = waiting(store)
-    if asked is None:
-        raise Conflict(
-            "nobody has asked to go on with the ledger: there is nothing to withdraw"
-        )
-    _forget(store)
     with store.write() as tx:
+        asked = _waiting(tx.rows)
+        if asked is None:
+            raise Conflict(
+                "nobody has asked to go on with the ledger: there is nothing to withdraw"
+            )
+        _forget(tx)
         tx.audit(now, actor, "budget.restore", str(asked.length), "withdrawn")
 
 
-def _wait(store: Store, asked: Asked) -> None:
-    with store.write() as tx:
-        tx.execute("DELETE FROM restores_asked")
-        tx.execute(
-            "INSERT INTO restores_asked VALUES (1, ?, ?, ?, ?, ?)",
-            (asked.length, asked.digest, asked.actor, asked.at, asked.reason),
-        )
-        detail = f"waits for a second person: {asked.reason}"
-        tx.audit(asked.at, asked.actor, "budget.restore", str(asked.length), "waits", detail)
+def _held(rows: Callable[[str], list[Row]]) -> Head | None:
+    found = rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
+    return Head(*found[0]) if found else None
 
 
-def _forget(store: Store) -> None:
-    with store.write() as tx:
-        tx.execute("DELETE FROM restores_asked")
+def _waiting(rows: Callable[[str], list[Row]]) -> Asked | None:
+    held = _held(rows)
+    found = rows("SELECT length, digest, actor, at, reason FROM restores_asked")
+    asked = Asked(*found[0]) if found else None
+    if held is None or asked is None:
+        return None
+    return asked if (asked.length, asked.digest) == (held.length, held.digest) else None
+
+
+def _wait(tx: Transaction, asked: Asked) -> None:
+    _forget(tx)
+    tx.execute(
+        "INSERT INTO restores_asked VALUES (1, ?, ?, ?, ?, ?)",
+        (asked.length, asked.digest, asked.actor, asked.at, asked.reason),
+    )
+    detail = f"waits for a second person: {asked.reason}"
+    tx.audit(asked.at, asked.actor, "budget.restore", str(asked.length), "waits", detail)
+
+
+def _forget(tx: Transaction) -> None:
+    tx.execute("DELETE FROM restores_asked")

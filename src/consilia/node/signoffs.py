@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from consilia.errors import Conflict
-from consilia.node.policy import Allowed, Interval, OneOf, person, short
+from consilia.node.arguments import Allowed, Interval, OneOf, describe
+from consilia.node.policy import person, short
 from consilia.node.store import Store
 from consilia.wire.v1 import Scalar
 
@@ -55,8 +56,9 @@ def sign_off(
         given = replace(given, terms=before[0].terms)
     if before and given.terms != before[0].terms:
         raise Conflict(
-            f"{before[0].reviewer} approved {_shown(subject)} on the terms {before[0].terms}, "
-            f"this is {given.terms}; give none to agree, or reject it and begin anew"
+            f"{before[0].reviewer} approved {_shown(subject)} on the terms "
+            f"{_said(before[0].terms)}; these are: {_said(given.terms)}. Give none to agree, "
+            "or reject it and begin anew"
         )
     if len(before) + 1 >= needed:
         return (*before, given)
@@ -91,6 +93,15 @@ def terms_of(text: str) -> Terms:
     until, arguments, studies = json.loads(text)
     last = date.fromisoformat(until) if until else None
     return Terms(last, load(json.dumps(arguments)), tuple(studies))
+
+
+def _said(text: str) -> str:
+    """Return terms as a person reads them."""
+    terms = terms_of(text)
+    parts = [f"until {terms.until}" if terms.until else "no end"]
+    parts += [f"{name} {describe(a)}" for name, a in terms.arguments.items() if a is not None]
+    parts += [f"for {', '.join(terms.studies)}"] if terms.studies else []
+    return ", ".join(parts)
 
 
 def _shown(subject: str) -> str:

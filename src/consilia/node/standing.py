@@ -26,17 +26,11 @@ from consilia.node import (
     stops,
     studies,
 )
+from consilia.node.arguments import allowed_values
 from consilia.node.config import NodeConfig
 from consilia.node.hours import open_at, parse
 from consilia.node.loading import Loading, Prepared
-from consilia.node.policy import (
-    DatasetFacts,
-    Decision,
-    Policy,
-    Request,
-    allowed_values,
-    decide,
-)
+from consilia.node.policy import DatasetFacts, Decision, Policy, Request, decide
 from consilia.node.pool import decisions
 from consilia.node.spending import dp_of
 from consilia.node.store import Store
@@ -201,7 +195,8 @@ class Standing:
         loaded = self._loading.prepared(known, task.study_name, task.privacy.fold)
         if loaded.problem:
             return Decision((loaded.problem,))
-        if found := privatestatistics.objection(task, loaded.dataset.patient):
+        patient, plan = loaded.dataset.patient, loaded.dataset.loading
+        if found := privatestatistics.objection(task, patient, plan):
             return Decision((found,), told=(found,))
         before = optout.last_used(self._store, decision.dataset)
         private, k = dp_of(task) is not None, self.config.disclosure.k

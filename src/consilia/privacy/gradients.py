@@ -30,8 +30,7 @@ import math
 
 from consilia.core.weights import Schema
 from consilia.errors import ConfigError
-from consilia.privacy import graph
-from consilia.privacy.noise import LEAST_SHARE, Grid, honest_survivors, whole_grid
+from consilia.privacy.noise import LEAST_SHARE, Grid, sure_shares, whole_grid
 from consilia.wire.v1 import Dp, Privacy
 
 UNITS = 1 << 14  # whole steps in one clip
@@ -68,13 +67,7 @@ def share(dp: Dp, sites: int, keyed: int) -> tuple[float, int]:
     `keyed` of `sites` have sent keys. Raises ConfigError when no share is left to count on, or
     the sum of so many sites has no room.
     """
-    honest = honest_survivors(graph.threshold(keyed), dp.colluding)
-    if honest < 1:
-        raise ConfigError(
-            f"dp.colluding is {dp.colluding} and of {keyed} sites {graph.threshold(keyed)} are "
-            "sure to stay: no share of the noise is left to count on; lower it, or let each "
-            "site add all of the noise (distributed: false)"
-        )
+    honest = sure_shares(dp, keyed)
     std = dp.noise_multiplier * UNITS / math.sqrt(honest)
     if std < LEAST_SHARE:
         raise ConfigError(

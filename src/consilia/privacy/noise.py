@@ -42,6 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilia.errors import ConfigError
+from consilia.privacy import graph
 from consilia.privacy.accountant import check
 from consilia.privacy.streams import keystream
 from consilia.wire.v1 import Dp
@@ -55,6 +56,7 @@ _CUT = 12  # standard deviations that a table holds
 _BITS = 64  # of a table's thresholds
 _BLOCK = 1 << 15  # values drawn at once, so that they stay in the cache
 _SLACK = 1e-9  # of the clip: more than float64 errs when it sums the squares of a norm
+WIDEST = 1e12  # standard deviation that the sampler reaches, in steps
 LEAST_SHARE = 4.0  # steps of a share; 10 (n - 1) exp(-pi^2 16) per coordinate is 1e-67 n
 
 Words = TypeVar("Words", bound=np.unsignedinteger)  # dtype of what a stream gives
@@ -109,7 +111,7 @@ class DiscreteGaussian:
 @lru_cache(maxsize=8)
 def discrete_gaussian(std: float) -> DiscreteGaussian:
     """Return the sampler of standard deviation parameter `std`, in steps; made once."""
-    if not (math.isfinite(std) and 0.05 <= std <= 1e12):
+    if not (math.isfinite(std) and 0.05 <= std <= WIDEST):
         raise ConfigError(f"noise of {std!r} steps; needed a number from 0.05 to 1e12")
     k, levels = 1, 1
     narrow = std
@@ -221,6 +223,22 @@ def honest_survivors(threshold: int, colluding: int = 1) -> int:
     With `colluding=1` no single site, together with the hub, takes the noise below its size.
     """
     return threshold - colluding
+
+
+def sure_shares(dp: Dp, keyed: int) -> int:
+    """Return how many shares of the noise are sure, of `keyed` sites that have sent keys.
+
+    Raises ConfigError where none is, Refused for fewer than three sites.
+    """
+    sure = graph.threshold(keyed)
+    honest = honest_survivors(sure, dp.colluding)
+    if honest < 1:
+        raise ConfigError(
+            f"dp.colluding is {dp.colluding} and of {keyed} sites {sure} are sure to stay: no "
+            "share of the noise is left to count on; lower it, or let each site add all of "
+            "the noise (distributed: false)"
+        )
+    return honest
 
 
 def whole_grid(dp: Dp, size: int, step: float, std: float) -> Grid:

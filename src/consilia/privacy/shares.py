@@ -38,9 +38,9 @@ from consilia.core import carried
 from consilia.core.carried import Carried
 from consilia.core.weights import Schema, TensorSpec
 from consilia.errors import ConfigError, UpdateRejected
-from consilia.privacy import adaptive, graph, masked
+from consilia.privacy import adaptive, masked
 from consilia.privacy.accountant import check
-from consilia.privacy.noise import LEAST_SHARE, Stream, discrete_gaussian, honest_survivors
+from consilia.privacy.noise import LEAST_SHARE, Stream, discrete_gaussian, sure_shares
 from consilia.privacy.streams import Ring
 from consilia.wire.v1 import Dp, Privacy
 
@@ -94,13 +94,7 @@ def share(dp: Dp, privacy: Privacy, schema: Schema, sites: int, keyed: int) -> S
     check(dp)
     if privacy.bits == 8:
         raise ConfigError("a share of the noise is lost in steps of 8 bits: use 32 or 16")
-    honest = honest_survivors(graph.threshold(keyed), dp.colluding)
-    if honest < 1:
-        raise ConfigError(
-            f"dp.colluding is {dp.colluding} and of {keyed} sites {graph.threshold(keyed)} are "
-            "sure to stay: no share of the noise is left to count on; lower it, or let each "
-            "site add all of the noise (distributed: false)"
-        )
+    honest = sure_shares(dp, keyed)
     weight = 1 / sites
     std = adaptive.update_noise(dp) * dp.clip * weight / math.sqrt(honest)
     grids = {s.dtype: _grid(s, privacy, std) for s in schema if s.dtype in _FLOATS}

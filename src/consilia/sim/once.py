@@ -236,12 +236,12 @@ async def _follow(hub: Hub, job: str, on_round: OnRound) -> JobView:
     """Wait until the job ends, telling of rounds as they close; return it."""
     after, told = 0, 0
     while True:
-        view = await hub.engine.view(job)
+        view = await hub.engine.reading.view(job)
         closed = [r for r in view.rounds if r.round > 0]
         for found in closed[told:]:
             on_round(found)
         told = len(closed)
         if view.state in ("done", "stopped", "failed"):
             return view
-        feed = await hub.engine.events(job, after, _WAIT)
+        feed = await hub.engine.reading.events(job, after, _WAIT)
         after = feed.next

@@ -29,11 +29,11 @@ from consilia.hub.telemetry import make_log
 from consilia.node import approvals, datasets, identity, loading, peers, studies
 from consilia.node import holdout as holdouts
 from consilia.node.agent import Agent
+from consilia.node.arguments import Allowed, OneOf
 from consilia.node.cache import Cache
 from consilia.node.config import NodeConfig
 from consilia.node.identity import NewKeys
 from consilia.node.inprocess import InProcess, MemoryOutput
-from consilia.node.policy import Allowed, OneOf
 from consilia.node.release import Release
 from consilia.node.runner import Begin, OnStep, Runs
 from consilia.node.store import Store as NodeStore

@@ -15,7 +15,9 @@ mechanism of multiplier z, whatever the question: what z costs is told by privac
 Where a dataset declares patient ids, the first `dp.clip` records of each patient that the
 condition holds of are counted and no others. Which these are depends on the patient's own
 records alone, so a patient changes a block by `dp.clip` at most. Values are rounded to whole
-steps one by one and added as integers: no rounding of sums adds to that.
+steps one by one and added as integers: no rounding of sums adds to that. So it is the patient
+that is hidden there, at record level too. Without one of several records of theirs the next one
+counts, which with `dp.clip` 1 changes a block by up to 2.
 
 There are no thresholds: whatever the records are, all numbers are told, with noise.
 
@@ -31,10 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilia.core.weights import Array, Weights
-from consilia.errors import ConfigError, WireError
-from consilia.privacy import graph
+from consilia.errors import ConfigError, Refused, WireError
 from consilia.privacy.accountant import check as check_dp
-from consilia.privacy.noise import LEAST_SHARE, honest_survivors
+from consilia.privacy.noise import LEAST_SHARE, WIDEST, sure_shares
 from consilia.privacy.ring import FRACTION
 from consilia.stats import sums
 from consilia.stats.columns import BY, IDS, WHERE
@@ -43,7 +44,7 @@ from consilia.wire.v1 import Dp, Numbers, Statistics
 
 UNIT = 1 << FRACTION  # steps of one record
 MOST_RECORDS = 1000  # of one patient that may count
-MOST_NOISE = 5e4  # records, of one block: the sampler reaches further
+MOST_NOISE = 5e4  # records, of one block
 _NEVER: frozenset[sums.Kind] = frozenset({"rounded", "weight"})
 
 Counts = NDArray[np.int64]
@@ -71,13 +72,19 @@ def sensitivity(asked: Statistics, dp: Dp) -> float:
     return dp.clip * math.sqrt(blocks(asked))
 
 
-def problem(dp: Dp, masked: bool) -> str:
-    """Say why statistics cannot carry this noise, "" where they can. Of the question alone."""
+def problem(dp: Dp, masked: bool, asked: Statistics | None = None, sites: int = 0) -> str:
+    """Say why statistics cannot carry this noise, "" where they can. Of the question alone.
+
+    With `asked`, of that question, to `sites`: what would fail once it is paid for is told now.
+    """
     try:
         check_dp(dp)
-    except ConfigError as error:
+        if (found := next(_problems(dp, masked), "")) or asked is None:
+            return found
+        share(asked, dp, sites)  # more than the sites asked do not send keys
+    except (ConfigError, Refused) as error:
         return str(error)
-    return next(_problems(dp, masked), "")
+    return ""
 
 
 def _problems(dp: Dp, masked: bool) -> Iterator[str]:
@@ -111,15 +118,10 @@ def share(asked: Statistics, dp: Dp, keyed: int = 0) -> float:
     """
     whole = dp.noise_multiplier * sensitivity(asked, dp) * UNIT
     if dp.distributed:
-        honest = honest_survivors(graph.threshold(keyed), dp.colluding)
-        if honest < 1:
-            raise ConfigError(
-                f"dp.colluding is {dp.colluding} and of {keyed} sites {graph.threshold(keyed)} "
-                "are sure to stay: no share of the noise is left to count on"
-            )
-        whole /= math.sqrt(honest)
-    if not whole >= LEAST_SHARE:
-        raise ConfigError(f"noise of {whole:.3g} steps, needed {LEAST_SHARE:g} or more")
+        whole /= math.sqrt(sure_shares(dp, keyed))
+    if not LEAST_SHARE <= whole <= WIDEST:
+        needed = f"{LEAST_SHARE:g} to {WIDEST:g}"
+        raise ConfigError(f"noise of {whole:.3g} steps, needed {needed}")
     return whole
 
 

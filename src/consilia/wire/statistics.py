@@ -73,5 +73,6 @@ class StatisticsView(View, frozen=True):
     figures: tuple[Figure, ...]
     without: dict[str, str] = {}  # sites that were asked and have told nothing
     dp: Dp | None = None  # the mechanism; None: no noise
-    epsilon: float | None = None  # that the answer has cost each site, at `dp.delta`
+    # what it has cost each site at most, at `dp.delta`; failed attempts were paid for as well
+    epsilon: float | None = None
     noise: float | None = None  # standard deviation of the noise on every count, in records

@@ -227,6 +227,11 @@ def plan_digest(plan: LoadingPlan) -> str:
     return "sha256:" + hashlib.sha256(b"consilia loading plan\0" + body).hexdigest()
 
 
+def mixes(plan: LoadingPlan) -> bool:
+    """Tell whether a plan gives records values that follow from other records."""
+    return any(isinstance(block, Missing) and block.do == "median" for block in plan.blocks)
+
+
 def kind(block: AnyBlock) -> str:
     """Return the word a block is written with."""
     return str(block.__struct_config__.tag)

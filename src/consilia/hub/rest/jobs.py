@@ -116,7 +116,7 @@ async def start_job(hub: Hub, who: Who, data: JSONBody[Experiment]) -> JobView:
 
     study, plan = await hub.store.read(read)
     id = await hub.engine.start(data, who.name, study.study, plan.plan)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @get("/jobs", opt=KEPT)
@@ -132,7 +132,7 @@ async def list_jobs(  # noqa: PLR0913, PLR0917 - a query's parameters
     phases = None if status is None else (status,)
     if study is not None:
         await hub.store.read(lambda db: seen_study(db, who, study))
-    page = await hub.engine.list(
+    page = await hub.engine.reading.list(
         limit=limit, cursor=cursor, study=study, author=who.only, phases=phases
     )
     return Page(items=page.items, next=page.next)
@@ -142,7 +142,7 @@ async def list_jobs(  # noqa: PLR0913, PLR0917 - a query's parameters
 async def get_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
     """Show one job with its closed rounds."""
     await seen_job(hub, who, id)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @post("/jobs/{id:str}/stop", status_code=200)
@@ -150,7 +150,7 @@ async def stop_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
     """Stop a job; accepted updates of its open round are kept."""
     await own_job(hub, who, id)
     await hub.engine.stop(id, who.name)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @post("/jobs/{id:str}/resume", status_code=200)
@@ -162,7 +162,7 @@ async def resume_job(
     if data.rounds is not None:
         within(data.rounds, "rounds", 1, MAX_ROUNDS)
     await hub.engine.resume(id, data.rounds, who.name)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @post("/jobs/{id:str}/arguments", status_code=200)
@@ -172,7 +172,7 @@ async def change_arguments(
     """Set arguments from the next round on; the others stay."""
     await own_job(hub, who, id)
     await hub.engine.change(id, data.arguments, who.name)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @get("/jobs/{id:str}/events")
@@ -190,7 +190,7 @@ async def job_events(
     await seen_job(hub, who, id)
     within(after, "after", 0, MAX_CURSOR)
     longest = min(max(0.0, wait), hub.config.limits.poll_wait)  # in this order NaN gives 0
-    feed = await until_stopped(hub.stopping, hub.engine.events(id, after, longest))
+    feed = await until_stopped(hub.stopping, hub.engine.reading.events(id, after, longest))
     if feed is None:
         return Page(items=(), next=str(after))
     items = (EventView(seq=e.seq, at=e.at, type=e.type, body=dict(e.body)) for e in feed.items)

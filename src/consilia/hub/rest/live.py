@@ -117,15 +117,15 @@ async def _stream(hub: Services, watch: Watch, after: int) -> AsyncIterator[byte
 
 async def _news(hub: Services, id: str, after: int) -> News:
     """Return what happened after a cursor, waiting for it, or that nothing more will."""
-    feed = await hub.engine.events(id, after)
+    feed = await hub.engine.reading.events(id, after)
     if not feed.items:
-        if (state := (await hub.engine.view(id)).state) in OVER:
+        if (state := (await hub.engine.reading.view(id)).state) in OVER:
             end = msgspec.json.encode({"state": state})
             told = msgspec.json.encode({"type": "end", "state": state}).decode()
             return News(b"event: end\ndata: %s\n\n" % end, (told,), after, over=True)
         if hub.engine.job(id) is None:
             await asyncio.sleep(IDLE)  # nothing wakes who waits for a job not in memory
-        later = await until_stopped(hub.stopping, hub.engine.events(id, after, BEAT))
+        later = await until_stopped(hub.stopping, hub.engine.reading.events(id, after, BEAT))
         if later is None or not later.items:
             return News(b": still here\n\n", (BEATING,), after, over=False)
         feed = later

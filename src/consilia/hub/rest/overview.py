@@ -37,7 +37,7 @@ MOST_QUEUED = 1000  # jobs of a queue that are shown
 async def job_metrics(hub: Hub, who: Who, id: FromPath[str]) -> Page[MetricsView]:
     """List the figures of a job's closed rounds, oldest first."""
     await seen_job(hub, who, id)
-    view = await hub.engine.view(id)
+    view = await hub.engine.reading.view(id)
     closed = await hub.store.read(lambda db: _closed(db, id))
     items = tuple(_metrics(r, closed.get(r.round, 0.0)) for r in view.rounds)
     return Page(items=items)
@@ -76,7 +76,7 @@ async def queue(hub: Hub, who: Who, limit: FromQuery[int] = 100) -> Page[QueueVi
         return mine[:limit]
 
     found = await hub.store.read(read)
-    items = [_queued(n, await hub.engine.view(record.id)) for n, record in found]
+    items = [_queued(n, await hub.engine.reading.view(record.id)) for n, record in found]
     return Page(items=tuple(items))
 
 
@@ -106,7 +106,9 @@ async def budgets(
 
     A page may so be empty and still have a next one.
     """
-    page = await hub.engine.list(limit=limit, cursor=cursor, study=study, author=who.only)
+    page = await hub.engine.reading.list(
+        limit=limit, cursor=cursor, study=study, author=who.only
+    )
     items = await asyncio.to_thread(lambda: tuple(filter(None, map(_budget, page.items))))
     return Page(items=items, next=page.next)
 
@@ -164,7 +166,7 @@ async def health(hub: Hub) -> HealthView:
 async def clone(hub: Hub, who: Who, id: FromPath[str], data: JSONBody[CloneJob]) -> JobView:
     """Run a job's experiment again as a job of one's own, with other values where given."""
     await seen_job(hub, who, id)
-    again = _changed((await hub.engine.view(id)).experiment, data)
+    again = _changed((await hub.engine.reading.view(id)).experiment, data)
     return await _start(hub, who, again)
 
 

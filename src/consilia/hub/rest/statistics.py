@@ -28,7 +28,7 @@ async def ask_statistics(hub: Hub, who: Who, data: JSONBody[AskStatistics]) -> J
 
     study, experiment = await hub.store.read(read)
     id = await hub.engine.start(experiment, who.name, study, None)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @get("/jobs/{id:str}/statistics", opt=KEPT)

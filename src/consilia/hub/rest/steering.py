@@ -18,7 +18,7 @@ async def pause_job(hub: Hub, who: Who, id: FromPath[str]) -> JobView:
     """Let a job finish what is open and open nothing more; resume lets it go on."""
     await own_job(hub, who, id)
     await hub.engine.pause(id, who.name)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @post("/jobs/{id:str}/rollback", status_code=200)
@@ -27,7 +27,7 @@ async def roll_back(hub: Hub, who: Who, id: FromPath[str], data: JSONBody[RollBa
     await own_job(hub, who, id)
     within(data.round, "round", 0, MAX_ROUNDS)
     await hub.engine.roll_back(id, data.round, who.name)
-    return await hub.engine.view(id)
+    return await hub.engine.reading.view(id)
 
 
 @get("/jobs/{id:str}/evaluations", opt=KEPT)

@@ -77,8 +77,7 @@ def add(here: Here, who: Who, data: JSONBody[NewDataset]) -> DatasetView:
         sources.origin_of(here, data.query) if data.query is not None else None,
         description=data.description,
         missing=MISSING if data.missing is None else data.missing,
-        types={c.name: c.type for c in data.columns if c.type is not None},
-        patient=data.patient,
+        patient=data.patient,  # types are declared below, together with missing codes
     )
     made = measuring.register(here.store, wanted, actor=who.name, now=here.now())
     if data.columns:

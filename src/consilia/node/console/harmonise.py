@@ -10,12 +10,12 @@ from consilia.node import (
     approvals,
     comparing,
     datasets,
+    hubline,
     loadedtwins,
     loading,
     studies,
 )
 from consilia.node.comparing import Compared
-from consilia.node.console import hubline
 from consilia.node.console.guard import Who, allow
 from consilia.node.console.loadings import shown
 from consilia.node.console.services import Here, Services
@@ -101,7 +101,7 @@ def fitting(here: Services, record: StudyRecord) -> tuple[str, ...]:
 
 def offers(here: Services, study: str) -> SiteOffers:
     """Ask the hub what the sites of a study offer, with the node's own certificate."""
-    return hubline.asked(here, lambda line: line.offers(study))
+    return hubline.asked(here.directory, lambda line: line.offers(study))
 
 
 def _study(here: Services, digest: str) -> StudyRecord:

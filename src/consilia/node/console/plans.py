@@ -1,14 +1,18 @@
 """Routes of training plans: read them whole, decide about them."""
 
+from dataclasses import replace
+from datetime import date
+
 from litestar import get, post
 from litestar.params import FromPath, JSONBody
 
 from consilia.node import approvals, dryrun, source
 from consilia.node.approvals import PlanRecord, Review
+from consilia.node.arguments import allowed_values, describe
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.studies import day_text, last_day
-from consilia.node.policy import allowed_values, describe
+from consilia.node.signoffs import terms_of
 from consilia.wire.console.studies import (
     ApprovePlan,
     ArgumentView,
@@ -39,8 +43,9 @@ def list_plans(here: Here) -> PlansView:
 def get_plan(here: Here, digest: FromPath[str]) -> PlanView:
     """Return a plan whole, with what a reviewer should look at."""
     found = approvals.review(here.store, digest, approvals.day(here.now()))
-    plan, record = found.plan.plan, found.plan
-    signed = record.signers or tuple(s.reviewer for s in record.signoffs)
+    plan, record = found.plan.plan, _so_far(found.plan)
+    waiting = tuple(s.reviewer for s in record.signoffs)
+    signed = record.signers if record.state == "approved" else waiting
     return PlanView(
         summary(record),
         plan.description,
@@ -48,7 +53,7 @@ def get_plan(here: Here, digest: FromPath[str]) -> PlanView:
         tuple(plan.requirements),
         tuple(SourceFile(path, text) for path, text in sorted(plan.files.items())),
         tuple(FindingView(f.file, f.line, f.what, f.severity, f.kind) for f in found.findings),
-        _arguments(here, found),
+        _arguments(here, found, record),
         record.studies,
         found.before.digest if found.before else "",
         signed,
@@ -164,8 +169,25 @@ def _line(line: source.Line) -> DiffLine:
     )
 
 
-def _arguments(here: Services, found: Review) -> tuple[ArgumentView, ...]:
-    record, defaults = found.plan, found.declared or {}
+def _so_far(record: PlanRecord) -> PlanRecord:
+    """Return a plan with the terms that its first reviewer signed, while it needs another.
+
+    Who gives no terms of their own agrees to these, and has to see them.
+    """
+    if record.state == "approved" or not record.signoffs:
+        return record
+    terms = terms_of(record.signoffs[0].terms)
+    return replace(
+        record,
+        reason=record.signoffs[0].reason,
+        until=terms.until or date.max,
+        arguments=terms.arguments,
+        studies=terms.studies,
+    )
+
+
+def _arguments(here: Services, found: Review, record: PlanRecord) -> tuple[ArgumentView, ...]:
+    defaults = found.declared or {}
     ranges = here.config().arguments
     views = []
     for name in sorted({*defaults, *record.arguments}):

@@ -10,8 +10,7 @@ from litestar import get, post
 from litestar.params import FromPath, JSONBody
 
 from consilia.errors import ConfigError, Wrong
-from consilia.node import approvals, datasets, peers, studies
-from consilia.node.console import hubline
+from consilia.node import approvals, datasets, hubline, peers, studies
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.studies import own_peer
@@ -19,7 +18,6 @@ from consilia.node.link import HttpLink
 from consilia.node.loading import Loading
 from consilia.node.pool import decisions, transfer
 from consilia.node.studies import StudyRecord
-from consilia.privacy import sealing
 from consilia.wire import pool as wire
 from consilia.wire.console.pooling import (
     ArrivalsView,
@@ -48,7 +46,7 @@ def list_arrivals(here: Here, digest: FromPath[str]) -> ArrivalsView:
     record = _study(here, digest)
     if record.study.data_centre != here.site:
         return ArrivalsView(())
-    board = hubline.asked(here, HttpLink.pool_board)
+    board = hubline.asked(here.directory, HttpLink.pool_board)
     return ArrivalsView(
         tuple(
             found
@@ -62,9 +60,10 @@ def list_arrivals(here: Here, digest: FromPath[str]) -> ArrivalsView:
 def open_pool(here: Here, who: Who, digest: FromPath[str], data: JSONBody[Decide]) -> PoolView:
     """At the data centre: take copies of the study's sites from now on."""
     record = _study(here, digest)
-    private = here.random_bytes(32)
     decisions.open_channel(
-        *(here.store, record.digest, private, sealing.public(private)),
+        here.store,
+        record.digest,
+        here.random_bytes(32),
         actor=who.name,
         now=here.now(),
         reason=_reason(data.reason),
@@ -81,7 +80,9 @@ def send(here: Here, who: Who, digest: FromPath[str], data: JSONBody[SendCopy]) 
         *(record.digest, data.dataset, data.to, _reason(data.reason), who.name, here.now())
     )
     hubline.asked(
-        here, lambda line: transfer.send(here.store, line, asked, here.random_bytes), MOVING
+        here.directory,
+        lambda line: transfer.send(here.store, line, asked, here.random_bytes),
+        MOVING,
     )
     here.tell_agent()
     return _view(here, record)
@@ -92,9 +93,12 @@ def take(here: Here, who: Who, digest: FromPath[str], data: JSONBody[TakeCopy]) 
     """At the data centre: open a site's copy and make it part of the study's dataset here."""
     record, reason = _study(here, digest), _reason(data.reason)
     hubline.asked(
-        here,
+        here.directory,
         lambda line: transfer.take(
-            *(here.store, line, record.digest, data.site),
+            here.store,
+            line,
+            record.digest,
+            data.site,
             actor=who.name,
             now=here.now(),
             reason=reason,
@@ -110,7 +114,8 @@ def withdraw(here: Here, who: Who, digest: FromPath[str], data: JSONBody[Decide]
     """Take the consent to this site's copy back; the data centre deletes it and says so."""
     record = _study(here, digest)
     decisions.withdraw(
-        *(here.store, record.digest),
+        here.store,
+        record.digest,
         actor=who.name,
         now=here.now(),
         reason=_reason(data.reason),

@@ -21,6 +21,7 @@ from consilia.node.config import NodeConfig
 from consilia.node.identity import Identity
 from consilia.node.store import Row, Store, Transaction, hashed_name
 from consilia.node.studies import StudyRecord
+from consilia.privacy import sealing
 from consilia.wire import pool as wire
 from consilia.wire.seal import seal
 from consilia.wire.v1 import Sealed, decode, encode
@@ -221,18 +222,11 @@ def rounded(records: int) -> int:
 
 
 def open_channel(  # noqa: PLR0913 - by keyword
-    store: Store,
-    name: str,
-    private: bytes,
-    public: bytes,
-    *,
-    actor: str,
-    now: float,
-    reason: str,
+    store: Store, name: str, private: bytes, *, actor: str, now: float, reason: str
 ) -> StudyRecord:
     """Let the study's sites upload to this data centre; Conflict where it is not that.
 
-    `private` and `public` are a fresh X25519 pair, used unless the channel is open already.
+    `private` is a fresh X25519 key, used unless the channel is open already.
     """
     me = site_of(store)
     record = in_force(store, name, date.fromtimestamp(now))
@@ -241,7 +235,7 @@ def open_channel(  # noqa: PLR0913 - by keyword
             f"the data centre of study {record.study.name!r} is {record.study.data_centre!r}, "
             f"not this site {me.settings.site!r}"
         )
-    told = signed(me.identity, wire.Channel(record.digest, public))
+    told = signed(me.identity, wire.Channel(record.digest, sealing.public(private)))
     with store.write() as tx:
         made = tx.execute(
             "INSERT INTO pool_channels VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",

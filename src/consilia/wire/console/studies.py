@@ -136,7 +136,7 @@ class ArgumentView(View, frozen=True):
     name: str
     default: Scalar | None
     site_range: str  # "" when the site has none
-    approved: str  # the approval's own range, "" for none
+    approved: str  # the range of the approval, or of its first of two signers; "" for none
 
 
 class PlanView(View, frozen=True):

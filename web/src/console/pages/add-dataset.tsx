@@ -6,7 +6,7 @@ import { bytes, figure } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Facts, Page, Section } from "../../shared/ui/page";
 import { Failure } from "../../shared/ui/states";
-import type { InspectedView, InspectPath, NewDataset } from "../api/schema";
+import type { ColumnView, InspectedView, InspectPath, NewDataset } from "../api/schema";
 import { useChange, useClient } from "../api/use";
 import { SourceStep } from "./dataset-source";
 import { SchemaTable, type Changes } from "./schema-table";
@@ -15,6 +15,11 @@ import { SchemaTable, type Changes } from "./schema-table";
 export function nameOf(path: string): string {
   const file = path.split("/").at(-1) ?? "";
   return file.replace(/\.[^.]*$/, "").toLowerCase().replaceAll(/[^a-z0-9]+/g, "-").replaceAll(/^-+|-+$/g, "");
+}
+
+/** The columns as they will be registered: ids of patients are read as text. */
+export function withPatient(columns: readonly ColumnView[], patient: string): ColumnView[] {
+  return columns.map((column) => (column.name === patient ? { ...column, role: "patient", type: "str" } : column));
 }
 
 function NameStep(props: { found: InspectedView; form: NewDataset; edit: (part: Partial<NewDataset>) => void }) {
@@ -82,7 +87,7 @@ export default function AddDataset() {
       {step === 1 && inspect.data && <NameStep found={inspect.data} form={form} edit={edit} />}
       {step === 2 && inspect.data && (
         <Section title={say("dataset.schema")} hint={say("add.columns.hint")} flush>
-          <SchemaTable columns={inspect.data.columns} changes={changes}
+          <SchemaTable columns={withPatient(inspect.data.columns, form.patient ?? "")} changes={changes}
             change={(name, part) => setChanges((old) => ({ ...old, [name]: { ...old[name], name, ...part } }))} />
         </Section>
       )}

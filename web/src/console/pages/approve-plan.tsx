@@ -2,11 +2,30 @@ import { Button, Group, Modal, Stack, Text, TextInput, Textarea } from "@mantine
 import { IconCheck } from "@tabler/icons-react";
 import { useState, type SyntheticEvent } from "react";
 
+import { day } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
+import { Facts, Section } from "../../shared/ui/page";
 import { Failure } from "../../shared/ui/states";
 import type { PlanView } from "../api/schema";
 import { useChange, useClient } from "../api/use";
 import { rangesOf } from "../ranges";
+
+/** What the first of two reviewers has signed: who gives no terms agrees to it. */
+function SignedTerms({ plan }: { plan: PlanView }) {
+  const { say, language } = useText();
+  const { until } = plan.summary;
+  const ranges = plan.arguments.filter((argument) => argument.approved !== "").map((argument) => `${argument.name}: ${argument.approved}`);
+  return (
+    <Section title={say("plan.signed", { names: plan.reviewers.join(", ") })} hint={say("plan.signed.hint")}>
+      <Facts items={[
+        [say("field.reason"), plan.summary.reason],
+        [say("field.until"), until ? day(until, language) : say("plan.signed.no_end")],
+        [say("plan.ranges"), ranges.join(", ") || say("plan.signed.site_ranges")],
+        [say("plan.only_studies"), plan.studies.join(", ")],
+      ]} />
+    </Section>
+  );
+}
 
 /** Approve with an end date and the ranges in which arguments may vary without asking again. */
 export function Approve({ plan }: { plan: PlanView }) {
@@ -17,6 +36,8 @@ export function Approve({ plan }: { plan: PlanView }) {
   const [until, setUntil] = useState("");
   const [ranges, setRanges] = useState<Readonly<Record<string, string>>>({});
   const [wrong, setWrong] = useState("");
+  const signed = plan.summary.state !== "approved" && plan.reviewers.length > 0;
+  const asked = signed ? [] : plan.arguments; // the second agrees to the first one's terms
   const approve = useChange((given: ReturnType<typeof rangesOf>["ranges"]) =>
     client.approvePlan(plan.summary.digest, { reason, until, arguments: given }));
   function submit(event: SyntheticEvent) {
@@ -32,11 +53,12 @@ export function Approve({ plan }: { plan: PlanView }) {
         <form onSubmit={submit}>
           <Stack>
             <Text size="sm">{say("plan.approve.consequence")}</Text>
+            {signed && <SignedTerms plan={plan} />}
             <Textarea label={say("field.reason.optional")} value={reason} autosize minRows={2} onChange={(event) => setReason(event.currentTarget.value)} />
-            <TextInput type="date" label={say("field.until")} description={say("plan.until.hint")} value={until} onChange={(event) => setUntil(event.currentTarget.value)} />
-            {plan.arguments.length > 0 && <Text size="sm" fw={560}>{say("plan.ranges")}</Text>}
-            {plan.arguments.length > 0 && <Text size="sm" className="quiet">{say("plan.ranges.hint")}</Text>}
-            {plan.arguments.map((argument) => (
+            {!signed && <TextInput type="date" label={say("field.until")} description={say("plan.until.hint")} value={until} onChange={(event) => setUntil(event.currentTarget.value)} />}
+            {asked.length > 0 && <Text size="sm" fw={560}>{say("plan.ranges")}</Text>}
+            {asked.length > 0 && <Text size="sm" className="quiet">{say("plan.ranges.hint")}</Text>}
+            {asked.map((argument) => (
               <TextInput key={argument.name} label={<span className="mono">{argument.name}</span>} placeholder={argument.site_range || String(argument.default ?? "")}
                 value={ranges[argument.name] ?? ""} error={wrong === argument.name ? say("plan.range.wrong") : null}
                 onChange={(event) => { const value = event.currentTarget.value; setRanges((old) => ({ ...old, [argument.name]: value })); }} />

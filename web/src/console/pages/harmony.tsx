@@ -63,7 +63,7 @@ function Proposal(props: { digest: string; found: HarmonyView; accepted: (plan: 
       {accept.isError && <Stack px="lg" pb="md"><Failure error={accept.error} /></Stack>}
       <Rows compact label={say("harmony.differences")} rows={found.differences} id={(row) => `${row.column} ${row.about}`} columns={[
         { head: say("column.name"), cell: (row) => row.column },
-        { head: say("harmony.about_what"), cell: (row) => <Mark tone={row.block ? "waiting" : "plain"}>{say(`harmony.${row.about}`)}</Mark> },
+        { head: say("harmony.about_what"), cell: (row) => <Mark tone={row.block ? "waiting" : "plain"}>{say(row.about === "missing" ? "harmony.missing_values" : `harmony.${row.about}`)}</Mark> },
         { head: say("field.detail"), wide: true, cell: (row) => row.said },
         { head: say("harmony.block"), wide: true, cell: (row) => row.block ? <code className="mono" style={{ whiteSpace: "pre-wrap" }}>{row.block}</code> : say("harmony.by_hand") },
       ]} />

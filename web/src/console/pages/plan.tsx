@@ -82,7 +82,7 @@ function About({ plan }: { plan: PlanView }) {
           [say("plan.entry"), <span key="e" className="mono">{plan.entry}</span>],
           [say("plan.requirements"), plan.requirements.join(", ") || say("plan.requirements.none")],
           [say("field.digest"), <span key="d" className="mono">{summary.digest}</span>],
-          [say("plan.needed"), plan.reviewers_needed > 1 && say("plan.needed.of", { count: plan.reviewers.length, needed: plan.reviewers_needed })],
+          [say("plan.needed"), plan.reviewers_needed > 1 && [say("plan.needed.of", { count: plan.reviewers.length, needed: plan.reviewers_needed }), ...plan.reviewers].join(" · ")],
           [say("plan.reviewer"), summary.reviewer && `${summary.reviewer} · ${moment(summary.decided, language)}`],
           [say("field.reason"), summary.reason],
           [say("field.until"), summary.until && day(summary.until, language)],

@@ -19,6 +19,7 @@ function Run({ run }: { run: RunView }) {
   const { say, language, knows } = useText();
   const client = useClient();
   const mayStop = useMay("data_manager", "reviewer", "administrator");
+  const mayRead = useMay("data_manager", "dpo");
   const stop = useChange((reason: string) => client.stopRun(run.job, { reason }));
   const now = useNow(1);
   const phase = `phase.${run.phase}`;
@@ -39,7 +40,7 @@ function Run({ run }: { run: RunView }) {
           [say("run.cpu"), run.cpu_seconds !== null && say("run.cpu.of", { time: duration(run.cpu_seconds), cores: figure(run.cpu_seconds / Math.max(1, now - run.since), language) })],
           [say("run.memory"), run.memory_bytes !== null && bytes(run.memory_bytes, language)],
         ]} />
-        <Link href={`/runs/log?job=${encodeURIComponent(run.job)}`}>{say("joblog.of")}</Link>
+        {mayRead && <Link href={`/runs/log?job=${encodeURIComponent(run.job)}`}>{say("joblog.of")}</Link>}
       </Stack>
     </Section>
   );
@@ -50,13 +51,14 @@ function Stopped({ job }: { job: string }) {
   const { say } = useText();
   const client = useClient();
   const mayResume = useMay("data_manager", "reviewer", "administrator");
+  const mayRead = useMay("data_manager", "dpo");
   const resume = useChange((reason: string) => client.resumeRun(job, { reason }));
   return (
     <Section title={say("run.stopped", { job })} hint={say("run.stopped.hint")}
       actions={mayResume && <Confirm label={say("run.resume")} title={say("run.resume.title", { job })} consequence={say("run.resume.consequence")} reason="required" act={(reason) => resume.mutateAsync(reason)} />}>
       <Group>
         <Link href={`/audit?text=${encodeURIComponent(job)}`}>{say("run.in_audit")}</Link>
-        <Link href={`/runs/log?job=${encodeURIComponent(job)}`}>{say("joblog.of")}</Link>
+        {mayRead && <Link href={`/runs/log?job=${encodeURIComponent(job)}`}>{say("joblog.of")}</Link>}
       </Group>
     </Section>
   );
@@ -94,11 +96,12 @@ function Released() {
 export default function Runs() {
   const { say } = useText();
   const client = useClient();
+  const mayRead = useMay("data_manager", "dpo");
   const runs = useQuery({ queryKey: ["runs"], queryFn: client.runs });
   return (
-    <Page title={say("nav.runs")} lead={say("runs.lead")} actions={
+    <Page title={say("nav.runs")} lead={say("runs.lead")} actions={mayRead && (
       <Button component={Link} href="/runs/log" variant="default" leftSection={<IconMessages size={17} aria-hidden />}>{say("joblog.title")}</Button>
-    }>
+    )}>
       <Answer query={runs}>
         {(data) => (
           <Stack gap="lg">

@@ -94,6 +94,7 @@ function Terms({ study }: { study: StudyView }) {
     <Section title={say("study.terms")}>
       <Facts items={[
         [say("study.purpose"), study.purpose],
+        [say("study.controller"), study.controller],
         [say("study.legal_basis"), study.legal_basis],
         [say("study.ethics"), study.ethics],
         [say("field.sites"), study.sites.join(", ")],
