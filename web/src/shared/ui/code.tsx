@@ -47,8 +47,9 @@ const RIGHT = { same: "", changed: "added", added: "added", removed: "gap" } as 
 export function SideBySide({ label, rows }: { label: string; rows: readonly DiffRow[] }) {
   const { say } = useText();
   return (
-    <div className="code" tabIndex={0} role="region" aria-label={label}>
+    <div className="code beside" tabIndex={0} role="region" aria-label={label}>
       <table>
+        <colgroup><col className="number" /><col /><col className="number" /><col /></colgroup>
         <tbody>
           {folded(rows, 4).map((part, index) =>
             part.kind === "fold" ? (
