@@ -249,7 +249,7 @@ def test_two_of_four_lost_fails_closed(lab: Clinics) -> None:
     with lab.client() as client:
         # In round 2, in which all have a worker: the deadline is for what goes wrong in it.
         slow = {"wait": FOREVER, "slow": 0, "slow_round": 2}
-        settings = {"rounds": 2, "grace": 5.0, "deadline": 15.0}
+        settings = {"rounds": 2, "grace": 5.0, "deadline": 40.0}
         job = start(lab, client, arguments={"parameters": 16384, **slow}, **settings)
         until(lab, "all train", lambda: all(lab.trained(s, job) == [1, 2] for s in SITES))
         lab.kill("a")

@@ -29,21 +29,25 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.mark.slow
 def test_a_transfer_of_100_mb_goes_on_where_the_line_broke(lab: Lab) -> None:
-    """Each line is cut in the middle of every upload and download; no byte goes twice."""
+    """Each line is cut in the middle of an update and of a download; no byte goes twice.
+
+    Not in the first model: a site that is away for long gives that task to the other one.
+    """
     size = HUNDRED_MB * 4
     with relayed(lab, SITES) as relays, lab.client() as client:
         for relay in relays.values():
-            relay.cut_after(up=size // 2, down=size // 2)
+            relay.cut_after(down=size // 2)
         job = lab.start(client, 1, arguments={"parameters": HUNDRED_MB})
         until(lab, "the first model", lambda: bool(journal(client, job, "Closed")))
         (first,) = client.job(job).rounds[0].sites
-        relays[first].cut_after(up=size // 2)  # it has sent one model, and sends another
+        for relay in relays.values():
+            relay.cut_after(up=size // 2)
         view = lab.finish(client, job)
         assert view.rounds[1].sites == SITES
         lab.check(client, view)
         for site, relay in relays.items():
             frames_up = 2 if site == first else 1
-            assert relay.cuts >= frames_up + (relay.down > size // 2)
+            assert relay.cuts >= 1 + (relay.down > size // 2)
             assert frames_up * size < relay.up < 1.05 * frames_up * size
             assert relay.down < 1.05 * size
         assert view.rounds[1].bytes_in < 1.05 * len(SITES) * size
