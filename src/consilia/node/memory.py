@@ -6,9 +6,16 @@ Memory that no number here would show is refused by the filter of system calls (
 memfd_create, System V shared memory, shared anonymous mappings, huge pages, vmsplice.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from consilia.node import processes
+
+# the lines that count, by name: a worker is looked at ten times a second
+_LINE = re.compile(
+    rb"^(VmPTE|Threads|VmRSS|VmHWM|RssShmem|Pss|Pss_Shmem):\s*(\d+)", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,7 @@ def usage(pids: Iterable[int], limit: int, unmapped: int = 0) -> Usage:
     known.
     """
     pids = tuple(pids)
-    found = [_fields(Path(f"/proc/{pid}/status")) for pid in pids]
+    found = [_fields(f"/proc/{pid}/status") for pid in pids]
     tables = sum(f.get("VmPTE", 0) << 10 for f in found)
     threads = sum(f.get("Threads", 0) for f in found)
     total = _together(found, "VmRSS", "RssShmem", unmapped) + tables
@@ -44,16 +51,16 @@ def usage(pids: Iterable[int], limit: int, unmapped: int = 0) -> Usage:
 
 def _shares(pid: int) -> dict[str, int]:
     """Return a process's part of what it shares: all when it hides that, nothing once ended."""
-    exact = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+    exact = _fields(f"/proc/{pid}/smaps_rollup")
     if "Pss" in exact:
         return exact
-    known = _fields(Path(f"/proc/{pid}/status"))
+    known = _fields(f"/proc/{pid}/status")
     return {"Pss": known.get("VmRSS", 0), "Pss_Shmem": known.get("RssShmem", 0)}
 
 
 def peak(pids: Iterable[int]) -> int:
     """Return the sum of the most resident memory that each process ever had."""
-    return sum(_fields(Path(f"/proc/{pid}/status")).get("VmHWM", 0) << 10 for pid in pids)
+    return sum(_fields(f"/proc/{pid}/status").get("VmHWM", 0) << 10 for pid in pids)
 
 
 def _together(
@@ -66,12 +73,10 @@ def _together(
     return private + max(files, unmapped)
 
 
-def _fields(path: Path) -> dict[str, int]:
+def _fields(path: str) -> dict[str, int]:
     """Return the numbers that the kernel writes as `name: <number>`, sizes as `<number> kB`."""
     try:
-        lines = path.read_text().splitlines()
+        text = processes.told(path)
     except OSError:  # it has just ended
         return {}
-    rows = (line.split(":", 1) for line in lines if ":" in line)
-    values = ((name, text.split()) for name, text in rows)
-    return {name: int(words[0]) for name, words in values if words and words[0].isdecimal()}
+    return {name.decode(): int(number) for name, number in _LINE.findall(text)}
