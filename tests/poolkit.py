@@ -130,7 +130,13 @@ class Sites:
 
     async def take(self, site: str = "south") -> decisions.Pooled:
         return await transfer.take(
-            self.store("centre"), self.relay, "tumours", site, actor="cora", now=NOW
+            self.store("centre"),
+            self.relay,
+            "tumours",
+            site,
+            actor="cora",
+            now=NOW,
+            reason="contract 7",
         )
 
     def look(self, site: str) -> int:

@@ -389,8 +389,11 @@ async def test_a_person_runs_the_site_in_the_console_alone(
     made = await person.do("POST", "/api/datasets", body)
     assert made["columns"][0] == {
         **{"name": "x", "type": "float32", "unit": "mg/dL", "code_system": ""},
-        **{"role": "feature", "missing": [], "description": ""},
+        **{"role": "feature", "missing": [], "description": "", "unit_known": True},
     }
+    odd = {"columns": [{"name": "x", "unit": "mg/dLL"}]}  # kept: UCUM has more than is known
+    (kept, _) = (await person.do("PATCH", "/api/datasets/cohort", odd))["columns"]
+    assert (kept["unit"], kept["unit_known"]) == ("mg/dLL", False)
     shown = await person.get("/api/datasets/cohort/preview", params={"rows": 2})
     assert [float(row[0]) for row in shown["rows"]] == [0.0, 1.0]
     view = await person.get(f"/api/studies/{study}")
@@ -469,6 +472,14 @@ async def test_the_second_reviewer_sees_what_the_first_has_signed(node: Console)
     )  # fmt: skip
     (ranges,) = [a["approved"] for a in seen["arguments"] if a["name"] == "lr"]
     assert ranges == "0.1 to 1"
+    late = {"reason": "too", "seen": seen["mark"]}  # of a page that was open meanwhile
+    node.clock.at += 1
+    await mara.do(
+        "POST", f"/api/plans/{plan}/reject", {"reason": "line 4", "seen": seen["mark"]}
+    )
+    text = await paul.refused("POST", f"/api/plans/{plan}/approve", late, 409)
+    assert "rejected, decided by mara (line 4); look at it again" in text
+    await mara.do("POST", f"/api/plans/{plan}/approve", terms)
     agreed = await paul.do("POST", f"/api/plans/{plan}/approve", {"reason": "too"})
     assert (agreed["state"], agreed["until"]) == ("approved", "2099-12-31")
 

@@ -8,12 +8,13 @@ import duckdb
 import msgspec
 import pytest
 
-from consilia.node import comparing, config, datasets, loading, optout
+from consilia.node import approvals, comparing, config, datasets, loading, optout
 from consilia.node.console.settings import Console as Settings
 from consilia.node.console.settings import Database
 from consilia.node.store import Store
-from consilia.wire.v1 import MockColumn, MockTwin, OfferedDataset, SiteOffer
+from consilia.wire.v1 import MockColumn, MockTwin, OfferedDataset, SiteOffer, plan_digest
 from consolekit import Console, Person, console
+from nodekit import make_plan
 
 LAB = "id,sex,kreatinin,group\n" + "".join(
     f"p{i},{('female', 'male')[i % 2]},{60 + i % 60},{i % 3}\n" for i in range(120)
@@ -239,6 +240,74 @@ async def test_a_higher_cap_waits_for_another_person_where_the_site_wants_two(
 def _cap(view: Any) -> float | None:
     (found,) = [a["cap"] for a in view["accounts"] if a["name"] == "hearts"]
     return float(found) if found is not None else None
+
+
+# ---- what left, and what waits for whom ------------------------------------------------------
+
+
+async def test_advertisements_in_a_row_are_one_line_that_opens(node: Console) -> None:
+    person = await node.enter("dora", "dpo")
+    with node.here.store.write() as tx:
+        for n in range(1200):  # more than is read at a time
+            tx.audit(1000.0 + n, "agent", "site.advertise", "charite", "signed", f"n {n}")
+        tx.audit(2300.0, "agent", "release", "job-1.1.0.charite", "released", "8 kB")
+        for n in range(3):
+            tx.audit(2400.0 + n, "agent", "site.advertise", "charite", "signed", f"m {n}")
+
+    async def page(**asked: Any) -> Any:
+        return await person.get("/api/releases", params=asked)
+
+    folded = await page(fold=True)
+    shown = [(r["action"], r["count"], r["since"], r["at"]) for r in folded["releases"][:3]]
+    assert shown == [
+        ("site.advertise", 3, 2400.0, 2402.0),
+        ("release", 1, 2300.0, 2300.0),
+        ("site.advertise", 1200, 1000.0, 2199.0),
+    ]
+    assert folded["next"] is None
+    first = await page(fold=True, limit=1)
+    second = await page(fold=True, limit=1, before=first["next"])
+    assert [r["action"] for r in second["releases"]] == ["release"]
+    top = first["releases"][0]
+    each = await page(before=top["seq"] + 1, least=top["oldest"], kind="advertise")
+    assert [r["detail"] for r in each["releases"]] == ["m 2", "m 1", "m 0"]
+    (only,) = (await page(kind="release"))["releases"]
+    assert (only["action"], only["count"]) == ("release", 1)
+    plain = await page(limit=3)  # as before: every line of its own
+    assert [r["count"] for r in plain["releases"]] == [1, 1, 1] and plain["next"] is not None
+    text = await person.refused("GET", "/api/releases?kind=adverts", None, 400)
+    assert "kind" in text and "advertise" in text
+
+
+async def test_home_tells_what_waits_for_whom(node: Console, tmp_path: Path) -> None:
+    mara = await node.enter("mara", "data_manager", "reviewer")
+    dora, rita, ivan = (
+        await node.enter("dora", "data_manager"),
+        await node.enter("rita", "reviewer"),
+        await node.enter("ivan", "dpo"),
+    )
+    plan = make_plan()
+    approvals.offer(
+        node.here.store, plan, plan_digest(plan), study="hearts", author="ada", now=node.clock()
+    )
+    await register(mara, tmp_path)
+    (tmp_path / "data" / "lab.csv").write_text(LAB + "p999,male,80,1\n")
+    settings = msgspec.structs.replace(node.here.config(), reviewers_needed=2)
+    (node.here.directory / config.FILE).unlink()
+    config.save(node.here.directory, settings)
+
+    async def mine(person: Person) -> dict[str, bool]:
+        return {w["kind"]: w["yours"] for w in (await person.get("/api/home"))["waiting"]}
+
+    node.clock.at += 120.0  # a file is looked at once a minute
+    both = {"hub": True, "plan": True, "dataset": True}
+    assert await mine(mara) == both
+    assert await mine(dora) == both | {"plan": False}
+    assert await mine(rita) == both | {"dataset": False}
+    assert await mine(ivan) == both | {"plan": False, "dataset": False}
+    await mara.do("POST", f"/api/plans/{plan_digest(plan)}/approve", {"reason": "read it"})
+    assert await mine(mara) == both | {"plan": False}  # her word is said: another's is missing
+    assert await mine(rita) == both | {"dataset": False}
 
 
 # ---- comparing with other sites --------------------------------------------------------------

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from restkit import CONFIG, RestHub, put_version, running_hub, weights
 
 from consilia.errors import ConfigError, Conflict, NotFound, Refused
-from consilia.hub import atrest, audit, modelversions
+from consilia.hub import atrest, audit, modelversions, records
 from consilia.hub.config import Retention
 from consilia.hub.modelversions import Version
 from consilia.hub.retention import surplus
@@ -25,8 +25,27 @@ from consilia.hub.stages import Decision, add
 from consilia.sdk.card import comparison, markdown
 from consilia.sdk.client import Client
 from consilia.wire import frames
+from consilia.wire.v1 import Plan, plan_digest
 
 ROOT = Path(__file__).parents[2]
+HEART = """
+import torch
+from torch import nn
+from consilia.plans.torch import torch_plan
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.zeros(1000)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return x * self.w[:2] + self.b[0]
+
+PLAN = torch_plan(
+    lambda args: Scaled(), lambda *_: {}, features=["age", "bp"], target="ill",
+    arguments={"lr": 0.5},
+)
+"""
 PEOPLE = {"ada": "researcher", "bob": "researcher", "rob": "reviewer", "dan": "downstream"}
 
 
@@ -35,10 +54,17 @@ def seeded(tmp_path: Path) -> Iterator[tuple[RestHub, Version]]:
     directory = tmp_path / "hub"
     atrest.init(directory, CONFIG)
     version = put_version(directory, "ada", weights())
-    second = replace(version, id=f"{version.job}.2", round=2, parent=version.id)
+    plan = Plan("heart", {"heart.py": HEART}, "heart:PLAN")
+    second = replace(
+        version, id=f"{version.job}.2", round=2, parent=version.id, plan=plan_digest(plan)
+    )
+
+    def enter(db: sa.Connection) -> None:
+        records.add_plan(db, plan, "finished", "ada", 1.0)
+        modelversions.add(db, second)
 
     with atrest.at_rest(directory) as (store, _):
-        asyncio.run(store.write(lambda db: modelversions.add(db, second)))
+        asyncio.run(store.write(enter))
     with running_hub(directory) as hub:
         for name, role in PEOPLE.items():
             hub.add(name, role)
@@ -190,6 +216,7 @@ def test_the_how_to_works_as_written(hub: RestHub, model: str, tmp_path: Path) -
     page = (ROOT / "docs/how-to/release-a-model.md").read_text("utf-8")
     ca = tmp_path / "ca.pem"
     ca.write_text(hub.ca)
+    (tmp_path / "heart.py").write_text(HEART)
     wrote: list[str] = []
     for person, section in zip(
         ("ada", "rob", "dan", "dan", "rob"), page.split("\n## ")[1:], strict=True
@@ -204,11 +231,12 @@ def test_the_how_to_works_as_written(hub: RestHub, model: str, tmp_path: Path) -
         for line in section.splitlines():
             if line.startswith("$ consilia "):
                 wrote.append(_typed(line, environ, tmp_path))
-    assert len(wrote) == 10
+    assert len(wrote) == 11
     assert model in wrote[0] and "loss" in wrote[1] and "candidate" in wrote[3]
     assert "Beware" in (tmp_path / "CARD.md").read_text("utf-8")
     assert "released by rob" in wrote[7]
     assert (tmp_path / "heart.safetensors").stat().st_size > 4000
+    assert (tmp_path / "heart.onnx").stat().st_size > 1000
     with hub.client("dan") as dan:
         assert dan.model_versions() == []
 

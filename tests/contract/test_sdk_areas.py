@@ -99,6 +99,14 @@ def test_the_best_model_is_the_best(ada: Client) -> None:
             ada.models.get_best(metric, study=study)
 
 
+def test_the_best_model_for_a_task_is_of_its_study_its_data_or_its_plan(ada: Client) -> None:
+    view = ada.model(f"{JOB}.3")
+    for task in ("finished", "cardiology", ada.plan(view.plan).name):
+        assert ada.models.get_best("auc", task=task).view.id == view.id
+    with pytest.raises(NotFound, match=r"is for 'finishd'; did you mean 'finished'"):
+        ada.models.get_best("auc", task="finishd")
+
+
 def test_experiments_are_compared(ada: Client, tmp_path: Path) -> None:
     found = ada.analytics.compare_experiments([JOB], ["loss"])
     assert [(row[2], row[3]) for row in found.rows] == [(1, "loss"), (2, "loss")]

@@ -56,7 +56,7 @@ class Churn(threading.Thread):
             self.done[number.name] += 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_twenty_nodes_that_come_and_go_for_fifty_rounds(tmp_path: Path) -> None:
     with Lab(tmp_path, sandbox="off") as lab:
         lab.open(SITES)

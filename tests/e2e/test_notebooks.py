@@ -49,13 +49,13 @@ def quiet(tmp_path: Path) -> Mapping[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.parametrize("name", ["1-try-a-plan-on-this-machine", "2-privacy-before-you-train"])
 def test_a_notebook_of_one_machine(name: str, quiet: Mapping[str, str]) -> None:
     _run(name, quiet)  # its last cell asserts on what it has found
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_the_notebook_at_the_hospitals(tmp_path: Path, quiet: Mapping[str, str]) -> None:
     tables = _tables(tmp_path / "data")
     with federation(tmp_path, tables, "breast-cancer") as cluster:

@@ -12,13 +12,16 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import psutil
 import pytest
 import yaml
 from faultkit import ENVIRONMENT, Lab, configure
@@ -27,8 +30,10 @@ from consilia.data.registry import inspect_table
 from consilia.errors import ConsiliaError
 from consilia.node import datasets, policyhistory, studies
 from consilia.node.standing import policy_of
+from consilia.privacy.accountant import cost, epsilon
 from consilia.sdk.client import Client
-from consilia.wire.statistics import Noise
+from consilia.sdk.statistics import question
+from consilia.wire.statistics import AskStatistics, Noise
 from consilia.wire.v1 import Study
 
 pytestmark = pytest.mark.slow
@@ -340,6 +345,88 @@ def test_a_hospital_may_insist_on_noise_and_its_cap_is_hard(
     assert newest.experiment.privacy.dp.noise_multiplier < 0.5
     assert all(lab.ledger(site, newest.id) == [] for site in SIZES)
     assert any("of its cap" in line for line in lab.audit_lines("ghent", "task.refuse"))
+
+
+def test_a_hub_killed_in_the_middle_charges_nobody_twice(lab: Hospitals) -> None:
+    """The round goes on where it was: what sites have sent is in it, what they paid stands."""
+    with lab.client() as client, held(lab, "ghent") as hold:
+        job = client.ask_statistics(counting(grace=60.0)).id
+        hold.when(lab, job, "Spoke", ".ghent")
+        lab.wait(lambda: happened(lab, job, "Spoke", ".oslo"), "another site has begun")
+        lab.kill("hub")
+        assert not happened(lab, job, "Assessed")
+    lab.start_hub()
+    with lab.client() as client:
+        lab.wait(lambda: client.job(job).state in ("done", "failed"), "the question ends")
+        assert client.job(job).state == "done", client.job(job).cause
+        view = client.job_statistics(job)
+    assert view.sites == tuple(sorted(SIZES)) and view.epsilon is not None
+    assert 0.49 < view.epsilon <= 0.5
+    (records,) = [f for f in view.figures if f.statistic == "records"]
+    assert records.value is not None and records.error is not None
+    assert abs(records.value - sum(SIZES.values())) < 6 * records.error
+    for site in SIZES:
+        ((state, spent),) = lab.ledger(site, job)
+        assert state == "settled" and spent == pytest.approx(view.epsilon), site
+
+
+def test_a_question_asked_again_tells_what_both_attempts_have_cost(
+    lab: Hospitals, client: Client
+) -> None:
+    """What was sent in a stopped attempt is worth nothing in the next, and is paid for."""
+    with held(lab, "ghent") as hold:
+        job = client.ask_statistics(counting(grace=60.0)).id
+        hold.when(lab, job, "Spoke", ".ghent")
+        lab.wait(lambda: happened(lab, job, "Spoke", ".oslo"), "another site has begun")
+        client.stop(job)
+        with pytest.raises(ConsiliaError, match="no statistics yet"):
+            client.job_statistics(job)
+    lab.ready(*SIZES)
+    client.resume(job)
+    lab.wait(lambda: client.job(job).state in ("done", "failed"), "the second attempt ends")
+    assert client.job(job).state == "done", client.job(job).cause
+    view = client.job_statistics(job)
+    assert view.dp is not None and view.epsilon is not None
+    assert view.epsilon == pytest.approx(epsilon(cost(view.dp, 2), view.dp.delta))
+    for site in SIZES:
+        states = [state for state, _ in lab.ledger(site, job)]
+        assert len(states) <= 2 and states[-1] == "settled", (site, states)
+
+
+def counting(grace: float) -> AskStatistics:
+    """A question with noise for half an epsilon."""
+    bounds = {"age": (20.0, 90.0)}
+    asked = question(STUDY, ["age"], what=("count",), bounds=bounds, dp=Noise(0.5))
+    return msgspec.structs.replace(asked, grace=grace)
+
+
+def happened(lab: Hospitals, job: str, kind: str, about: str = "") -> bool:
+    """Whether the hub's journal has an event of a job's, read from its file."""
+    with contextlib.closing(sqlite3.connect(lab.hub_directory / "hub.sqlite")) as db:
+        query = "SELECT 1 FROM journal WHERE job = ? AND type = ? AND body LIKE ?"
+        return db.execute(query, (job, kind, f"%{about}%")).fetchone() is not None
+
+
+@dataclass
+class Held:
+    """An agent that stands still from a moment on."""
+
+    process: psutil.Process
+
+    def when(self, lab: Hospitals, job: str, kind: str, about: str) -> None:
+        """Stop it as soon as an event of its own is in the hub's journal."""
+        lab.wait(lambda: happened(lab, job, kind, about), f"{kind} of {about[1:]}")
+        self.process.suspend()
+
+
+@contextlib.contextmanager
+def held(lab: Hospitals, site: str) -> Iterator[Held]:
+    """Let a site's agent go on when the block is left."""
+    agent = Held(psutil.Process(lab.processes[site].pid))
+    try:
+        yield agent
+    finally:
+        agent.process.resume()
 
 
 def test_two_hospitals_answer_in_the_open_or_each_with_all_of_the_noise(

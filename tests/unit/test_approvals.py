@@ -19,6 +19,7 @@ from consilia.node.store import Store
 from consilia.wire.planform import check_form, entry_file
 from consilia.wire.v1 import MAX_PLAN, Plan, Study, plan_digest, study_digest
 from nodekit import SITE, STUDY, make_plan, write_table
+from staffkit import employ
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
 TODAY = date(2026, 11, 21)
@@ -316,6 +317,7 @@ def test_a_changed_file_is_noticed_and_a_touched_one_is_not_mistaken(
 
 def test_a_rejection_is_not_overtaken_by_an_approval_on_its_way(store: Store) -> None:
     """Mara signs, then thinks better of it while Jo's word, counted with hers, is written."""
+    employ(store, "mara")
     digest = offer(store)
     approvals.approve(store, digest, actor="mara", now=NOW, needed=2)
     seen = approvals.get(store, digest, TODAY)  # what Jo's approval has read

@@ -183,21 +183,34 @@ def recipe() -> Recipe:
     return Recipe(*strategy("fedavg", {}), None)
 
 
-@pytest.mark.parametrize("name", ROBUST)
-def test_memory_is_pieces_and_one_tensor_however_many_sites(name: str) -> None:
-    blobs, count, tensors = MemoryBlobs(), 12, 8
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def large() -> tuple[MemoryBlobs, str, tuple[Update, ...]]:
+    """A model of 16 MB and the updates of twelve sites, in memory."""
+    blobs, rng = MemoryBlobs(), np.random.default_rng(0)
 
     def weights() -> Weights:
-        return {f"t{i}": rng.normal(size=500_000).astype(np.float32) for i in range(tensors)}
+        return {f"t{i}": rng.random(500_000, np.float32) for i in range(8)}
 
-    aggregate = Aggregate(blobs, stored(blobs, weights()))
-    updates = [
-        Update(f"s{i}", f"u{i}", frame(blobs, f"u{i}", weights()), 10) for i in range(count)
-    ]
+    base = stored(blobs, weights())
+    names = (f"s{i}" for i in range(12))
+    return (
+        blobs,
+        base,
+        tuple(
+            Update(site, f"u{site}", frame(blobs, f"u{site}", weights()), 10) for site in names
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_memory_is_pieces_and_one_tensor_however_many_sites(
+    name: str, large: tuple[MemoryBlobs, str, tuple[Update, ...]]
+) -> None:
+    blobs, base, updates = large
+    aggregate = Aggregate(blobs, base)
     chosen = Choice(*rule(name, OPTIONS.get(name, {})))
     tracemalloc.start()
-    aggregate.combine("close.j.1.0", 1, updates, recipe(), chosen)
+    aggregate.combine(f"close.{name}.1.0", 1, updates, recipe(), chosen)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # 12 pieces of 256 KiB, as they are and as float64, and a tensor of 2 MB. The model has 16.

@@ -171,13 +171,13 @@ def test_the_probe_finds_a_worker_that_is_not_confined() -> None:
 
 def test_the_layers_say_what_to_do() -> None:
     found = layers(os.getpid())
-    assert [layer.name for layer in found] == [
+    assert [layer.check for layer in found] == [
         "sandbox: system calls",
         "sandbox: Landlock",
         "sandbox: control group",
     ]
     assert all(layer.found for layer in found)
-    assert all(layer.present or layer.remedy for layer in found)
+    assert all(layer.ok or layer.advice for layer in found)
 
 
 def test_the_agents_process_is_found_by_its_socket(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_every_route_is_in_the_reference_with_its_roles() -> None:
 
 
 def test_the_agent_does_not_load_the_console() -> None:
-    heavy = "{'litestar', 'uvicorn', 'argon2'}"
+    heavy = "{'litestar', 'uvicorn', 'argon2', 'structlog', 'rich'}"
     code = f"import sys, consilia.node.app; print({heavy} & {{*sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from consilia.hub.access import Access
-from consilia.node.doctor import SPACE, Finding, examine
+from consilia.node.doctor import SPACE, examine
+from consilia.node.healthwords import Finding
 from consilia.node.store import Store
 from consolekit import make_node
 

@@ -190,6 +190,24 @@ async def test_an_upload_that_nobody_took_goes_with_its_study(tmp_path: Path) ->
         ]
 
 
+async def test_a_study_that_has_ended_takes_and_gives_no_piece(tmp_path: Path) -> None:
+    """Nobody may take an upload any more, whether or not housekeeping has been here."""
+    relay, day = PoolRelay(tmp_path / "pool"), 86400.0
+    last = datetime.datetime(2030, 6, 15, 12).timestamp()
+    clock = [last + day]
+    async with open_hub(tmp_path) as hub:
+        asked = front.PoolFront(hub.store, relay, lambda: clock[0])
+        study = await hub.store.write(lambda db: enter(db, "dated", until="2030-06-15"))
+        upload = f"/v1/pool/{study.digest}/a/{UPLOAD}"
+        await asked.answer("a", "PUT", f"{upload}/0", b"sealed")
+        assert await asked.answer("d", "GET", f"{upload}/0", b"") == b"sealed"
+        clock[0] += day
+        for site, method, path in (("a", "PUT", "/1"), ("a", "GET", ""), ("d", "GET", "/0")):
+            with pytest.raises(Refused, match="pools nothing any more: the study ended"):
+                await asked.answer(site, method, upload + path, b"sealed")
+        assert relay.have(study, "a", UPLOAD).have == (0,)
+
+
 async def test_a_hub_without_a_relay_says_so(tmp_path: Path) -> None:
     async with open_hub(tmp_path) as hub:
         assert isinstance(hub, Hub)

@@ -104,7 +104,7 @@ def judged(found: Measured, claim: Claim | None) -> Verdict:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 async def test_a_network_that_overfits_images_is_leaky_and_with_noise_bounded(
     tmp_path: Path,
 ) -> None:

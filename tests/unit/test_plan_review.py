@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from consilia.wire import seal
 from consilia.wire.planreview import CONTEXT, PlanReview, to_text
 from consilia.wire.v1 import Plan, Study, encode, plan_digest
 from nodekit import SITE, make_plan
+from staffkit import employ
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
@@ -33,6 +34,7 @@ STUDY = Study("hearts", "to learn", SITES, ("cohort",))
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     found = Store.open(tmp_path)
+    employ(found, "anna", "ben", "jo")
     offer(found, PLAN)
     yield found
     assert not isinstance(audit.verify(found), Break)
@@ -64,7 +66,7 @@ def test_two_different_people_approve_on_the_same_terms(store: Store) -> None:
     ):
         approvals.approve(store, DIGEST, actor="anna", now=NOW)
     with pytest.raises(Conflict, match=r"on the terms .*lr 0.1 to 0.2, for hearts; these"):
-        approvals.approve(store, DIGEST, actor="ben", now=NOW, studies=("lungs",))
+        approvals.approve(store, DIGEST, actor="ben", now=NOW, until=TODAY + timedelta(1))
     done = approvals.approve(store, DIGEST, actor="ben", now=NOW + 1, reason="read too")
     assert (done.state, done.signers, done.signoffs) == ("approved", ("anna", "ben"), ())
     grant = approvals.grants(store)[DIGEST]

@@ -22,6 +22,7 @@ from consilia.node.config import NodeConfig
 from consilia.node.policy import Decision, PlanGrant, Policy, Request, StudyGrant
 from consilia.node.standing import policy_of
 from consilia.node.store import Store
+from staffkit import employ
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "docs/reference/node-policy.schema.json"
@@ -176,6 +177,7 @@ def test_what_two_people_guard_is_loosened_by_two_people(
     store: Store, loose: str, named: str
 ) -> None:
     apply(store, TWO)  # stricter: one person may
+    employ(store, "mara", "ben")
     where, under = store.path.parent, partial(policy_of, store)
     for actor in ("mara", "user:mara"):  # at the console and in a terminal: one person
         with pytest.raises(Conflict, match=rf"{named}.* 1 of 2 people"):

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from consilia.data.registry import inspect_table
-from consilia.errors import Conflict, ConsiliaError, NotFound, Refused, WireError
+from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, Refused, WireError
 from consilia.node import config, datasets, loading, optout, studies
 from consilia.node.config import NodeConfig
 from consilia.node.policy import Terms
@@ -70,6 +71,21 @@ async def test_copies_of_several_sites_are_one_dataset_until_one_goes(sites: Sit
     assert sites.look("centre") == 1
     with pytest.raises(NotFound):
         datasets.get(centre, "pool-tumours")
+
+
+async def test_every_step_needs_a_reason(sites: Sites) -> None:
+    centre, south = sites.store("centre"), sites.store("south")
+    who: dict[str, Any] = {"actor": "cora", "now": NOW, "reason": " \n"}
+    with pytest.raises(ConfigError, match="reason: found none"):
+        decisions.open_channel(centre, "tumours", b"\x07" * 32, **who)
+    assert decisions.channels(centre) == ()
+    sites.open()
+    await sites.send()
+    with pytest.raises(ConfigError, match="reason: found none"):
+        await transfer.take(centre, sites.relay, "tumours", "south", **who)
+    with pytest.raises(ConfigError, match="reason: found none"):
+        decisions.withdraw(south, "tumours", **who)
+    assert decisions.get(south, DIGEST, "south").state == "sent"
 
 
 async def test_a_closed_study_keeps_no_copy(sites: Sites) -> None:
@@ -151,7 +167,7 @@ async def test_a_channel_or_word_of_somebody_else_counts_for_nothing(sites: Site
     ("site", "changed", "error", "said"),
     [
         ("south", {"to": "east"}, Conflict, "--to: found 'east', needed 'centre'"),
-        ("south", {"reason": " "}, Conflict, "reason: found none"),
+        ("south", {"reason": " "}, ConfigError, "reason: found none"),
         ("south", {"dataset": "other"}, NotFound, "no dataset 'other'"),
         ("centre", {}, Conflict, "asks east, south to pool, not 'centre'"),
     ],

@@ -172,6 +172,29 @@ def test_an_update_leaves_with_signature_digest_and_line(door: Door) -> None:
     assert "0.5" not in line.detail, "a value is in the audit trail"
 
 
+@pytest.mark.parametrize(
+    ("table", "digest", "state"),
+    [("plans", "sha256:7", "revoked"), ("studies", "sha256:5", "left")],
+)
+def test_no_answer_is_released_after_the_sites_word_was_taken_back(
+    door: Door, table: str, digest: str, state: str
+) -> None:
+    """Between the end of the training and the transaction that releases its update."""
+    study = (
+        "INSERT INTO studies VALUES ('sha256:5', 'h', x'', 'accepted', 0, '', '', 0, '', '[]')"
+    )
+    with door.store.write() as tx:
+        tx.execute(study)
+    door.pass_through(NEW)
+    with door.store.write() as tx:
+        tx.execute(f"UPDATE {table} SET state = ? WHERE digest = ?", (state, digest))  # noqa: S608 - constants
+    before = door.left()
+    with pytest.raises(Refused, match=f"was {state} before its answer was written"):
+        door.pass_through(NEW, lease="j.2.0.s")
+    assert door.left() == before and door.lines() == ["release"]
+    assert not door.release.outbox.answered("j.2.0.s"), "it can still be declined"
+
+
 WRONG = {
     "nan": ({**NEW, "w": np.full(100_000, np.nan, np.float32)}, "not-finite"),
     "infinity": ({**NEW, "same": np.full((3, 4), np.inf)}, "not-finite"),

@@ -12,6 +12,7 @@ from consilia.node import budget, config, restores
 from consilia.node.config import NodeConfig
 from consilia.node.store import Store
 from consilia.privacy.ledger import Head
+from staffkit import employ
 
 LOST = Head(4, "sha256:" + "a" * 64)
 
@@ -21,6 +22,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     settings = NodeConfig("s", "https://hub.invalid:1", reviewers_needed=2)
     config.save(tmp_path, settings)
     with contextlib.closing(Store.open(tmp_path)) as made:
+        employ(made, "mara", "paul")
         budget.compare(made, LOST, 1.0)
         yield made
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,10 @@ from consilia.core.weights import BFLOAT16, Weights, narrow
 from consilia.errors import ConfigError, WireError
 from consilia.sdk import export
 from consilia.sdk.results import Model
+from consilia.sdk.source import read_plan
 from consilia.wire import frames
 from consilia.wire.people import ModelView, Strategy
+from consilia.wire.v1 import plan_digest
 
 
 def network() -> nn.Module:
@@ -98,6 +101,54 @@ def test_onnx_answers_what_torch_answers(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+PLAN = """
+import torch
+from torch import nn
+from consilia.plans.torch import torch_plan
+
+def model(args):
+    return nn.Sequential(nn.Linear(30, int(args["width"])), nn.ReLU(), nn.Linear(16, 1))
+
+def train(model, data, args, context):
+    return {}
+
+PLAN = torch_plan(model, train, features="*", target="y", arguments={"width": 4})
+"""
+
+
+def test_the_network_is_made_by_the_researchers_own_plan(tmp_path: Path) -> None:
+    """The arguments are those of the version; another plan, or none, makes nothing."""
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415 - slow
+
+    file = tmp_path / "heart.py"
+    file.write_text(PLAN)
+    module = nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 1))
+    found = model(tmp_path, weights_of(module))
+    view = msgspec.structs.replace(
+        found.view, plan=plan_digest(read_plan(file)), arguments={"width": 16}
+    )
+    known = Model(view, tmp_path / "frame", file)
+    known.export(tmp_path / "known.onnx", "onnx")
+    Model(view, tmp_path / "frame").export(tmp_path / "named.onnx", "onnx", plan=file)
+    x = torch.randn(5, 30)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    for name in ("known.onnx", "named.onnx"):
+        session = onnxruntime.InferenceSession(
+            str(tmp_path / name), providers=["CPUExecutionProvider"]
+        )
+        (answer,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+    file.write_text("raise SystemExit('never run')\n" + PLAN)
+    with pytest.raises(ConfigError, match=rf"needed the one that job\.1 .* {view.plan}"):
+        known.export(tmp_path / "other.onnx", "onnx")
+    file.write_text(PLAN.replace('features="*"', 'features=["a", "b"]'))
+    chosen = msgspec.structs.replace(view, plan=plan_digest(read_plan(file)))
+    with pytest.raises(ConfigError, match="does not take 2 columns"):
+        Model(chosen, tmp_path / "frame", file).network().example()
+    assert not (tmp_path / "other.onnx").exists()
+
+
 class Random(nn.Module):
     """Answers differently every time: no file can be right."""
 
@@ -113,7 +164,7 @@ def test_an_onnx_file_that_differs_is_not_kept(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     trained = model(tmp_path, weights_of(network()))
-    with pytest.raises(ConfigError, match="needs module= and example="):
+    with pytest.raises(ConfigError, match=r"needed plan=, the file of .* or module="):
         trained.save(tmp_path / "a.onnx")
     with pytest.raises(ConfigError, match="cannot be written"):
         trained.save(tmp_path / "nowhere" / "a.npz")

@@ -3,6 +3,7 @@
 Each test makes what it needs under names of its own; none sees what another has done.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -28,6 +29,9 @@ from browserkit import (
 )
 
 from consilia import Client, Experiment, Study
+from consilia.node import budget
+from consilia.node.store import Store
+from consilia.privacy.ledger import Head
 from pgkit import Postgres
 
 pytestmark = pytest.mark.slow
@@ -145,9 +149,14 @@ def test_the_wizard_takes_a_folder_and_a_query(page: Any, hospitals: Hospitals) 
     page.get_by_role("button", name="wards").click()
     page.get_by_role("button", name="Use the whole folder as one table (2 files)").click()
     page.get_by_text("120", exact=True).wait_for()
-    page.get_by_role("combobox", name="Tags").fill("wards")
-    page.keyboard.press("Enter")
+    page.get_by_label("Name").fill("Wards!")
     page.get_by_role("button", name="Next").click()
+    page.get_by_text("Found “Wards!”, needed 1 to 63").wait_for()  # at its field
+    page.get_by_text("needed at least one tag").wait_for()
+    page.get_by_label("Name").fill("wards")
+    page.get_by_role("combobox", name="Tags").fill("wards")  # taken without Enter too
+    page.get_by_role("button", name="Next").click()
+    page.get_by_label("Code system: creatinine").fill("http://loinc.org")
     page.get_by_role("button", name="Register the dataset").click()
     page.get_by_role("heading", name="wards", level=1).wait_for()
 
@@ -227,6 +236,36 @@ def test_a_mock_twin_is_seen_offered_and_withdrawn(page: Any, hospitals: Hospita
     page.get_by_role("button", name="Withdraw it").click()
     page.get_by_role("dialog").get_by_role("button", name="Withdraw it").click()
     page.get_by_role("heading", name="It stays here").wait_for()
+
+
+def test_a_twin_is_told_as_loading_plans_make_the_table(
+    page: Any, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    add(
+        hospitals,
+        cohort(hospitals.root / "exports" / "loaded.csv", 200, 11),
+        "loaded",
+        "--mock",
+    )
+    plan = tmp_path / "loaded-si.yaml"
+    plan.write_text(
+        "name: loaded-si\nblocks: [{block: rename, columns: {systolic: pressure}}]\n"
+    )
+    for words in (("create", plan), ("attach", "loaded-si", "loaded")):
+        hospitals.cli("loading", *words, "--dir", hospitals.node)
+    page.goto(f"{hospitals.origin}/datasets/loaded")
+    page.get_by_role("tab", name="Mock twin").click()
+    row = page.get_by_role("table", name="As loading plans make it").get_by_role(
+        "row", name=re.compile("^loaded-si 1")
+    )
+    row.get_by_text("not told").wait_for()
+    accessible(page)
+    page.get_by_role("button", name="Tell this too").click()
+    row.get_by_text("told", exact=True).wait_for()
+    page.get_by_role("button", name="Tell the file's only").click()
+    row.get_by_text("not told").wait_for()
+    page.goto(f"{hospitals.origin}/audit?text=loaded")
+    page.get_by_role("cell", name="maria").first.wait_for()
 
 
 # ---- loading plans and harmonisation ---------------------------------------------------------
@@ -545,6 +584,69 @@ def test_a_higher_cap_takes_two_people(page: Any, browser: Any, hospitals: Hospi
         context.close()
     finally:
         settings.write_text(before)
+
+
+def test_a_ledger_that_was_put_back_goes_on_by_two_people(
+    page: Any, browser: Any, hospitals: Hospitals
+) -> None:
+    settings = hospitals.node / "node.yaml"
+    before = settings.read_text()
+    try:
+        settings.write_text(before + "reviewers_needed: 2\n")
+        with contextlib.closing(Store.open(hospitals.node)) as store:
+            budget.compare(store, Head(4000, "sha256:" + "c" * 64), time.time())
+        page.goto(hospitals.origin)
+        page.get_by_role("link", name="The privacy ledger is held").click()
+        page.get_by_text("the hub mirrors 4000").wait_for()
+        accessible(page)
+        go_on(page, "Go on without what is missing", "the disk was lost")
+        page.get_by_text("maria wants to go on").wait_for()
+        assert page.get_by_role("button", name="Agree").count() == 0  # one person is one
+        context = browser.new_context(
+            locale="en-GB", storage_state=enter(browser, hospitals, "rita")
+        )
+        other = context.new_page()
+        other.goto(f"{hospitals.origin}/ledger")
+        go_on(other, "Agree: go on without what is missing", "I have seen the disk")
+        other.get_by_role("heading", name="The privacy ledger is held").wait_for(
+            state="detached"
+        )
+        context.close()
+        page.goto(f"{hospitals.origin}/audit?text=asked for by maria")
+        page.get_by_role("cell", name="rita").first.wait_for()
+    finally:
+        settings.write_text(before)
+        with contextlib.closing(Store.open(hospitals.node)) as store:
+            if budget.held(store) is not None:  # the other tests' jobs go on
+                budget.accept_restore(store, actor="user:test", reason="over", now=time.time())
+
+
+def go_on(page: Any, button: str, reason: str) -> None:
+    page.get_by_role("button", name=button).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill(reason)
+    dialog.get_by_role("button", name=button).click()
+    dialog.wait_for(state="detached")
+
+
+def test_what_a_site_tells_of_itself_is_one_line_that_opens(
+    page: Any, hospitals: Hospitals
+) -> None:
+    with contextlib.closing(Store.open(hospitals.node)) as store, store.write() as tx:
+        for number in range(40):
+            said = ("site.advertise", "riverside", "signed", f"advertisement {number}")
+            tx.audit(time.time(), "agent", *said)
+    page.goto(f"{hospitals.origin}/runs")
+    left = page.get_by_role("table", name="What left the site")
+    line = left.get_by_role("row").filter(has_text=re.compile(r"\d\d advertisements, since"))
+    line.get_by_role("button", name="Show each").first.click()
+    line.get_by_text("advertisement 39").wait_for()
+    assert left.get_by_text("advertisement 0").count() == 1
+    accessible(page)
+    line.get_by_role("button", name="As one line").click()
+    left.get_by_text("advertisement 39").wait_for(state="detached")
+    page.get_by_label("Show", exact=True).select_option("results of tasks")
+    line.wait_for(state="detached")
 
 
 def cap(page: Any, epsilon: float, reason: str) -> None:

@@ -9,11 +9,12 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browserkit import AXE, Faults, plan_folder
+from browserkit import AXE, Faults, plan_folder, until
 from dashboardkit import (
     PHRASE,
     SITES,
@@ -26,6 +27,7 @@ from dashboardkit import (
 
 from consilia import Client, Study
 from consilia.accounts import totp
+from consilia.wire.statistics import Noise
 
 pytestmark = pytest.mark.slow
 
@@ -316,6 +318,41 @@ def test_every_page_is_accessible_in_light_and_dark(people: People) -> None:
     page.emulate_media(color_scheme="light")
     assert found == []
     assert people.faults.seen == []
+
+
+def test_a_private_answer_shows_its_price_and_its_error(people: People) -> None:
+    """Numbers with noise are read wrongly without both; counts are whole, some below 0."""
+    hub = people.hub
+    with Client(environ=hub.person) as client:
+        client.create_study(Study("counted", PURPOSE, SITES, ("kidney",), statistics=True))
+        client.submit_study("counted")
+        for site in SITES:
+            node = hub.root / site
+            until(partial(heard, hub, node))
+            hub.cli("node", "accept", "counted", "--dir", node)
+        until(lambda: set(client.study("counted").sites.values()) == {"accepted"})
+        view = client.statistics(
+            "counted", ["age"], what=("count", "mean"), bounds={"age": (20, 90)}, dp=Noise(1.0)
+        ).view
+    page = people.pages["olga"]
+    page.goto(f"{hub.origin}/experiments/{view.job}")
+    page.get_by_text(re.compile("^Epsilon 1 at delta 0.00001 for each record,")).wait_for()
+    table = page.get_by_role("table", name="Statistics")
+    table.get_by_role("columnheader", name="Standard error").wait_for()
+    (count,) = [f for f in view.figures if f.statistic == "count"]
+    assert count.value is not None and count.error is not None
+    row = table.get_by_role("row", name=re.compile("^count age"))
+    assert f"{round(count.value):,}" in row.inner_text()
+    assert f"{count.error:.3g}" in row.inner_text()
+    assert page.get_by_role("link", name="Models of this experiment").count() == 0
+    page.evaluate(AXE.read_text())
+    assert violations(page, "a private answer") == []
+    assert people.faults.seen == []
+
+
+def heard(hub: Consortium, node: Path) -> bool:
+    """Whether a hospital has been told of the study."""
+    return "counted" in hub.cli("node", "studies", "--dir", node)
 
 
 def test_what_strangers_wrote_is_shown_as_text(people: People) -> None:

@@ -180,6 +180,30 @@ def test_a_second_factor_is_set_up_asked_for_and_guarded(page: Any, desk: Desk) 
     page.get_by_role("alert").get_by_text("too many failed attempts").wait_for()
 
 
+def test_a_form_outlives_the_session_that_it_was_begun_in(page: Any, desk: Desk) -> None:
+    page.goto(desk.invitation())
+    page.get_by_label("Name").fill("petra")
+    page.get_by_label("New password").fill(PHRASE)
+    page.get_by_label("The same again").fill(PHRASE)
+    page.get_by_role("button", name="Make the account").click()
+    page.get_by_role("heading", name="Hello, petra").wait_for()
+    page.goto(f"{desk.origin}/settings")
+    page.get_by_label("Current password").fill(PHRASE)
+    page.get_by_label("New password").fill("eight loud herons")
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Change the password").click()
+    page.get_by_text("Your session has ended").wait_for()
+    accessible(page)
+    door = page.get_by_role("main")  # the page behind it is hidden
+    door.get_by_label("Name").fill("petra")
+    door.get_by_label(re.compile("^Password")).first.fill(PHRASE)
+    door.get_by_role("button", name="Sign in", exact=True).click()
+    page.get_by_text("Your session has ended").wait_for(state="detached")
+    assert page.get_by_label("New password").input_value() == "eight loud herons"
+    page.get_by_role("button", name="Change the password").click()
+    page.get_by_text("The password is changed").wait_for()
+
+
 def enter(page: Any, password: str) -> None:
     page.get_by_label("Name").fill("olga")
     page.get_by_label(re.compile("^Password")).first.fill(password)

@@ -302,11 +302,10 @@ def refresh(name: Name, directory: NodeDir = None, as_json: Json = False) -> Non
 
 def _loaded_anew(store: "Store") -> None:
     """Apply loading plans and the opt-out list to datasets as they are now."""
-    from consilia.node import loadedtwins, loading
+    from consilia.node import loadedtwins
 
-    for problem in loading.refresh(store):
+    for problem in loadedtwins.after_change(store, now=time.time()):
         note(f"the loading plan of {problem}")
-    loadedtwins.retell(store, now=time.time())
 
 
 @app.command(epilog=example("consilia dataset profile heart-failure"))

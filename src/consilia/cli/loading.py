@@ -228,11 +228,10 @@ def attached(directory: NodeDir = None, as_json: Json = False) -> None:
 def refresh(directory: NodeDir = None, as_json: Json = False) -> None:
     """Apply plans and opt-outs to datasets that were changed since. Tasks wait for it."""
     from consilia.errors import DataError
-    from consilia.node import loadedtwins, loading
+    from consilia.node import loadedtwins
 
     with changing(directory) as store:
-        problems = loading.refresh(store)
-        loadedtwins.retell(store, now=time.time())
+        problems = loadedtwins.after_change(store, now=time.time())
     if problems:
         raise DataError("; ".join(problems))
     done("every dataset is measured as it is loaded", {"problems": problems}, as_json)

@@ -143,15 +143,25 @@ def compare(
     listing(rows, {name: _of(name) for name in rows[0]}, as_json)
 
 
-@app.command(epilog=example("consilia models download job-0123456789abcdef.20 heart.npz"))
+@app.command(
+    epilog=example(
+        "consilia models download job-0123456789abcdef.20 heart.npz",
+        "consilia models download job-0123456789abcdef.20 heart.onnx --plan heart.py",
+    )
+)
 def download(
     version: Version,
     path: Annotated[
         Path,
         typer.Argument(
-            help="NAME.npz, NAME.safetensors or NAME.pt; any other name gets the tensor frame."
+            help="NAME.npz, NAME.safetensors, NAME.pt or NAME.onnx; any other name gets the "
+            "tensor frame."
         ),
     ],
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="For .onnx: your own file of the training plan; its code runs here."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Download a model version, checked byte by byte against its digest."""
@@ -163,7 +173,7 @@ def download(
     with Client() as client, tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
         frame = Path(folder, "frame")
         view = client.download_model(version, frame)
-        Model(view, frame).save(path)
+        Model(view, frame, plan).save(path)
     done(f"{version} is in {path}", {"path": str(path), "digest": view.digest}, as_json)
 
 

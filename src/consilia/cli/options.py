@@ -2,6 +2,7 @@
 
 import math
 import os
+import pwd
 import sys
 from collections.abc import Iterable
 from datetime import date
@@ -31,6 +32,9 @@ NodeDir = Annotated[
         help="The node's directory.",
     ),
 ]
+_LOGIN = Path("/proc/self/loginuid")
+_NOBODY = 2**32 - 1  # what stands there for a process that no login began
+
 Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 Until = Annotated[str, typer.Option(help="Last day, YYYY-MM-DD; without it, no end.")]
 
@@ -58,12 +62,30 @@ def node_dir(given: Path | None) -> Path:
 
 def actor() -> str:
     """Return who is at the keyboard, as the site's audit trail names people: user:<login>."""
-    import getpass
-
     try:
-        return f"user:{getpass.getuser()}"
-    except (OSError, KeyError):  # a user id without a name, as in some containers
-        return f"user:uid-{os.getuid()}"
+        login = int(_LOGIN.read_text("ascii"))
+    except (OSError, ValueError):  # no such file: a kernel without audit
+        login = _NOBODY
+    return f"user:{login_name(login, os.getuid(), os.environ.get('SUDO_UID', ''))}"
+
+
+def login_name(login: int, uid: int, sudo: str) -> str:
+    """Return the name of the account that a person signed in with at this machine.
+
+    The kernel keeps it (`login`) through su and sudo, and only root can change it. Where it
+    knows none, as in containers and for services, `sudo` (the user id that sudo tells) counts,
+    then the process's own `uid`. LOGNAME and USER do not: whoever types a command sets them as
+    they like, and two names would be two people.
+    """
+    found = uid
+    if login != _NOBODY:
+        found = login
+    elif sudo.isascii() and sudo.isdigit():
+        found = int(sudo)
+    try:
+        return pwd.getpwuid(found).pw_name
+    except (KeyError, OverflowError):  # a user id without a name, as in some containers
+        return f"uid-{found}"
 
 
 def text_of(file: Path) -> str:

@@ -95,11 +95,9 @@ def _add(patients: list[str], directory: Path | None, as_json: bool) -> None:
 
 def _apply(store: "Store") -> bool:
     """Find the patients in the datasets; tasks on a dataset where that fails are refused."""
-    from consilia.node import loadedtwins, loading, measuring
+    from consilia.node import loadedtwins
 
-    problems = loading.refresh(store)
-    measuring.retell(store, now=time.time())
-    loadedtwins.retell(store, now=time.time())
+    problems = loadedtwins.after_change(store, now=time.time(), opt_out=True)
     for problem in problems:
         note(f"not applied yet, and no task runs on it: {problem}")
     return not problems

@@ -1,9 +1,11 @@
 """`consilia node plans, approve, ...`: a hospital's review of training plans."""
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from datetime import date
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +22,19 @@ from consilia.cli.options import (
     pairs,
     parse_day,
 )
-from consilia.cli.output import day, done, fields, listing, note, record, say, short, size, when
+from consilia.cli.output import (
+    day,
+    done,
+    fields,
+    listing,
+    note,
+    record,
+    say,
+    short,
+    size,
+    visible,
+    when,
+)
 from consilia.errors import ConfigError
 from consilia.sdk.digests import resolve
 
@@ -111,7 +125,7 @@ def plans(
             "author": lambda r: r.author,
             "offered": lambda r: when(r.offered),
             "until": lambda r: day(r.until),
-            "reviewer": lambda r: r.signers or [s.reviewer for s in r.signoffs],
+            "reviewer": lambda r: r.signers or r.reviewer or [s.reviewer for s in r.signoffs],
         },
         as_json,
         "no plan has been offered to this site",
@@ -330,7 +344,11 @@ def _digest(store: "Store", text: str) -> str:
 
 
 def _show(found: "Review", as_json: bool) -> None:
+    from consilia.node.arguments import describe
+    from consilia.node.signoffs import terms_said
+
     plan, before = found.plan, found.before
+    allowed = {n: describe(a) for n, a in plan.arguments.items() if a is not None}
     if as_json:
         done("", {**fields(plan), "findings": found.findings, "declared": found.declared}, True)
         return
@@ -347,8 +365,15 @@ def _show(found: "Review", as_json: bool) -> None:
             "arguments": "cannot be read" if found.declared is None else found.declared,
             "description": plan.plan.description,
             "decided by": plan.signers or plan.reviewer,
-            "waits, signed by": [s.reviewer for s in plan.signoffs],
+            "decided": when(plan.decided) if plan.decided else "",
             "reason": plan.reason,
+            "until": day(plan.until) if plan.decided else "",
+            "may be set": allowed,
+            "only for": plan.studies,
+            "waits, signed by": [
+                f"{s.reviewer}, {when(s.at)}, on the terms: {terms_said(s.terms)}"
+                for s in plan.signoffs
+            ],
         },
         False,
     )
@@ -364,13 +389,26 @@ def _show(found: "Review", as_json: bool) -> None:
         say("\n".join(changed) or "nothing")
 
 
-def _side_by_side(diff: "FileDiff", width: int = 60) -> None:
+def _side_by_side(diff: "FileDiff") -> None:
+    """Print old and new in columns as wide as the terminal allows; longer lines go on below."""
     marks = {"same": " ", "changed": "|", "added": ">", "removed": "<"}
+    width = max(40, (shutil.get_terminal_size((125, 24)).columns - 3) // 2)
     say(f"\n==== {diff.path} ({diff.change})")
     for line in diff.lines:
-        old = f"{line.old_number or '':>4} {line.old}"
-        new = f"{line.new_number or '':>4} {line.new}" if line.new_number else ""
-        say(f"{old:<{width}} {marks[line.change]} {new}".rstrip())
+        old = _column(line.old_number, line.old, width)
+        new = _column(line.new_number, line.new, width)
+        mark = marks[line.change]
+        for left, right in zip_longest(old, new, fillvalue=""):
+            say(f"{left:<{width}} {mark} {right}".rstrip())
+
+
+def _column(number: int, text: str, width: int) -> list[str]:
+    """Return one side of a line as rows of at most `width` characters; none where it lacks."""
+    if not number:
+        return []
+    shown, room = visible(text).expandtabs(4), width - 5
+    rows = [shown[at : at + room] for at in range(0, len(shown), room)] or [""]
+    return [f"{number if not i else '':>4} {row}" for i, row in enumerate(rows)]
 
 
 def _tell_tried(found: "Tried", as_json: bool) -> None:
@@ -398,9 +436,13 @@ def _shipped_now(store: "Store", found: "Sequence[PlanRecord]", as_json: bool) -
     from consilia.node import review
 
     class_ = review.shipped_class(store)
-    text = f"the shipped plans are approved, {len(found)} of them await nothing more here"
+    text = f"the shipped plans are approved as a class; it lets {len(found)} of them run here"
     if class_ is None:
         text = "noted; the shipped plans need another reviewer's word"
+    kept = review.decided_singly(store, time.time())
+    if class_ is not None and kept:
+        names = ", ".join(f"{r.plan.name} {short(r.digest)} ({r.state})" for r in kept)
+        note(f"what was decided before stays: {names}; approve these by their digest")
     done(text, {"class": class_, "plans": [r.digest for r in found]}, as_json)
 
 

@@ -34,6 +34,7 @@ from consilia.wire.offers import as_loaded
 from consilia.wire.strict import nearest
 from consilia.wire.v1 import MockColumn, MockTwin, OfferedDataset, Scalar
 
+Value = str | int | float
 About = Literal["name", "absent", "type", "unit", "scale", "missing", "categories"]
 
 LIKE = 0.6  # how alike two names are to be taken for one, from 0 to 1
@@ -51,6 +52,29 @@ _PAIRS = (
 )  # fmt: skip
 
 
+# what is said of a difference, by its key; pages have the same keys in their languages
+SAID: Mapping[str, str] = {
+    "name": "is called '{there}' at the reference, by name or by its values",
+    "absent": "the site has no such column, or calls it what nobody could recognise",
+    "type": "is {here}, at the reference {there}",
+    "type_codes": "is {here}, at the reference {there}: what its codes mean has to be said, "
+    "with a block `map`",
+    "unit": "is in {here}, at the reference in {there}",
+    "unit_of": "is in {here}, at the reference in {there} (of {substance})",
+    "unit_unknown": "is in {here}, at the reference in {there}, and what converts one into the "
+    "other is not known: name the substance",
+    "scale": "has a mean of about {mean}, at the reference {reference}: as if it were in "
+    "{here} and there in {there}",
+    "scale_of": "has a mean of about {mean}, at the reference {reference}: as if it were in "
+    "{here} and there in {there} (of {substance})",
+    "categories": "has the values {here}, the reference {there}",
+    "categories_rest": "has the values {here}, the reference {there}; what {rest} means has "
+    "to be said",
+    "missing": "about {here}% of its values are missing, at the reference {there}%: a block "
+    "`missing` says what they become",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One way in which a site's dataset differs from the reference, and what would mend it."""
@@ -58,8 +82,22 @@ class Difference:
     site: str
     column: str  # as the site calls it; as the reference does, for one that the site lacks
     about: About
-    said: str
-    block: AnyBlock | None = None
+    said: str  # in English
+    block: AnyBlock | None
+    key: str  # of SAID
+    values: Mapping[str, Value]  # that the sentence is filled with
+
+
+def _different(  # noqa: PLR0913, PLR0917 - one difference
+    site: str,
+    column: str,
+    about: About,
+    key: str,
+    values: Mapping[str, Value],
+    block: AnyBlock | None = None,
+) -> Difference:
+    said = SAID[key].format(**values)
+    return Difference(site, column, about, said, block, key, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +218,11 @@ def _site(site: str, mine: Columns, theirs: Columns) -> list[Difference]:
     found = []
     for own, other in pairs.items():
         if own != other:
-            said = f"is called {other!r} at the reference, by name or by its values"
-            found.append(Difference(site, own, "name", said, Rename({own: other})))
+            block = Rename({own: other})
+            found.append(_different(site, own, "name", "name", {"there": other}, block))
     for other in theirs:
         if other not in pairs.values():
-            said = "the site has no such column, or calls it what nobody could recognise"
-            found.append(Difference(site, other, "absent", said))
+            found.append(_different(site, other, "absent", "absent", {}))
     for own, other in pairs.items():
         for rule in _RULES:
             if difference := rule(site, mine[own], theirs[other]):
@@ -237,20 +274,19 @@ def _type(site: str, mine: MockColumn, theirs: MockColumn) -> Difference | None:
     kinds = kind_of(mine.type, mine.name), kind_of(theirs.type, theirs.name)
     if kinds[0] == kinds[1] and kinds[0] in ("number", "text"):
         return None  # to a model all numbers are alike, and so are all texts
-    said = f"is {mine.type}, at the reference {theirs.type}"
+    values = {"here": mine.type, "there": theirs.type}
     if kinds == ("number", "text") or (kinds[0] == "text" and mine.levels):
-        said += ": what its codes mean has to be said, with a block `map`"
-        return Difference(site, mine.name, "type", said)
+        return _different(site, mine.name, "type", "type_codes", values)
     if "date" in kinds and "text" not in kinds:
-        return Difference(site, mine.name, "type", said)
+        return _different(site, mine.name, "type", "type", values)
     cast = Cast({theirs.name: theirs.type}, "missing" if kinds[0] == "text" else "error")
-    return Difference(site, mine.name, "type", said, cast)
+    return _different(site, mine.name, "type", "type", values, cast)
 
 
 def _unit(site: str, mine: MockColumn, theirs: MockColumn) -> Difference | None:
     if mine.unit == theirs.unit or not (mine.unit and theirs.unit):
         return None
-    said = f"is in {mine.unit}, at the reference in {theirs.unit}"
+    values = {"here": mine.unit, "there": theirs.unit}
     for substance in ("", *_substances(mine.name, theirs.name)):
         try:
             line = units.conversion(mine.unit, theirs.unit, substance)
@@ -258,11 +294,15 @@ def _unit(site: str, mine: MockColumn, theirs: MockColumn) -> Difference | None:
             continue
         if line == units.Line(1.0):
             return None
-        named = f" (of {substance})" if substance else ""
+        key, values = _of("unit", substance, values)
         block = ConvertUnit(theirs.name, theirs.unit, mine.unit, substance)
-        return Difference(site, mine.name, "unit", said + named, block)
-    said += ", and what converts one into the other is not known: name the substance"
-    return Difference(site, mine.name, "unit", said)
+        return _different(site, mine.name, "unit", key, values, block)
+    return _different(site, mine.name, "unit", "unit_unknown", values)
+
+
+def _of(key: str, substance: str, values: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Return key and values of a sentence that names a substance, where there is one."""
+    return (f"{key}_of", {**values, "substance": substance}) if substance else (key, values)
 
 
 def _scale(site: str, mine: MockColumn, theirs: MockColumn) -> Difference | None:
@@ -288,12 +328,10 @@ def _scale(site: str, mine: MockColumn, theirs: MockColumn) -> Difference | None
     if not tried:
         return None
     *_, source, target, substance = min(tried)
-    said = (
-        f"has a mean of about {here[0]:.3g}, at the reference {there[0]:.3g}: as if it were in "
-        f"{source} and there in {target}{f' (of {substance})' if substance else ''}"
-    )
+    means = {"mean": f"{here[0]:.3g}", "reference": f"{there[0]:.3g}"}
+    key, values = _of("scale", substance, {**means, "here": source, "there": target})
     block = ConvertUnit(theirs.name, target, source, substance)
-    return Difference(site, mine.name, "scale", said, block)
+    return _different(site, mine.name, "scale", key, values, block)
 
 
 def _near(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -315,12 +353,11 @@ def _categories(site: str, mine: MockColumn, theirs: MockColumn) -> Difference |
         return None
     mapping = same_values(sorted(own), sorted(other))
     rest = sorted(own - set(mapping) - other)
-    said = f"has the values {_few(own - other)}, the reference {_few(other)}"
-    if rest and mapping:
-        said += f"; what {_few(rest)} means has to be said"
+    values = {"here": _few(own - other), "there": _few(other), "rest": _few(rest)}
+    key = "categories_rest" if rest and mapping else "categories"
     changed: dict[str, Scalar] = {a: b for a, b in mapping.items() if a != b}
     block = MapValues(theirs.name, changed, "keep") if changed else None
-    return Difference(site, mine.name, "categories", said, block)
+    return _different(site, mine.name, "categories", key, values, block)
 
 
 def same_values(mine: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
@@ -347,11 +384,8 @@ def _missing(site: str, mine: MockColumn, theirs: MockColumn) -> Difference | No
     here, there = absent_share(mine), absent_share(theirs)
     if here is None or there is None or abs(here - there) <= MISSING_APART:
         return None
-    said = (
-        f"about {here:.0%} of its values are missing, at the reference {there:.0%}: a block "
-        "`missing` says what they become"
-    )
-    return Difference(site, mine.name, "missing", said)
+    values = {"here": round(100 * here), "there": round(100 * there)}
+    return _different(site, mine.name, "missing", "missing", values)
 
 
 def _substances(*names: str) -> list[str]:

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -23,9 +23,10 @@ from contextlib import (
 )
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import uvloop
 from sqlalchemy import Connection
 
 from consilia import __version__
@@ -50,7 +51,6 @@ from consilia.hub.probes import Probe, free_bytes
 from consilia.hub.retention import EVERY, Collector
 from consilia.hub.store import Store
 from consilia.hub.telemetry import ForwardToLog, Log, Metrics, make_log, measure_lag
-from consilia.web import tlsbuffers
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -129,8 +129,8 @@ def serve(directory: Path) -> None:
         sys.stdout.write(f"people {addresses.people}\nnodes  {addresses.nodes}\n")
         sys.stdout.flush()
 
-    tlsbuffers.bound()
-    asyncio.run(_until_signal(directory, say))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_until_signal(directory, say))
 
 
 async def _until_signal(directory: Path, ready: Callable[[Addresses], None]) -> None:
@@ -228,114 +228,96 @@ async def _serving(
     fence: Callable[[Connection], None],
 ) -> AsyncIterator[Addresses]:
     """Open everything in order; on the way out close it in the reverse order."""
-    from consilia.hub.people.directories import make_directories  # noqa: PLC0415
-    from consilia.hub.people.service import make_people  # noqa: PLC0415
-    from consilia.hub.rest.api import make_app  # noqa: PLC0415 - Litestar costs 0.4 s
-    from consilia.hub.rest.limits import Limiter  # noqa: PLC0415
-    from consilia.hub.rest.models import SPOOL  # noqa: PLC0415
-    from consilia.hub.rest.repeats import repeatable  # noqa: PLC0415
-    from consilia.hub.rest.services import Services  # noqa: PLC0415
-    from consilia.hub.rest.snapshot import keeping, make_snapshot  # noqa: PLC0415
-    from consilia.hub.rest.straight import straight  # noqa: PLC0415
-    from consilia.web.server import PeopleServer  # noqa: PLC0415
+    from consilia.hub.rest import start  # noqa: PLC0415 - Litestar costs 0.4 s
 
     people_host, people_port = settings.parse_listen(config.people_listen, "people_listen")
-    node_host, node_port = settings.parse_listen(config.node_listen, "node_listen")
     async with AsyncExitStack() as stack:
-        metrics, stopping = Metrics(), asyncio.Event()
-        where = settings.database_url(layout.root, config)
-        store = await asyncio.to_thread(
-            Store.open, where, committed=metrics.committed, fence=fence
-        )
-        stack.push_async_callback(asyncio.to_thread, store.close)
-        access = open_access(
-            layout, config, store, node_port, outside.clock, outside.random_bytes
-        )
-        blobs = await asyncio.to_thread(open_blobs, layout.root, config)
-        stack.callback(blobs.close)
-        await asyncio.to_thread(_clear_spools, blobs, SPOOL)
+        metrics, relay = Metrics(), PoolRelay(layout.root / "pool")
+        store, blobs = await _opened(stack, layout, config, metrics, fence)
+        await asyncio.to_thread(start.clear_spools, blobs)
+        access = _access(layout, config, store, outside)
         limits = Limits(
             silence=config.presence_seconds, init_bytes=config.limits.init_frame_bytes
         )
-        relay = PoolRelay(layout.root / "pool")
-        hub = build(
-            *(store, blobs, access.signing_key, outside),
-            limits=limits,
-            metrics=metrics,
-            relay=relay,
-        )
+        parts = (store, blobs, access.signing_key, outside)
+        hub = build(*parts, limits=limits, metrics=metrics, relay=relay)
         stack.push_async_callback(hub.engine.close)
         await hub.engine.recover()
 
         contexts = make_contexts(access.server_chain, access.server_key, access.ca_pem.decode())
         listener = _listener(config, contexts, access, hub, metrics, outside.log)
-        node_port = await listener.start(node_host, node_port)
+        node_port = await listener.start(
+            *settings.parse_listen(config.node_listen, "node_listen")
+        )
         if settings.parse_listen(config.node_listen, "node_listen")[1] == 0:
             # Join tokens name the port, which the system has only now chosen.
-            access = open_access(
-                layout, config, store, node_port, outside.clock, outside.random_bytes
-            )
+            access = _access(layout, config, store, outside, node_port)
         reached = [people_port]  # the system may choose another
-        services = Services(
-            config=config,
-            store=store,
-            access=access,
-            people=make_people(
-                config,
-                store,
-                access,
-                origin=lambda: url(config.hosts[0], reached[-1]),
-                now=outside.clock.now,
-                random_bytes=outside.random_bytes,
-                directories=make_directories(
-                    config.sign_in, layout.root, outside.clock.now, outside.log
-                ),
-                hasher=outside.hasher,
-            ),
-            blobs=blobs,
-            engine=hub.engine,
-            metrics=metrics,
-            log=outside.log,
-            now=outside.clock.now,
-            random_bytes=outside.random_bytes,
-            stopping=stopping,
+        services = start.make_services(
+            *(config, layout.root, hub, access, metrics, outside),
+            origin=lambda: url(config.hosts[0], reached[-1]),
             probes=_probes(layout, config, store, outside.clock, node_port),
         )
         await store.write(services.people.factors.seal_all)  # of hubs before they were sealed
         tls = access.people_context()
-        snapshot = make_snapshot(services)
-        limiter = Limiter(config.people, outside.clock.now)
-        api = straight(make_app(services, limiter), services)
-        people = PeopleServer(
-            keeping(repeatable(api, services, limiter), snapshot),
-            tls,
-            config.limits.people_connections,
-            quick=snapshot.quick,
-        )
-        stack.push_async_callback(_end, stopping, hub, listener, people)
-        people_port = await people.start(people_host, people_port)
-        reached.append(people_port)
+        people = start.make_server(services, tls)
+        stack.push_async_callback(_end, services.stopping, hub, listener, people)
+        reached.append(await people.start(people_host, people_port))
         _watch(metrics, hub, layout.root / config.blobs)
-        collector = Collector(
-            store,
-            blobs,
-            config.retention,
-            outside.clock.now,
-            live=lambda id: _state(hub, id),
-            lock=services.judging,
-        )
-        uploads = Ending(store, relay, outside.clock.now)
         server = ServerCertificate(
             access,
             certificate_hosts(config),
             (tls, contexts.enrol, contexts.control, contexts.blob),
         )
-        for work in (
-            measure_lag(metrics),
-            keep_house(collector, uploads, server, outside.log, outside.every),
-        ):
+        house = _house(config, hub, relay, server, outside, services.judging)
+        for work in (measure_lag(metrics), house):
             stack.callback(asyncio.create_task(work).cancel)
-        yield _addresses(config, people_port, node_port)
+        yield _addresses(config, reached[-1], node_port)
+
+
+async def _opened(
+    stack: AsyncExitStack,
+    layout: Directory,
+    config: HubConfig,
+    metrics: Metrics,
+    fence: Callable[[Connection], None],
+) -> tuple[Store, Blobs]:
+    """Open what a hub keeps; `stack` closes it."""
+    where = settings.database_url(layout.root, config)
+    store = await asyncio.to_thread(Store.open, where, committed=metrics.committed, fence=fence)
+    stack.push_async_callback(asyncio.to_thread, store.close)
+    blobs = await asyncio.to_thread(open_blobs, layout.root, config)
+    stack.callback(blobs.close)
+    return store, blobs
+
+
+def _access(
+    layout: Directory, config: HubConfig, store: Store, outside: Outside, port: int = 0
+) -> Access:
+    """Return who may come in; `port` is where nodes do, 0 for the one of the settings."""
+    port = port or settings.parse_listen(config.node_listen, "node_listen")[1]
+    return open_access(layout, config, store, port, outside.clock, outside.random_bytes)
+
+
+def _house(  # noqa: PLR0913, PLR0917 - the parts it connects
+    config: HubConfig,
+    hub: Hub,
+    relay: PoolRelay,
+    server: ServerCertificate,
+    outside: Outside,
+    lock: asyncio.Lock,
+) -> Coroutine[Any, Any, None]:
+    """Return the housekeeping, for as long as the hub runs."""
+    collector = Collector(
+        hub.store,
+        hub.blobs,
+        config.retention,
+        outside.clock.now,
+        live=lambda id: _state(hub, id),
+        lock=lock,
+    )
+    uploads = Ending(hub.store, relay, outside.clock.now)
+    return keep_house(collector, uploads, server, outside.log, outside.every)
 
 
 def _addresses(config: HubConfig, people_port: int, node_port: int) -> Addresses:
@@ -462,13 +444,6 @@ def rotate_key(directory: Path) -> int:
             return sealed.rotate(blobs, path, os.urandom)
         finally:
             blobs.close()
-
-
-def _clear_spools(blobs: Blobs, prefix: str) -> None:
-    """Drop base frames whose upload a crash cut short; people upload them again, whole."""
-    for name in blobs.spools():
-        if name.startswith(prefix):
-            blobs.discard(name)
 
 
 @contextmanager

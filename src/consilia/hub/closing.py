@@ -4,7 +4,7 @@ The work runs in the folding thread; the record is one transaction with the even
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import sqlalchemy as sa
@@ -28,6 +28,32 @@ from consilia.wire.people import EarlyStop, Watch
 from consilia.wire.v1 import Metrics, Privacy
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One round to be closed, as it stood when the folding thread was asked."""
+
+    book: Book
+    state: JobState
+    command: Close
+    blobs: Blobs
+    aggregate: Callable[[Book, str], Aggregate]
+    checkpoint: Callable[[str], None]
+    updates: tuple[Update, ...]
+    recipe: Recipe
+    versions: tuple[Version, ...] | None  # of the job so far
+
+    @property
+    def name(self) -> str:
+        """What is unique to this attempt at the round."""
+        return f"close.{self.state.job}.{self.command.round}.{self.state.attempt}"
+
+    def base(self) -> str:
+        """Return the model that the round began with; EmptyRound where there is none."""
+        if self.state.model is None:
+            raise EmptyRound(f"round {self.command.round} has no model to start from")
+        return self.state.model
+
+
 def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it explicit
     book: Book,
     state: JobState,
@@ -37,78 +63,84 @@ def work(  # noqa: PLR0913, PLR0917 - what the folding thread needs, all of it e
     checkpoint: Callable[[str], None],
 ) -> Callable[[], Made]:
     """Return what the folding thread has to do for `command`."""
-    updates = tuple(Update(*fields) for fields in command.updates)
-    recipe = Recipe(book.strategy, book.options, book.optimizer)
-    name = f"close.{state.job}.{command.round}.{state.attempt}"
-    base, experiment = state.model, book.record.experiment
-
-    def first() -> Made:
-        """The init round: the one update is the model, as it is."""
-        if len(updates) != 1:
-            raise EmptyRound(f"the init round has {len(updates)} models, needed exactly one")
-        (update,) = updates
-        checkpoint("close.synced")
-        blobs.adopt(update.lease, update.digest)
-        checkpoint("close.adopted")
-        with blobs.open(update.digest) as blob:
-            return Made(frames.read_header(blob.fd), None)
-
-    def next_model() -> Made:
-        if base is None:
-            raise EmptyRound(f"round {command.round} has no model to start from")
-        found = aggregate(book, base)
-        chosen = Choice(*rule(experiment.aggregate.name, experiment.aggregate.options))
-        if chosen.rule.plain:
-            return found.close(name, command.round, updates, recipe)
-        return found.combine(name, command.round, updates, recipe, chosen)
-
-    def next_masked() -> Made:
-        """Unmask the sum before the strategy sees its mean."""
-        if base is None:
-            raise EmptyRound(f"round {command.round} has no model to start from")
-        shares = masking.total(command.updates)
-        opened: list[masking.MaskedFold | encrypted.OpenedFold] = []
-
-        def finish(fold: Means, old: Callable[[TensorSpec], Iterator[Array]]) -> None:
-            if isinstance(fold, encrypted.OpenedFold):
-                encrypted.opener(state, blobs, fold, old)
-            elif isinstance(fold, masking.MaskedFold):
-                masking.opener(state, fold, old)
-            else:
-                raise EmptyRound(
-                    f"round {command.round} is masked, its updates were folded plain"
-                )
-            opened.append(fold)
-
-        made = aggregate(book, base).close(name, command.round, updates, recipe, finish)
-        (fold,) = opened
-        return replace(
-            made,
-            records=round(fold.weight * shares),
-            metrics=masking.metrics(state, fold.metrics),
-        )
-
-    make = next_masked if steps.masked(state) else next_model
-    versions = None if book.versions is None else tuple(book.versions)
-
-    def next_watched(watch: Watch) -> Made:
-        """Look at what was made, and go back if the alarms say so."""
-        made = make()
-        return watching.judged(
-            watch,
-            made,
-            round=command.round,
-            versions=versions,
-            leases=_accepted(state),
-            updates=updates,
-            aggregate=aggregate(book, base or ""),
-            optimizer=recipe.optimizer,
-            blobs=blobs,
-        )
-
+    mine = _Work(
+        book,
+        state,
+        command,
+        blobs,
+        aggregate,
+        checkpoint,
+        tuple(Update(*fields) for fields in command.updates),
+        Recipe(book.strategy, book.options, book.optimizer),
+        None if book.versions is None else tuple(book.versions),
+    )
     if command.kind == "init":
-        return first
-    return make if experiment.watch is None else partial(next_watched, experiment.watch)
+        return partial(_first, mine)
+    make = partial(_next_masked if steps.masked(state) else _next_model, mine)
+    watch = book.record.experiment.watch
+    return make if watch is None else partial(_watched, mine, make, watch)
+
+
+def _first(mine: _Work) -> Made:
+    """The init round: the one update is the model, as it is."""
+    if len(mine.updates) != 1:
+        raise EmptyRound(f"the init round has {len(mine.updates)} models, needed exactly one")
+    (update,) = mine.updates
+    mine.checkpoint("close.synced")
+    mine.blobs.adopt(update.lease, update.digest)
+    mine.checkpoint("close.adopted")
+    with mine.blobs.open(update.digest) as blob:
+        return Made(frames.read_header(blob.fd), None)
+
+
+def _next_model(mine: _Work) -> Made:
+    """Combine updates that the hub may read."""
+    found, asked = mine.aggregate(mine.book, mine.base()), mine.book.record.experiment.aggregate
+    chosen = Choice(*rule(asked.name, asked.options))
+    if chosen.rule.plain:
+        return found.close(mine.name, mine.command.round, mine.updates, mine.recipe)
+    return found.combine(mine.name, mine.command.round, mine.updates, mine.recipe, chosen)
+
+
+def _next_masked(mine: _Work) -> Made:
+    """Unmask the sum before the strategy sees its mean."""
+    state, command = mine.state, mine.command
+    found = mine.aggregate(mine.book, mine.base())
+    shares = masking.total(command.updates)
+    opened: list[masking.MaskedFold | encrypted.OpenedFold] = []
+
+    def finish(fold: Means, old: Callable[[TensorSpec], Iterator[Array]]) -> None:
+        if isinstance(fold, encrypted.OpenedFold):
+            encrypted.opener(state, mine.blobs, fold, old)
+        elif isinstance(fold, masking.MaskedFold):
+            masking.opener(state, fold, old)
+        else:
+            raise EmptyRound(f"round {command.round} is masked, its updates were folded plain")
+        opened.append(fold)
+
+    made = found.close(mine.name, command.round, mine.updates, mine.recipe, finish)
+    (fold,) = opened
+    return replace(
+        made,
+        records=round(fold.weight * shares),
+        metrics=masking.metrics(state, fold.metrics),
+    )
+
+
+def _watched(mine: _Work, make: Callable[[], Made], watch: Watch) -> Made:
+    """Look at what was made, and go back if the alarms say so."""
+    made = make()
+    return watching.judged(
+        watch,
+        made,
+        round=mine.command.round,
+        versions=mine.versions,
+        leases=_accepted(mine.state),
+        updates=mine.updates,
+        aggregate=mine.aggregate(mine.book, mine.state.model or ""),
+        optimizer=mine.recipe.optimizer,
+        blobs=mine.blobs,
+    )
 
 
 def version(book: Book, state: JobState, command: Close, made: Made, now: float) -> Version:

@@ -169,14 +169,15 @@ class Federation:
         await self._store.write(write)
         self._engine.advertised(site, said)
         if self._relay is not None and said.pool:
-            await PoolFront(self._store, self._relay).settle(site, said)
+            await PoolFront(self._store, self._relay, self._now).settle(site, said)
         return Verdict(True)
 
     async def pool(self, site: str, method: str, path: str, body: bytes) -> object:
         """Answer what a site asks about pooled datasets (hub.pool.front)."""
         if self._relay is None:
             raise NotFound("this hub relays no uploads")
-        return await PoolFront(self._store, self._relay).answer(site, method, path, body)
+        asked = PoolFront(self._store, self._relay, self._now)
+        return await asked.answer(site, method, path, body)
 
     async def catalogue(self, site: str) -> Catalogue:
         """Return the studies that invite the site, and the plans on offer in them."""

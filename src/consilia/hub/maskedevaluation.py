@@ -22,10 +22,9 @@ from consilia.core.round import JobState
 from consilia.core.steps import FEWEST
 from consilia.errors import ConsiliaError, DataError
 from consilia.hub import masking
-from consilia.privacy import graph
 from consilia.privacy.accountant import check as check_dp
 from consilia.privacy.estimate import CELL, noise_of
-from consilia.privacy.noise import honest_survivors
+from consilia.privacy.noise import sure_shares
 from consilia.stats import summedscores
 from consilia.stats.pooling import Pooled, Z, interval
 from consilia.wire.people import Evaluate, EvaluationView, Experiment, PooledView
@@ -191,8 +190,7 @@ def _read(
     if noise is None:
         return summedscores.read(total, bins, sites)
     keyed = len(masking.said(state, "keys"))
-    honest = honest_survivors(graph.threshold(keyed), noise.colluding)
-    deviation = noise.noise_multiplier * sqrt(sites / max(1, honest))
+    deviation = noise.noise_multiplier * sqrt(sites / sure_shares(noise, keyed))
     return summedscores.read_noised(total, bins, sites, deviation)
 
 

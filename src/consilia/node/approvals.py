@@ -14,6 +14,7 @@ and the last one's word is the approval; until then the plan stays what it was. 
 keeps who signed it, so that policy can ask again when the rule becomes stricter.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def approve(  # noqa: PLR0913 - by keyword
     arguments: Mapping[str, Allowed | None] | None = None,
     studies: tuple[str, ...] = (),
     needed: int | None = None,
+    seen: str = "",
 ) -> PlanRecord:
     """Approve a plan until a day (inclusive; None: no end).
 
@@ -136,10 +138,12 @@ def approve(  # noqa: PLR0913 - by keyword
 
     `arguments` adds or narrows: name -> range or choice, None for the site's own range. The
     names with defaults that the source declares are always among them. `studies` restricts
-    the approval to studies of these names.
+    the approval to studies of these names. `seen`: see `mark`.
     """
     record = get(store, digest, day(now))
+    _check_seen(record, seen)
     _check_reason(reason)
+    _check_studies(store, record, studies)
     if until is not None and until < day(now):
         raise ConfigError(f"--until {until} lies in the past: today is {day(now)}")
     names = argument_names(record.plan, arguments or {})
@@ -203,16 +207,33 @@ def settle(  # noqa: PLR0913 - by keyword
     )
 
 
-def reject(store: Store, digest: str, *, actor: str, now: float, reason: str) -> PlanRecord:
+def reject(  # noqa: PLR0913 - by keyword
+    store: Store, digest: str, *, actor: str, now: float, reason: str, seen: str = ""
+) -> PlanRecord:
     """Reject a plan that is pending, and what others signed for it; it cannot run."""
     record = get(store, digest, day(now))
+    _check_seen(record, seen)
     if record.state == "approved":
         raise Conflict(f"plan {short(record.digest)} is approved: revoke it instead")
     return _decide(store, record, _Verdict("rejected", actor, reason, now), reason)
 
 
+def mark(record: PlanRecord) -> str:
+    """Return what names all that has been decided about a plan up to now.
+
+    Whoever decides on a page they opened a while ago sends it back as `seen`: when somebody
+    else has decided since, their decision raises Conflict instead of going over the other's.
+    """
+    signed = [(s.reviewer, s.at, s.terms) for s in record.signoffs]
+    plain = json.dumps([record.state, record.decided, record.reviewer, signed])
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
 def revoke(store: Store, digest: str, *, actor: str, now: float, reason: str) -> PlanRecord:
-    """Withdraw an approval; what runs under it is stopped by the agent within a second."""
+    """Withdraw an approval; what runs under it is stopped by the agent within a second.
+
+    It is never too late for that, so it takes no `seen`.
+    """
     record = get(store, digest, day(now))
     if record.state not in ("approved", "expired"):
         raise Conflict(f"plan {short(record.digest)} is {record.state}, not approved")
@@ -432,6 +453,34 @@ def argument_names(
             )
         names[name] = allowed
     return names
+
+
+def _check_seen(record: PlanRecord, seen: str) -> None:
+    """Raise Conflict when something was decided that whoever decides now has not seen."""
+    if not seen or seen == mark(record):
+        return
+    words = [f"it is {record.state}"]
+    if record.reviewer:
+        words.append(f"decided by {record.reviewer}")
+    if record.signoffs:
+        words.append(f"signed by {', '.join(s.reviewer for s in record.signoffs)}")
+    reason = f" ({record.reason})" if record.reason else ""
+    raise Conflict(
+        f"plan {short(record.digest)} was decided about since you opened it: "
+        f"{', '.join(words)}{reason}; look at it again, then decide"
+    )
+
+
+def _check_studies(store: Store, record: PlanRecord, studies: tuple[str, ...]) -> None:
+    """Raise ConfigError for a study that nobody offered: its name is misspelt, most likely."""
+    for name in studies:
+        if name not in record.offered_for and not store.rows(
+            "SELECT 1 FROM studies WHERE name = ?", (name,)
+        ):
+            raise ConfigError(
+                f"study {name[:80]!r} was not offered here; plan {short(record.digest)} is "
+                f"offered for: {', '.join(record.offered_for) or 'none'}"
+            )
 
 
 def _check_reason(reason: str) -> None:

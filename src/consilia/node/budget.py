@@ -21,14 +21,21 @@ def set_cap(  # noqa: PLR0913 - by keyword
     store: Store, kind: Scope, name: str, cap: Cap, *, actor: str, reason: str, now: float
 ) -> None:
     """Cap one account for good; it wins over the default of node.yaml. Raises ConfigError."""
+    with store.write() as tx:
+        set_cap_in(tx, kind, name, cap, actor=actor, reason=reason, now=now)
+
+
+def set_cap_in(  # noqa: PLR0913 - by keyword
+    tx: Transaction, kind: Scope, name: str, cap: Cap, *, actor: str, reason: str, now: float
+) -> None:
+    """As `set_cap`, inside a transaction of the caller."""
     check_cap(cap)
     text = f"epsilon {cap.epsilon:g} at delta {cap.delta:g}"
-    with store.write() as tx:
-        tx.execute(
-            "INSERT OR REPLACE INTO budget_caps VALUES (?, ?, ?, ?)",
-            (_kind(kind), _name(name), cap.epsilon, cap.delta),
-        )
-        _decide(tx, "cap", kind, name, cap, actor, reason, now, text)
+    tx.execute(
+        "INSERT OR REPLACE INTO budget_caps VALUES (?, ?, ?, ?)",
+        (_kind(kind), _name(name), cap.epsilon, cap.delta),
+    )
+    _decide(tx, "cap", kind, name, cap, actor, reason, now, text)
 
 
 def drop_cap(  # noqa: PLR0913 - by keyword
@@ -36,10 +43,17 @@ def drop_cap(  # noqa: PLR0913 - by keyword
 ) -> None:
     """Take a cap back: the default of node.yaml holds again. Conflict when none was set."""
     with store.write() as tx:
-        sql = "DELETE FROM budget_caps WHERE kind = ? AND name = ?"
-        if not tx.execute(sql, (_kind(kind), _name(name))):
-            raise Conflict(f"no command has set a cap for {kind} {name!r}")
-        _decide(tx, "uncap", kind, name, None, actor, reason, now, "the default holds again")
+        drop_cap_in(tx, kind, name, actor=actor, reason=reason, now=now)
+
+
+def drop_cap_in(  # noqa: PLR0913 - by keyword
+    tx: Transaction, kind: Scope, name: str, *, actor: str, reason: str, now: float
+) -> None:
+    """As `drop_cap`, inside a transaction of the caller."""
+    sql = "DELETE FROM budget_caps WHERE kind = ? AND name = ?"
+    if not tx.execute(sql, (_kind(kind), _name(name))):
+        raise Conflict(f"no command has set a cap for {kind} {name!r}")
+    _decide(tx, "uncap", kind, name, None, actor, reason, now, "the default holds again")
 
 
 def check_mirror(store: Store, mirror: Sealed, key: bytes, now: float) -> str:

@@ -8,13 +8,14 @@ about patients for ever; where this site wants two people for a training plan
 from dataclasses import dataclass
 from typing import get_args
 
-from consilia.errors import ConfigError
-from consilia.node import budget
+from consilia.accounts.store import Reads
+from consilia.errors import ConfigError, Wrong
+from consilia.node import budget, seconding
 from consilia.node.approvals import reviewers_needed
 from consilia.node.config import Budgets
 from consilia.node.ledger import MAX_NAME, MAX_REASON, Scope
 from consilia.node.policy import person
-from consilia.node.store import Store, printable
+from consilia.node.store import Store, Transaction, printable
 from consilia.privacy.ledger import Cap, check_cap
 
 
@@ -49,26 +50,34 @@ def decide(  # noqa: PLR0913 - by keyword
     if cap is not None:
         check_cap(cap)
     if kind not in get_args(Scope):
-        raise ConfigError(f"kind: found {kind[:40]!r}, needed one of {get_args(Scope)}")
+        raise ConfigError(
+            Wrong("kind", repr(kind[:40]), f"one of {', '.join(get_args(Scope))}")
+        )
     if not name or name != printable(name, MAX_NAME):
-        raise ConfigError(f"name: found {name[:80]!r}, needed 1 to {MAX_NAME} characters")
+        raise ConfigError(Wrong("name", repr(name[:80]), f"1 to {MAX_NAME} characters"))
     reason = budget.reason_of(reason)
     default: Cap | None = getattr(budgets, kind)
-    held, new = in_force(store, kind, name, default), cap or default
-    waits = waiting(store, kind, name)
-    second = waits is not None and waits.cap == cap and person(waits.actor) != person(actor)
-    if raises(held, new) and reviewers_needed(store) > 1 and not second:
-        return _wait(store, Proposal(kind, name, cap, actor, now, reason))
-    words = (
-        f"{reason} (asked for by {waits.actor}: {waits.reason})" if second and waits else reason
-    )
-    words = printable(words, MAX_REASON)
-    if cap is None:
-        budget.drop_cap(store, kind, name, actor=actor, reason=words, now=now)
-    else:
-        budget.set_cap(store, kind, name, cap, actor=actor, reason=words, now=now)
-    _forget(store, kind, name)
-    return None
+    two = reviewers_needed(store) > 1
+    # One transaction: the cap that a raise is held against, the word that waits, and what
+    # becomes of both. Nothing that others decide meanwhile comes in between.
+    with store.write() as tx:
+        held, new = in_force(tx, kind, name, default), cap or default
+        waits = waiting(tx, kind, name)
+        second = waits is not None and waits.cap == cap and person(waits.actor) != person(actor)
+        if two and raises(held, new) and not second:
+            return _wait(tx, Proposal(kind, name, cap, actor, now, reason))
+        words = (
+            f"{reason} (asked for by {waits.actor}: {waits.reason})"
+            if second and waits
+            else reason
+        )
+        words = printable(words, MAX_REASON)
+        if cap is None:
+            budget.drop_cap_in(tx, kind, name, actor=actor, reason=words, now=now)
+        else:
+            budget.set_cap_in(tx, kind, name, cap, actor=actor, reason=words, now=now)
+        _forget(tx, kind, name)
+        return None
 
 
 def raises(held: Cap | None, new: Cap | None) -> bool:
@@ -78,16 +87,19 @@ def raises(held: Cap | None, new: Cap | None) -> bool:
     return new is None or new.epsilon > held.epsilon or new.delta > held.delta
 
 
-def in_force(store: Store, kind: Scope, name: str, default: Cap | None) -> Cap | None:
+def in_force(db: Reads, kind: Scope, name: str, default: Cap | None) -> Cap | None:
     """Return the cap of an account: its own, else the default of node.yaml."""
     sql = "SELECT epsilon, delta FROM budget_caps WHERE kind = ? AND name = ?"
-    rows = store.rows(sql, (kind, name))
+    rows = db.rows(sql, (kind, name))
     return Cap(float(rows[0][0]), float(rows[0][1])) if rows else default
 
 
-def proposals(store: Store) -> list[Proposal]:
-    """Return what waits for a second person, oldest first."""
-    rows = store.rows(
+def proposals(db: Reads) -> list[Proposal]:
+    """Return what waits for a second person, oldest first.
+
+    What somebody asked for who may not decide any more is not among it.
+    """
+    rows = db.rows(
         "SELECT kind, name, epsilon, delta, actor, at, reason FROM cap_proposals ORDER BY at"
     )
     return [
@@ -96,12 +108,13 @@ def proposals(store: Store) -> list[Proposal]:
             str(actor), float(at), str(reason),
         )
         for kind, name, epsilon, delta, actor, at, reason in rows
+        if seconding.counts(db, actor, "data_manager")
     ]  # fmt: skip
 
 
-def waiting(store: Store, kind: Scope, name: str) -> Proposal | None:
+def waiting(db: Reads, kind: Scope, name: str) -> Proposal | None:
     """Return what waits for one account, None for nothing."""
-    return next((p for p in proposals(store) if (p.kind, p.name) == (kind, name)), None)
+    return next((p for p in proposals(db) if (p.kind, p.name) == (kind, name)), None)
 
 
 def withdraw(store: Store, kind: Scope, name: str, *, actor: str, now: float) -> None:
@@ -112,22 +125,23 @@ def withdraw(store: Store, kind: Scope, name: str, *, actor: str, now: float) ->
             tx.audit(now, actor, "budget.propose", f"{kind}:{name}", "withdrawn")
 
 
-def _wait(store: Store, asked: Proposal) -> Proposal:
+def _wait(tx: Transaction, asked: Proposal) -> Proposal:
     reason = printable(asked.reason.strip(), MAX_REASON)
     epsilon, delta = (asked.cap.epsilon, asked.cap.delta) if asked.cap else (None, None)
-    with store.write() as tx:
-        tx.execute(
-            "INSERT OR REPLACE INTO cap_proposals VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (asked.kind, asked.name, epsilon, delta, asked.actor, asked.at, reason),
-        )
-        shown = f"epsilon {epsilon:g} at delta {delta:g}" if asked.cap else "the default"
-        detail = f"{shown}; waits for a second person: {reason}"
-        subject = f"{asked.kind}:{asked.name}"
-        tx.audit(asked.at, asked.actor, "budget.propose", subject, "waits", detail)
+    subject = f"{asked.kind}:{asked.name}"
+    sql = "SELECT actor FROM cap_proposals WHERE kind = ? AND name = ?"
+    for (before,) in tx.rows(sql, (asked.kind, asked.name)):
+        if not seconding.counts(tx, before, "data_manager"):
+            seconding.void(tx, before, "budget.propose", subject, now=asked.at)
+    tx.execute(
+        "INSERT OR REPLACE INTO cap_proposals VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (asked.kind, asked.name, epsilon, delta, asked.actor, asked.at, reason),
+    )
+    shown = f"epsilon {epsilon:g} at delta {delta:g}" if asked.cap else "the default"
+    detail = f"{shown}; waits for a second person: {reason}"
+    tx.audit(asked.at, asked.actor, "budget.propose", subject, "waits", detail)
     return asked
 
 
-def _forget(store: Store, kind: Scope, name: str) -> None:
-    with store.write() as tx:
-        sql = "DELETE FROM cap_proposals WHERE kind = ? AND name = ?"
-        tx.execute(sql, (kind, name))
+def _forget(tx: Transaction, kind: Scope, name: str) -> None:
+    tx.execute("DELETE FROM cap_proposals WHERE kind = ? AND name = ?", (kind, name))

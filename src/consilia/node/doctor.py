@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-import msgspec
 from cryptography import x509
 
 from consilia.core.chain import Break
-from consilia.errors import ConsiliaError, DataError
+from consilia.data import registry
+from consilia.errors import ConsiliaError
 from consilia.node import audit, config, control, datasets, identity, runner, studykeys
 from consilia.node.config import NodeConfig
 from consilia.node.console.settings import Console
+from consilia.node.healthwords import FOUND, Finding, finding
 from consilia.node.identity import Identity
 from consilia.node.layers import layers
 from consilia.node.line import Credentials, Proxy, client_context, line_error, parse_proxy
@@ -32,15 +33,6 @@ SKEW = 300.0  # seconds a clock may differ before it is worth a word
 SPACE = 2 << 30  # bytes of disk that a node should have free
 WARN_DAYS = 14  # before the console's certificate ends
 PATIENCE = 10.0  # seconds for a connection
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One check: whether it is well, what was found, and what to do when it is not."""
-
-    check: str
-    ok: bool
-    found: str
-    advice: str = ""
 
 
 def examine(
@@ -56,16 +48,16 @@ def examine(
     try:
         settings = config.load(directory)
     except ConsiliaError as e:
-        return [Finding("configuration", False, str(e), "correct node.yaml, or join a hub")]
-    found = [Finding("configuration", True, f"site {settings.site}, hub {settings.hub}")]
+        return [finding("configuration", False, "told", "configuration", text=str(e))]
+    site = {"site": settings.site, "hub": settings.hub}
+    found = [finding("configuration", True, "configuration", **site)]
     try:
         me = identity.load(directory, settings.site)
     except (ConsiliaError, ValueError) as e:
-        advice = "restore secrets/ from a backup, or join again with a new token"
-        found.append(Finding("keys", False, str(e), advice))
+        found.append(finding("keys", False, "told", "keys", text=str(e)))
     else:
-        found.append(Finding("keys", True, f"in {me.secrets}, private"))
-        found += _certificate(me, now())
+        found.append(finding("keys", True, "keys", place=str(me.secrets)))
+        found.append(_certificate(me, now()))
         found += _network(settings, me, now)
     found.append(_disk(directory, space))
     found += _sandbox(settings, directory)
@@ -78,20 +70,14 @@ def examine(
     return found
 
 
-def _certificate(me: Identity, now: float) -> Iterator[Finding]:
-    days = (me.not_after - now) / 86400
+def _certificate(me: Identity, now: float) -> Finding:
+    days = round((me.not_after - now) / 86400, 1)
     if now < me.not_before:
-        advice = "set this machine's clock (NTP): it lies before the certificate's first day"
-        yield Finding("certificate", False, "not valid yet", advice)
-    elif days <= 0:
-        advice = "ask the hub's operator for a new token, and join in a new directory"
-        yield Finding("certificate", False, f"expired {-days:.1f} days ago", advice)
-    else:
-        late = now > me.renew_at + 86400
-        advice = (
-            "the agent renews it while it serves: start it, and see its log" if late else ""
-        )
-        yield Finding("certificate", not late, f"valid for {days:.1f} days more", advice)
+        return finding("certificate", False, "not_yet", "first_day")
+    if days <= 0:
+        return finding("certificate", False, "expired", "new_token", days=-days)
+    late = now > me.renew_at + 86400
+    return finding("certificate", not late, "valid", "not_renewed" if late else "", days=days)
 
 
 def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> Iterator[Finding]:
@@ -100,18 +86,17 @@ def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> It
     try:
         proxy = parse_proxy(config.proxy_url(me.secrets.parent, settings))
     except ConsiliaError as e:
-        yield Finding("proxy", False, str(e), "correct proxy and proxy_password_file")
+        yield finding("proxy", False, "told", "proxy", text=str(e))
         return
-    where, what = (host, port), "hub"
+    where, what = (host, port), "name_hub"
     if proxy is not None:
-        where, what = (proxy.host, proxy.port), "proxy"
+        where, what = (proxy.host, proxy.port), "name_proxy"
     try:
         addresses = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
     except OSError as e:
-        advice = f"check the name in node.yaml and this machine's DNS: {where[0]}"
-        yield Finding(f"name of the {what}", False, str(e), advice)
+        yield finding(what, False, "told", "name", text=str(e), host=where[0])
         return
-    yield Finding(f"name of the {what}", True, f"{where[0]} is {addresses[0][4][0]}")
+    yield finding(what, True, "name", host=where[0], address=str(addresses[0][4][0]))
     context = client_context(
         hello.CONTROL,
         (me.secrets / "ca.pem").read_text("ascii"),
@@ -125,146 +110,136 @@ def _network(settings: NodeConfig, me: Identity, now: Callable[[], float]) -> It
         answer = line.getresponse()
         answer.read(1 << 16)
     except (OSError, http.client.HTTPException) as e:
-        found = str(line_error(e, f"{host}:{port}"))
-        yield Finding("hub", False, found, _line_advice(e, f"{host}:{port}", proxy, where))
+        text = str(line_error(e, f"{host}:{port}"))
+        advice, address = _line_advice(e, f"{host}:{port}", proxy, where)
+        yield finding("hub", False, "told", advice, text=text, address=address)
         return
     finally:
         line.close()
     ok = answer.status == 200
-    advice = "" if ok else "the hub answers but refuses this node: ask its operator"
-    yield Finding("hub", ok, f"answered with status {answer.status} over TLS 1.3", advice)
+    yield finding("hub", ok, "answered", "" if ok else "refused", status=answer.status)
     yield from _clock(answer.getheader("Date") or "", now())
 
 
 def _line_advice(
     error: Exception, hub: str, proxy: Proxy | None, where: tuple[str, int]
-) -> str:
-    """Return what to do about a line that does not come about: by its likeliest cause."""
-    text = str(error)
+) -> tuple[str, str]:
+    """Return the key of what to do about a line, by its likeliest cause, and its address."""
+    text, address = str(error), f"{where[0]}:{where[1]}"
     if isinstance(error, ssl.SSLCertVerificationError) and (
         "expired" in text or "not yet valid" in text
     ):
-        return (
-            "compare this machine's clock with a true one (NTP) first; if it is right, the "
-            "hub's certificate has run out: tell its operator"
-        )
+        return "true_clock", address
     if proxy is not None and "407" in text:
-        return "the proxy asks for a user: set http://USER@... and proxy_password_file"
+        return "proxy_user", address
     if proxy is not None and "Tunnel connection failed" in text:
-        return f"ask who runs the proxy to let CONNECT {hub} through, unopened"
+        return "proxy_tunnel", hub
     if proxy is not None and isinstance(error, ConnectionRefusedError):
-        return f"nothing answers at the proxy {where[0]}:{where[1]}: check proxy in node.yaml"
-    return (
-        f"outgoing TCP to {where[0]}:{where[1]} must be allowed, and nothing on the way "
-        "may open TLS; ask the hub's operator if the hub runs and this site is enrolled"
-    )
+        return "proxy_silent", address
+    return "outgoing", address
 
 
 def _clock(date: str, now: float) -> Iterator[Finding]:
     with contextlib.suppress(ValueError):
         skew = now - parsedate_to_datetime(date).timestamp()
         ok = abs(skew) <= SKEW
-        advice = "" if ok else "set this machine's clock (NTP); approvals end by its calendar"
-        yield Finding("clock", ok, f"{skew:+.0f} seconds against the hub's", advice)
+        yield finding("clock", ok, "skew", "" if ok else "clock", seconds=f"{skew:+.0f}")
 
 
 def _disk(directory: Path, space: int) -> Finding:
     free = shutil.disk_usage(directory).free
     if not os.access(directory, os.W_OK):
-        advice = "let the node's user write to it: chown -R consilia: " + str(directory)
-        return Finding("disk", False, f"{directory} cannot be written", advice)
-    ok = free >= space
-    advice = "" if ok else f"make room: models and updates need {space >> 30} GiB or more"
-    return Finding("disk", ok, f"{free / 2**30:.1f} GiB free in {directory}", advice)
+        return finding("disk", False, "unwritable", "writable", place=str(directory))
+    ok, values = free >= space, {"free": round(free / 2**30, 1), "need": space >> 30}
+    return finding("disk", ok, "free", "" if ok else "room", place=str(directory), **values)
 
 
 def _sandbox(settings: NodeConfig, directory: Path) -> Iterator[Finding]:
     """The sandbox as a whole, then what stands behind it."""
     if settings.sandbox == "off":
-        advice = "set sandbox: required in node.yaml; plans can read what this user can"
-        yield Finding("sandbox", False, "switched off in node.yaml", advice)
+        yield finding("sandbox", False, "sandbox_off", "sandbox_off")
         return
     try:
         launcher = runner.choose_launcher(settings.sandbox)
     except ConsiliaError as e:
-        yield Finding("sandbox", False, str(e), "see docs/how-to/sandbox.md")
+        yield finding("sandbox", False, "told", "sandbox", text=str(e))
     else:
-        found = f"{launcher.name} works"
-        advice = f"every run says: {launcher.warning}" if launcher.warning else ""
-        yield Finding("sandbox", True, found, advice)
-    for layer in layers(control.running_pid(directory)):
-        yield Finding(layer.name, layer.present, layer.found, layer.remedy)
+        said = "sandbox_says" if launcher.warning else ""
+        values = {"launcher": launcher.name, "warning": launcher.warning}
+        yield finding("sandbox", True, "sandbox_works", said, **values)
+    yield from layers(control.running_pid(directory))
 
 
 def _gpu(folder: Path) -> Finding:
     found = sorted(folder.glob("nvidia[0-9]*"))
     shut = [str(p) for p in found if not os.access(p, os.R_OK | os.W_OK)]
     if shut:
-        advice = "let the node's user open them: see the group of these files (often video)"
-        return Finding("gpu", False, f"{', '.join(shut)} cannot be opened", advice)
+        return finding("gpu", False, "gpu_shut", "gpu_shut", files=", ".join(shut))
     if found:
-        return Finding("gpu", True, ", ".join(p.name for p in found))
-    advice = (
-        "install the NVIDIA driver, or set cuda: false; tasks run on the processor meanwhile"
-    )
-    return Finding("gpu", False, "cuda: true in node.yaml, and no /dev/nvidia0", advice)
+        return finding("gpu", True, "told", text=", ".join(p.name for p in found))
+    return finding("gpu", False, "no_gpu", "no_gpu")
 
 
 def _console(console: Console, directory: Path, now: float) -> Finding:
     """Look at the certificate with which browsers are shown the console."""
-    name, advice = "console certificate", "put the hospital's new one in place, restart it"
-    path = directory / console.certificate
+    name, path = "console_certificate", directory / console.certificate
     try:
         if (directory / console.key).stat().st_mode & 0o077:
-            said = f"{directory / console.key} is readable by others"
-            return Finding(name, False, said, f"chmod 600 {directory / console.key}")
+            file = str(directory / console.key)
+            return finding(name, False, "open_key", "open_key", file=file)
         ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as e:
-        return Finding(name, False, f"{path}: {e}", "see console.certificate in node.yaml")
-    days = (ends.timestamp() - now) / 86400
-    said = f"valid for {days:.0f} days more" if days > 0 else f"expired {-days:.0f} days ago"
-    return Finding(name, days > WARN_DAYS, said, "" if days > WARN_DAYS else advice)
+        return finding(name, False, "told", "certificate_file", text=f"{path}: {e}")
+    days = round((ends.timestamp() - now) / 86400)
+    if days <= 0:
+        return finding(name, False, "expired", "new_certificate", days=-days)
+    ok = days > WARN_DAYS
+    return finding(name, ok, "valid", "" if ok else "new_certificate", days=days)
 
 
 def _store(directory: Path) -> Iterator[Finding]:
     try:
         store = Store.open(directory)
     except ConsiliaError as e:
-        yield Finding("database", False, str(e), "restore node.sqlite from a backup")
+        yield finding("database", False, "told", "database", text=str(e))
         return
     with contextlib.closing(store):
         checked = audit.verify(store)
         if isinstance(checked, Break):
-            advice = "somebody changed the trail; compare with a backup before going on"
-            found = f"broken at line {checked.seq}: {checked.reason}"
-            yield Finding("audit trail", False, found, advice)
+            line, why = checked.seq, checked.reason
+            yield finding("audit", False, "broken", "audit", line=line, why=why)
         else:
-            yield Finding("audit trail", True, f"{checked[0]} lines, unbroken")
+            yield finding("audit", True, "unbroken", lines=checked[0])
         if shut := studykeys.faults(store):
-            advice = (
-                f"restore {studykeys.FOLDER} and secrets from one backup, or purge the study"
-            )
-            yield Finding("study keys", False, "; ".join(shut), advice)
+            values = {"text": "; ".join(shut), "folder": studykeys.FOLDER}
+            yield finding("study_keys", False, "told", "study_keys", **values)
         for r in datasets.list_datasets(store):
-            name = f"dataset {r.dataset.name}"
-            try:
-                datasets.check_unchanged(r.dataset)
-            except DataError as e:
-                advice = (
-                    "put the file back, or accept it as it is: consilia dataset refresh NAME"
-                )
-                yield Finding(name, False, str(e), advice)
+            name = r.dataset.name
+            if what := registry.change(r.dataset):
+                key, place = _changed(what)
+                words = {"name": name, "place": place, "text": what}
+                yield finding("dataset", False, key, "dataset", **words)
             else:
-                state = "enabled" if r.enabled else "disabled"
-                yield Finding(name, True, f"{r.dataset.records} records, {state}")
+                state, records = "enabled" if r.enabled else "disabled", r.dataset.records
+                yield finding("dataset", True, state, name=name, records=records)
+
+
+def _changed(what: str) -> tuple[str, str]:
+    """Return the key of what `registry.change` says, and the file it speaks of."""
+    for key in ("changed", "new_file", "folder_now", "gone"):
+        end = FOUND[key].removeprefix("{place}")
+        if what.endswith(end):
+            return key, what.removesuffix(end)
+    return "told", ""
 
 
 def _agent(directory: Path) -> Finding:
     try:
         answer = control.poke(directory, "status")
     except ConsiliaError as e:
-        return Finding("agent", False, str(e), "see log/agent.log; restart it if it hangs")
+        return finding("agent", False, "told", "agent_log", text=str(e))
     if answer is None:
-        return Finding("agent", False, "does not run", "start it: consilia node serve")
-    problem = str(answer.get("problem") or "")
-    return Finding("agent", not problem, problem or "runs, connected", "see log/agent.log")
+        return finding("agent", False, "agent_down", "agent_start")
+    if problem := str(answer.get("problem") or ""):
+        return finding("agent", False, "told", "agent_problem", text=problem)
+    return finding("agent", True, "agent_runs")

@@ -6,27 +6,20 @@ the message about a sandbox that cannot be made. docs/explanation/sandbox.md has
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from consilia.node import cgroup, landlock, seccomp
+from consilia.node.healthwords import Finding, finding
 
 _GUIDE = "docs/how-to/sandbox.md"
 _CONTAINER_MARKS = ("/run/.containerenv", "/.dockerenv")
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer. `present` is False when nothing of it is there."""
+def layers(agent: int | None) -> tuple[Finding, ...]:
+    """Look at what stands behind the sandbox; `agent` is the running agent's process.
 
-    name: str
-    present: bool
-    found: str
-    remedy: str = ""
-
-
-def layers(agent: int | None) -> tuple[Layer, ...]:
-    """Look at what stands behind the sandbox; `agent` is the running agent's process."""
+    A layer is not `ok` when nothing of it is there.
+    """
     return (_filter(), _landlock(), _group(agent))
 
 
@@ -57,31 +50,24 @@ def why_no_namespaces(root: Path = Path("/")) -> str:
     return f"user namespaces may be denied: see {_GUIDE}"
 
 
-def _filter() -> Layer:
-    name = "sandbox: system calls"
+def _filter() -> Finding:
     if why := seccomp.missing(os.uname().machine):
-        return Layer(name, False, why, "use an x86_64 or aarch64 kernel with seccomp filters")
-    return Layer(name, True, "filtered: what training needs is allowed, the rest is refused")
+        return finding("sandbox_calls", False, "told", "calls", text=why)
+    return finding("sandbox_calls", True, "calls")
 
 
-def _landlock() -> Layer:
-    name = "sandbox: Landlock"
-    found = landlock.version()
-    if not found:
-        remedy = "Linux 5.13 or newer with landlock in the lsm= list (/sys/kernel/security/lsm)"
-        return Layer(name, False, "this kernel does not offer it", remedy)
-    if gaps := landlock.gaps(found):
-        remedy = "a newer kernel closes the gaps; bubblewrap covers them meanwhile"
-        return Layer(name, True, f"version {found}, without rules on {gaps}", remedy)
-    return Layer(name, True, f"version {found}: files, TCP, devices, signals")
+def _landlock() -> Finding:
+    name, version = "sandbox_landlock", landlock.version()
+    if not version:
+        return finding(name, False, "no_landlock", "landlock")
+    if gaps := landlock.gaps(version):
+        keys = ("landlock_gaps", "landlock_gaps")
+        return finding(name, True, *keys, version=version, gaps=gaps)
+    return finding(name, True, "landlock", version=version)
 
 
-def _group(agent: int | None) -> Layer:
-    name = "sandbox: control group"
+def _group(agent: int | None) -> Finding:
     if why := cgroup.missing(agent or "self"):
-        found = f"none ({why}); memory is looked at ten times a second instead"
-        remedy = "Delegate=memory pids in the agent's systemd unit, on control groups version 2"
-        if agent is None:
-            remedy = f"start the agent, then look again; {remedy}"
-        return Layer(name, True, found, remedy)
-    return Layer(name, True, "the kernel bounds each worker's memory and processes")
+        advice = "group_agent" if agent is None else "group"
+        return finding("sandbox_group", True, "no_group", advice, why=why)
+    return finding("sandbox_group", True, "group")

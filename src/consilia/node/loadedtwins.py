@@ -65,6 +65,18 @@ def retell(store: Store, *, now: float) -> None:
             _look(store, known, attached, rules, now)
 
 
+def after_change(store: Store, *, now: float, opt_out: bool = False) -> list[str]:
+    """Measure what is loaded and told, after a dataset or (`opt_out`) the opt-out list changed.
+
+    Returns what does not fit any more: a dataset's name and why no task is given it.
+    """
+    problems = loading.refresh(store)
+    if opt_out:
+        measuring.retell(store, now=now)
+    retell(store, now=now)
+    return problems
+
+
 def added(
     store: Store, offered: tuple[OfferedDataset, ...], k: int
 ) -> tuple[OfferedDataset, ...]:

@@ -8,16 +8,13 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, TextIO
-
-import structlog
+from typing import TextIO
 
 _FILES = 4  # rotated ones included
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields"}
+STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields"}
 
 
 class Json(logging.Formatter):
@@ -32,7 +29,7 @@ class Json(logging.Formatter):
             "level": record.levelname.lower(),
             "from": record.name,
             "what": record.getMessage(),
-            **{k: v for k, v in record.__dict__.items() if k not in _STANDARD},
+            **{k: v for k, v in record.__dict__.items() if k not in STANDARD},
         }
         if record.exc_info:
             out["error"] = self.formatException(record.exc_info)
@@ -47,7 +44,7 @@ class Plain(logging.Formatter):
 
         What a plan or the hub has put into it (an error's text) cannot steer the terminal.
         """
-        extra = " ".join(f"{k}={v}" for k, v in record.__dict__.items() if k not in _STANDARD)
+        extra = " ".join(f"{k}={v}" for k, v in record.__dict__.items() if k not in STANDARD)
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{at} {level}{record.getMessage()}{' ' if extra else ''}{extra}"
@@ -83,12 +80,6 @@ def start(
     root.handlers = [file, stream]
     root.setLevel(level.upper())
     root.propagate = False
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, _to_stdlib],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
 
 
 def stop() -> None:
@@ -98,11 +89,3 @@ def stop() -> None:
         with contextlib.suppress(OSError):  # a full disk takes the last lines, not the end
             handler.close()
     root.handlers = []
-
-
-def _to_stdlib(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[Any], Any]:
-    """Hand a structlog event over as a standard record with extra fields."""
-    words = event.pop("event")
-    info = event.pop("exc_info", None)
-    extra = {f"{k}_" if k in _STANDARD else k: v for k, v in event.items()}
-    return (words,), {"extra": extra, "exc_info": info}

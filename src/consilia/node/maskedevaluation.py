@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from consilia.errors import ConfigError, DataError, Refused, WorkerError
 from consilia.node.evaluating import Predictions
-from consilia.privacy import graph
 from consilia.privacy.disclosure import Rules
-from consilia.privacy.noise import LEAST_SHARE, Stream, discrete_gaussian, honest_survivors
+from consilia.privacy.noise import LEAST_SHARE, Stream, discrete_gaussian, sure_shares
 from consilia.stats import summedscores
 from consilia.stats.scores import estimates, gains
 from consilia.wire.v1 import Dp, Evaluation, Task
@@ -63,16 +62,15 @@ def noised(
     tell the hub their noise: the others' shares alone make up z. Nothing about how many
     records or cases there are decides whether the site answers.
     """
-    honest = honest_survivors(graph.threshold(keyed), dp.colluding)
-    if dp.level != "record" or dp.clip != 1 or honest < 1:
+    if dp.level != "record" or dp.clip != 1:
         raise Refused(
-            f"an evaluation with noise at {dp.level} level, {keyed} sites and {dp.colluding} "
-            "that may collude; needed record level, a clip of 1 and an honest survivor"
+            f"an evaluation with noise at {dp.level} level and a clip of {dp.clip:g}; needed "
+            "record level and 1"
         )
     try:
         # What the records are must not show in whether there is an answer: only their form.
         estimates(found.predicts, found.scores, found.targets)
-        std = dp.noise_multiplier * summedscores.UNIT / math.sqrt(honest)
+        std = dp.noise_multiplier * summedscores.UNIT / math.sqrt(sure_shares(dp, keyed))
         if not std >= LEAST_SHARE:
             raise ConfigError(
                 f"a share of the noise is {std:.3g} steps, needed {LEAST_SHARE:g}"

@@ -46,7 +46,7 @@ from consilia.node.outbox import Answer, Outbox
 from consilia.node.policy import short
 from consilia.node.runner import TaskOutput
 from consilia.node.spending import dp_of
-from consilia.node.store import Store
+from consilia.node.store import Store, Transaction
 from consilia.node.updates import Updates, discard
 from consilia.privacy import disclosure
 from consilia.stats import private, sums
@@ -168,6 +168,7 @@ class Release:
             f"{_about(lease)}{'; kept back: ' if told.note else ''}{told.note}"
         )
         with self.outbox.committing() as (tx, _):
+            _check_not_withdrawn(tx, lease)
             self.outbox.keep(tx, lease, report, None)
             self._numbers.count(tx, told)
             tx.audit(self._now(), "agent", "release", lease.id, "released", detail)
@@ -200,6 +201,7 @@ class Release:
             f"{len(task.cohort)} sites; {noise}{_about(lease)}"
         )
         with self.outbox.committing() as (tx, _):
+            _check_not_withdrawn(tx, lease)
             self.outbox.keep(tx, lease, report, None, listens=True)
             self._numbers.count(tx, told)
             if dp is not None:
@@ -238,6 +240,7 @@ class Release:
         how = "masked" if masked else "plain"
         detail = f"{statistics.described(asked, told)}; {noise}{how}; "
         with self.outbox.committing() as (tx, _):
+            _check_not_withdrawn(tx, lease)
             self.outbox.keep(tx, lease, report, None, listens=masked)
             if dp is not None:
                 ledger.settle_in(tx, lease.id, now=self._now())
@@ -428,6 +431,7 @@ class Release:
             f"{'; kept back: ' if told.note else ''}{told.note}"
         )
         with self.outbox.committing() as (tx, _):
+            _check_not_withdrawn(tx, lease)
             self.outbox.keep(tx, lease, report, path.name)
             self._numbers.count(tx, told)
             if dp_of(lease.task) is not None:
@@ -445,6 +449,23 @@ def check_metrics(metrics: Metrics) -> None:
     if problem := metrics_misfit(metrics):
         broken = any(not math.isfinite(value) for value in metrics.values())
         raise WorkerError(problem, "not-finite" if broken else "plan-contract")
+
+
+def _check_not_withdrawn(tx: Transaction, lease: Lease) -> None:
+    """Raise Refused when the site's word for a task was taken back while its answer was made.
+
+    The agent stops such a task at once; an answer that was all but written is caught here, in
+    the transaction that releases it: in the trail no release follows the line of a revocation.
+    """
+    rows = tx.rows(
+        "SELECT 'plan', state FROM plans WHERE digest = ? AND state IN ('revoked', 'rejected') "
+        "UNION ALL SELECT 'study', state FROM studies WHERE digest = ? AND "
+        "state IN ('left', 'declined')",
+        (lease.task.plan, lease.task.study),
+    )
+    if rows:
+        what, state = rows[0]
+        raise Refused(f"the task's {what} was {state} before its answer was written")
 
 
 def _about(lease: Lease) -> str:

@@ -5,15 +5,15 @@ this site wants two people for a training plan (`reviewers_needed` of 2 or more)
 for this as well: the first one's word waits, and the ledger stays held meanwhile.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from consilia.accounts.store import Reads
 from consilia.errors import Conflict
-from consilia.node import budget
+from consilia.node import budget, seconding
 from consilia.node.approvals import reviewers_needed
 from consilia.node.ledger import MAX_REASON
 from consilia.node.policy import person
-from consilia.node.store import Row, Store, Transaction, printable
+from consilia.node.store import Store, Transaction, printable
 from consilia.privacy.ledger import Head
 
 
@@ -39,10 +39,10 @@ def decide(store: Store, *, actor: str, reason: str, now: float) -> Head | None:
     # One transaction: what the second person agrees to is what the first one asked for, and
     # neither the head nor the first word can go in between.
     with store.write() as tx:
-        held = _held(tx.rows)
+        held = _held(tx)
         if held is None:
             raise Conflict("the privacy ledger is not held: there is nothing to accept")
-        asked = _waiting(tx.rows)
+        asked = _waiting(tx)
         if two and asked is None:
             _wait(tx, Asked(held.length, held.digest, actor, now, words))
             return None
@@ -60,14 +60,17 @@ def decide(store: Store, *, actor: str, reason: str, now: float) -> Head | None:
 
 
 def waiting(store: Store) -> Asked | None:
-    """Return the word that waits for a second person; one about another head counts no more."""
-    return _waiting(store.rows)
+    """Return the word that waits for a second person.
+
+    One about another head counts no more, nor one whose author may not decide any more.
+    """
+    return _waiting(store)
 
 
 def withdraw(store: Store, *, actor: str, now: float) -> None:
     """Take back the word that waits; the ledger stays held."""
     with store.write() as tx:
-        asked = _waiting(tx.rows)
+        asked = _waiting(tx)
         if asked is None:
             raise Conflict(
                 "nobody has asked to go on with the ledger: there is nothing to withdraw"
@@ -76,21 +79,24 @@ def withdraw(store: Store, *, actor: str, now: float) -> None:
         tx.audit(now, actor, "budget.restore", str(asked.length), "withdrawn")
 
 
-def _held(rows: Callable[[str], list[Row]]) -> Head | None:
-    found = rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
+def _held(db: Reads) -> Head | None:
+    found = db.rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
     return Head(*found[0]) if found else None
 
 
-def _waiting(rows: Callable[[str], list[Row]]) -> Asked | None:
-    held = _held(rows)
-    found = rows("SELECT length, digest, actor, at, reason FROM restores_asked")
+def _waiting(db: Reads) -> Asked | None:
+    held = _held(db)
+    found = db.rows("SELECT length, digest, actor, at, reason FROM restores_asked")
     asked = Asked(*found[0]) if found else None
-    if held is None or asked is None:
+    if held is None or asked is None or not seconding.counts(db, asked.actor, "data_manager"):
         return None
     return asked if (asked.length, asked.digest) == (held.length, held.digest) else None
 
 
 def _wait(tx: Transaction, asked: Asked) -> None:
+    for length, actor in tx.rows("SELECT length, actor FROM restores_asked"):
+        if not seconding.counts(tx, actor, "data_manager"):
+            seconding.void(tx, actor, "budget.restore", str(length), now=asked.at)
     _forget(tx)
     tx.execute(
         "INSERT INTO restores_asked VALUES (1, ?, ?, ?, ?, ?)",

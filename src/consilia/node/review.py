@@ -117,6 +117,14 @@ def revoke_shipped(
     )
 
 
+def decided_singly(store: Store, now: float) -> tuple[PlanRecord, ...]:
+    """Return the shipped plans that were rejected or revoked here: no class moves them."""
+    found = approvals.list_plans(store, approvals.day(now))
+    return tuple(
+        r for r in found if r.digest in shipped() and r.state in ("rejected", "revoked")
+    )
+
+
 def shipped_class(store: Store) -> ClassRecord | None:
     """Return the approval of the class of shipped plans, None when there is none."""
     rows = store.rows(

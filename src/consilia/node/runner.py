@@ -13,6 +13,7 @@ in a thread. It ends when the worker is killed.
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import structlog
 
 from consilia.core import ids
 from consilia.data.registry import Dataset, to_source
@@ -42,7 +42,7 @@ from consilia.wire.v1 import FailureCause, Metrics, Plan, plan_digest
 from consilia.wire.worker import Broke, Done, Load, Ready, Run, Step
 
 _POOLS = 4  # numpy's, torch's within and between operations, one of a plan's libraries
-_LOG = structlog.get_logger("consilia.node.runner")
+_LOG = logging.getLogger("consilia.node.runner")
 
 OnStep = Callable[[float, Metrics], None]
 Begin = Callable[[], Awaitable[None]]
@@ -187,7 +187,8 @@ class Runner:
     ) -> TaskOutput:
         """Run one task (see `Runs`)."""
         if said := self._launcher.warning:
-            _LOG.warning(f"running researcher code {said}", job=job, plan=plan.name)
+            told = {"job": job, "plan": plan.name}
+            _LOG.warning("running researcher code %s", said, extra=told)
         loop = asyncio.get_running_loop()
         begun = loop.time()
         deadline = begun + timeout

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from consilia.errors import Conflict
+from consilia.node import seconding
 from consilia.node.arguments import Allowed, Interval, OneOf, describe
 from consilia.node.policy import person, short
 from consilia.node.store import Store
+from consilia.wire.console import Role
 from consilia.wire.v1 import Scalar
 
 
@@ -57,12 +59,18 @@ def sign_off(
     if before and given.terms != before[0].terms:
         raise Conflict(
             f"{before[0].reviewer} approved {_shown(subject)} on the terms "
-            f"{_said(before[0].terms)}; these are: {_said(given.terms)}. Give none to agree, "
-            "or reject it and begin anew"
+            f"{terms_said(before[0].terms)}; these are: {terms_said(given.terms)}. Give none "
+            "to agree, or reject it and begin anew"
         )
     if len(before) + 1 >= needed:
         return (*before, given)
     with store.write() as tx:
+        for (name,) in tx.rows("SELECT reviewer FROM signoffs WHERE plan = ?", (subject,)):
+            if not seconding.counts(tx, name, "reviewer"):
+                seconding.void(tx, name, "plan.sign-off", subject, now=given.at)
+                tx.execute(
+                    "DELETE FROM signoffs WHERE plan = ? AND reviewer = ?", (subject, name)
+                )
         tx.execute(
             "INSERT INTO signoffs VALUES (?, ?, ?, ?, ?)",
             (subject, given.reviewer, given.at, given.reason, given.terms),
@@ -72,13 +80,16 @@ def sign_off(
     return None
 
 
-def signoffs(store: Store, subject: str) -> tuple[SignOff, ...]:
-    """Return who has signed so far for a plan or class that needs more of them, in order."""
+def signoffs(store: Store, subject: str, role: Role = "reviewer") -> tuple[SignOff, ...]:
+    """Return who has signed so far for a plan or class that needs more of them, in order.
+
+    A word whose author has lost the role since is not among them.
+    """
     rows = store.rows(
         "SELECT reviewer, at, reason, terms FROM signoffs WHERE plan = ? ORDER BY at, reviewer",
         (subject,),
     )
-    return tuple(SignOff(*row) for row in rows)
+    return tuple(SignOff(*row) for row in rows if seconding.counts(store, row[0], role))
 
 
 def terms_text(terms: Terms) -> str:
@@ -95,7 +106,7 @@ def terms_of(text: str) -> Terms:
     return Terms(last, load(json.dumps(arguments)), tuple(studies))
 
 
-def _said(text: str) -> str:
+def terms_said(text: str) -> str:
     """Return terms as a person reads them."""
     terms = terms_of(text)
     parts = [f"until {terms.until}" if terms.until else "no end"]

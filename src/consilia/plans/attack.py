@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import vmap
 
 from consilia.core.weights import Array, Weights
 from consilia.data.table import Column, Table
@@ -167,11 +166,7 @@ def losses(attacked: Attacked, weights: Weights, table: Table, context: Context)
     with torch.no_grad():
         blocks = (torch.split(t, _AT_ONCE) for t in (probe.x, probe.y))
         for x, y in zip(*blocks, strict=True):
-            try:
-                part = vmap(one)(x, y)
-            except RuntimeError:  # a layer that vmap has no rule for, such as nn.LSTM
-                part = torch.stack([one(a, b) for a, b in zip(x, y, strict=True)])
-            found.append(part.double().cpu())
+            found.append(inversion.each_of(one, x, y).double().cpu())
     values: Floats = torch.cat(found).numpy()
     if not np.isfinite(values).all():
         raise FloatingPointError(

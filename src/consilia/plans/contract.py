@@ -102,6 +102,7 @@ class TrainingPlan:
     private: bool = False  # trains by itself with privacy at record and patient level
     audit: "Auditing | None" = None  # runs tasks of an audit of privacy (plans.attack)
     predict: "Predicting | None" = None  # of each record, to evaluate a model (plans.evaluate)
+    network: Callable[[Arguments], Any] | None = None  # makes its module, with weights of any
 
 
 # model, hold-out, arguments, context -> what is predicted (wire.v1.Predicts), predictions and

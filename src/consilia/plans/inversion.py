@@ -12,12 +12,14 @@ finds less than a better one would.
 Sources: Zhu et al. 2019 (records by matching gradients); Geiping et al. 2020 (by their cosine).
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from consilia.privacy.evidence import Floats
 
@@ -57,9 +59,11 @@ def search(  # noqa: PLR0913, PLR0917  what the attacker knows, all of it explic
     def missed(z: Tensor) -> Tensor:
         """Return 1 - cosine of the gradient on records z, in deviations, with the update."""
         x = centre + spread * z
-        each = [one(a, b) for a, b in zip(x, outcomes, strict=True)]
         gradients = torch.autograd.grad(
-            torch.stack(each).mean(), parameters, create_graph=True, materialize_grads=True
+            each_of(one, x, outcomes).mean(),
+            parameters,
+            create_graph=True,
+            materialize_grads=True,
         )
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         return 1 - nn.functional.cosine_similarity(flat, down, dim=0, eps=1e-12)
@@ -71,6 +75,15 @@ def search(  # noqa: PLR0913, PLR0917  what the attacker knows, all of it explic
         if left < least:
             best, least = z, left
     return centre + spread * best
+
+
+def each_of(one: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return what `one` makes of each record: all at once, where there are several."""
+    if len(y) > 1:
+        with contextlib.suppress(RuntimeError):  # a layer without a rule, such as nn.LSTM
+            found: Tensor = vmap(one)(x, y)
+            return found
+    return torch.stack([one(a, b) for a, b in zip(x, y, strict=True)])
 
 
 def _descend(

@@ -5,7 +5,8 @@ The modules of a plan live in a package of their own, made for this one load, so
 each other as if they lay in one folder (`import helper`) or relatively (`from . import
 helper`). Nothing is written to disk; tracebacks show the plan's lines all the same.
 
-Only a worker or a simulator may call `load_plan`: it runs the researcher's code.
+Only a worker, a simulator and a researcher's own program, of the researcher's own file
+(sdk.network), may call `load_plan`: it runs the researcher's code.
 """
 
 import builtins

@@ -140,21 +140,68 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
     1), margin (above 0 for class 1), classes (a probability each), number, risk (higher for an
     earlier event; the target is time and event) or mask (a value for each target column).
     """
-    declared = dict(arguments or {})
-    if train is not None and (loss is not None or optimizer is not None):
-        raise PlanError("give train, or loss and optimizer, not both")
-    if train is None:
-        if loss is None or optimizer is None:
-            raise PlanError("torch_plan needs train=, or both loss= and optimizer=")
-        declared = {**_LOOP_ARGUMENTS, **declared}
-        train = _loop(loss, optimizer)
+    declared, loop = _trained_by(train, loss, optimizer, arguments)
     parts = _parts(dp, loss, optimizer, declared)
     selection = select(features, target, target_type, classes, fill)
     held = _Held(model)
+    check_predicts(predicts, predict)
+    return TrainingPlan(
+        "torch",
+        _initial(held),
+        _training(held, selection, loop, evaluate, parts),
+        check_declared(declared),
+        selection,
+        parts is not None,
+        None if parts is None else auditing(_probe(held, selection, parts)),
+        None if predict is None else _predicting(held, selection, predict, predicts),
+        network=_made(model),
+    )
+
+
+def _trained_by(
+    train: Train | None,
+    loss: Loss | None,
+    optimizer: Optimizer | None,
+    arguments: Mapping[str, Scalar] | None,
+) -> tuple[dict[str, Scalar], Train]:
+    """Return the arguments that a plan declares, and the loop that trains its model."""
+    declared = dict(arguments or {})
+    if train is not None:
+        if loss is not None or optimizer is not None:
+            raise PlanError("give train, or loss and optimizer, not both")
+        return declared, train
+    if loss is None or optimizer is None:
+        raise PlanError("torch_plan needs train=, or both loss= and optimizer=")
+    return {**_LOOP_ARGUMENTS, **declared}, _loop(loss, optimizer)
+
+
+def _initial(held: "_Held") -> Callable[[Arguments, int], Weights]:
+    """Return what makes the first model."""
 
     def init(args: Arguments, seed: int) -> Weights:
         _seed(seed, deterministic=False)
         return held.weights(held.module(args, torch.device("cpu"), fresh=True))
+
+    return init
+
+
+def _made(model: Model) -> Callable[[Arguments], nn.Module]:
+    """Return what makes the plan's module, for whoever exports a model."""
+
+    def network(args: Arguments) -> nn.Module:
+        return _checked(model(args))
+
+    return network
+
+
+def _training(
+    held: "_Held",
+    selection: Selection,
+    train: Train,
+    evaluate: Evaluate | None,
+    parts: DpParts | None,
+) -> Callable[[Weights, Table | None, Arguments, Context], Outcome]:
+    """Return what runs one task of a round at a site."""
 
     def run(
         weights: Weights, table: Table | None, args: Arguments, context: Context
@@ -163,7 +210,7 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
             raise PlanError("training needs a dataset, and the task names none")
         torch.set_num_threads(context.threads)
         _seed(context.seed, deterministic=context.deterministic)
-        device = torch.device("cuda" if context.cuda and torch.cuda.is_available() else "cpu")
+        device = _device(context)
         module = held.module(args, device)
         held.load(module, weights)
         data = held.data(table, selection, device, context.seed)
@@ -171,33 +218,60 @@ def torch_plan(  # noqa: PLR0913  a declaration, written with keywords
             context.proximal_term = _pull(module, float(mu))
         if context.dp is not None:
             private.check_layers(module)
-        if context.dp is not None and context.dp.level != "client" and parts is not None:
-            module.train()
-            whose = held.units(context.dp, table, context.patient)
-            if gradients.applies(context.dp):
-                about = (module, data.x, data.y, whose, parts, context.dp, context)
-                sums = private.gradient_sum(*about)
-                return Outcome({**weights, **sums}, public_count(whose.count), {})
-            private.train(module, data.x, data.y, whose, parts, context.dp, args, context)
-            # patients count for patients: how many records one has is not for others to see
-            return Outcome(held.weights(module, weights), public_count(whose.count), {})
-        metrics: dict[str, object] = {}
-        if evaluate is not None:
-            module.eval()
-            with torch.no_grad():
-                found = evaluate(module, data, args)
-            metrics |= {f"received_{name}": value for name, value in found.items()}
+            if context.dp.level != "client" and parts is not None:
+                whose = held.units(context.dp, table, context.patient)
+                return _private(held, module, weights, data, whose, parts, args, context)
+        metrics = {} if evaluate is None else _received(module, data, args, evaluate)
         module.train()
         metrics |= train(module, data, args, context) or {}
         return Outcome(held.weights(module, weights), table.records, metrics)  # type: ignore[arg-type]
 
-    arguments = check_declared(declared)
-    audit = None if parts is None else auditing(_probe(held, selection, parts))
-    check_predicts(predicts, predict)
-    judge = None if predict is None else _predicting(held, selection, predict, predicts)
-    return TrainingPlan(
-        "torch", init, run, arguments, selection, parts is not None, audit, judge
-    )
+    return run
+
+
+def _private(  # noqa: PLR0913, PLR0917 - what a round is made of
+    held: "_Held",
+    module: nn.Module,
+    weights: Weights,
+    data: TorchData,
+    whose: private.Units,
+    parts: DpParts,
+    args: Arguments,
+    context: Context,
+) -> Outcome:
+    """Run a round with privacy at record or patient level, in Consilia's own loop."""
+    if context.dp is None:
+        raise PlanError("the round asks for no privacy")
+    module.train()
+    if gradients.applies(context.dp):
+        about = (module, data.x, data.y, whose, parts, context.dp, context)
+        sums = private.gradient_sum(*about)
+        return Outcome({**weights, **sums}, public_count(whose.count), {})
+    private.train(module, data.x, data.y, whose, parts, context.dp, args, context)
+    # patients count for patients: how many records one has is not for others to see
+    return Outcome(held.weights(module, weights), public_count(whose.count), {})
+
+
+def _received(
+    module: nn.Module, data: TorchData, args: Arguments, evaluate: Evaluate
+) -> dict[str, object]:
+    """Return what the plan finds of the model as it came, under names of its own."""
+    module.eval()
+    with torch.no_grad():
+        found = evaluate(module, data, args)
+    return {f"received_{name}": value for name, value in found.items()}
+
+
+def _device(context: Context) -> torch.device:
+    """Return where a task computes."""
+    return torch.device("cuda" if context.cuda and torch.cuda.is_available() else "cpu")
+
+
+def _checked(made: object) -> nn.Module:
+    """Return what a plan's model() has made; PlanError for no module."""
+    if not isinstance(made, nn.Module):
+        raise PlanError(f"model() returned {type(made).__name__}; needed an nn.Module")
+    return made
 
 
 def _predicting(
@@ -210,7 +284,7 @@ def _predicting(
     ) -> tuple[str, Array, Array]:
         torch.set_num_threads(context.threads)
         _seed(context.seed, deterministic=context.deterministic)
-        device = torch.device("cuda" if context.cuda and torch.cuda.is_available() else "cpu")
+        device = _device(context)
         module = held.module(args, device)
         held.load(module, weights)
         data = held.data(table, selection, device, context.seed)
@@ -227,7 +301,7 @@ def _probe(held: "_Held", selection: Selection, parts: DpParts) -> ProbeOf:
     """Return what hands an audit the model with the records of a table."""
 
     def probe(weights: Weights, table: Table, args: Arguments, context: Context) -> Probe:
-        device = torch.device("cuda" if context.cuda and torch.cuda.is_available() else "cpu")
+        device = _device(context)
         module = held.module(args, device)
         held.load(module, weights)
         data = held.data(table, selection, device, context.seed)
@@ -273,10 +347,7 @@ class _Held:
         """Return the model for `args` on `device`, the one of the last round where it fits."""
         key = (tuple(sorted(args.items())), device)
         if fresh or self._module is None or self._key != key:
-            made = self._make(args)
-            if not isinstance(made, nn.Module):
-                raise PlanError(f"model() returned {type(made).__name__}; needed an nn.Module")
-            self._module, self._key = made.to(device), key
+            self._module, self._key = _checked(self._make(args)).to(device), key
         for parameter in self._module.parameters():
             parameter.grad = None
         return self._module

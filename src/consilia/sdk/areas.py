@@ -6,12 +6,13 @@
     for round, metrics in experiment.stream_metrics():
         print(round, metrics)
     best = client.models.get_best("auc", study="heart")
-    best.export("heart.onnx", "onnx", module=model({}), example=torch.zeros(1, 13))
+    best.export("heart.onnx", "onnx", plan="heart.py")
 
 Each area is a few lines over the client's routes; the records are those of wire.people.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,8 +21,9 @@ import msgspec
 import numpy as np
 
 from consilia.core.round import Phase
-from consilia.errors import ConfigError, NotFound
+from consilia.errors import AuthError, ConfigError, NotFound, Refused
 from consilia.sdk.experiment import Experiment
+from consilia.sdk.network import Network, Source
 from consilia.sdk.results import Model, missing, scratch
 from consilia.wire import people
 from consilia.wire.strict import nearest
@@ -126,14 +128,16 @@ class Models:
         metric: str,
         study: str | None = None,
         *,
+        task: str | None = None,
         better: Better | None = None,
         stage: people.Stage | None = None,
     ) -> Model:
         """Return the version with the best value of a metric that the sites have reported.
 
-        Without `better`, a name that ends in loss, error, mae, mse, rmse or brier should be
-        low and any other high. Versions without the metric, or whose frame is deleted, do
-        not count.
+        `task` is what the model is for: the name of its study or of its training plan, or a
+        tag of the study's data. Without `better`, a name that ends in loss, error, mae, mse,
+        rmse or brier should be low and any other high. Versions without the metric, or whose
+        frame is deleted, do not count.
         """
         lower = (better or _direction(metric)) == "lower"
         found = [
@@ -141,6 +145,7 @@ class Models:
             for view in self._client.model_versions(stage=stage)
             if study in (None, view.study) and view.deleted is None and metric in view.metrics
         ]
+        found = found if task is None else [*self._for_task(task, found)]
         if not found:
             raise NotFound(
                 f"no model version that you may see{f' of study {study!r}' if study else ''} "
@@ -148,6 +153,25 @@ class Models:
             )
         best = min if lower else max
         return self.get(best(found, key=lambda view: (view.metrics[metric], view.id)).id)
+
+    def _for_task(
+        self, task: str, views: Sequence[people.ModelView]
+    ) -> Sequence[people.ModelView]:
+        """Return those that are for a task; NotFound names the tasks that there are."""
+        names = {pair: self._tasks(*pair) for pair in {(v.study, v.plan) for v in views}}
+        found = [view for view in views if task in names[view.study, view.plan]]
+        if views and not found:
+            known = tuple(sorted({name for every in names.values() for name in every}))
+            raise NotFound(f"no model that you may see is for {task!r}{nearest(task, known)}")
+        return found
+
+    def _tasks(self, study: str, plan: str) -> set[str]:
+        """Return what models of a study and a plan are for, as far as the caller may know."""
+        names = {study}
+        with suppress(AuthError, NotFound, Refused):  # users of models see neither
+            names.update(self._client.study(study).study.tags)
+            names.add(self._client.plan(plan).name)
+        return names
 
     def card(self, id: str) -> people.ModelCard:
         """Return all that is on record of a version; `sdk.card.markdown` renders it."""
@@ -259,15 +283,26 @@ class Deployments:
         self._client = client
 
     def create(
-        self, model: str | Model, *, module: "nn.Module", features: Sequence[str] = ()
+        self,
+        model: str | Model,
+        *,
+        plan: Source | None = None,
+        module: "nn.Module | None" = None,
+        features: Sequence[str] = (),
     ) -> Deployment:
-        """Load a version's weights into a copy of `module` and return what predicts with it."""
+        """Load a version's weights into its network and return what predicts with it.
+
+        The network is made by `plan`, your own file of the training plan (not needed for a
+        model of an experiment that was made with it), whose code then runs here; or `module`
+        is copied. `features` are those that the plan names, unless they are given.
+        """
         import copy  # noqa: PLC0415
 
         found = self._client.models.get(model) if isinstance(model, str) else model
-        filled = copy.deepcopy(module)
+        made = found.network(plan) if module is None else Network(module, ())
+        filled = copy.deepcopy(made.module)
         filled.load_state_dict(found.state_dict())
-        return Deployment(found, filled, features)
+        return Deployment(found, filled, tuple(features) or made.features)
 
 
 def _direction(metric: str) -> Better:

@@ -25,6 +25,7 @@ from consilia.sdk.areas import Deployment, Deployments, Experiments, Models, Pri
 from consilia.sdk.client import Client
 from consilia.sdk.datasets import Datasets
 from consilia.sdk.experiment import Experiment
+from consilia.sdk.network import Source
 from consilia.sdk.people import People
 from consilia.sdk.results import Model
 from consilia.wire import people
@@ -234,10 +235,16 @@ class AsyncDeployments(_Twin[Deployments]):
     """Models put to work in this process; see `sdk.areas.Deployments`."""
 
     async def create(
-        self, model: str | Model, *, module: "nn.Module", features: Sequence[str] = ()
+        self,
+        model: str | Model,
+        *,
+        plan: Source | None = None,
+        module: "nn.Module | None" = None,
+        features: Sequence[str] = (),
     ) -> AsyncDeployment:
-        """Load a version's weights into a copy of `module` and return what predicts with it."""
-        create = partial(self._inner.create, model, module=module, features=features)
+        """Load a version's weights into its network and return what predicts with it."""
+        named: dict[str, Any] = {"plan": plan, "module": module, "features": features}
+        create = partial(self._inner.create, model, **named)
         return AsyncDeployment(await self._call(create), self._threads)
 
 

@@ -267,7 +267,9 @@ class Experiment(Results):
         view = self.client.model(version)
         if not path.exists():
             self.client.download_model(version, path)
-        return Model(view, path)
+        own = self._plan
+        known = not isinstance(own, str) or _is_source(own)
+        return Model(view, path, own if known else None)
 
     def __repr__(self) -> str:
         """Say which job this is and how far."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from consilia.core.weights import Weights
 from consilia.errors import ConfigError, NotFound
 from consilia.sdk.export import Format, format_of, write, write_onnx
+from consilia.sdk.network import Network, Source, needed, network_of
 from consilia.sdk.notebook import model_html
 from consilia.wire import frames
 from consilia.wire.people import ModelView, RoundView
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
 class Model:
     """A model version: its weights and where they come from."""
 
-    def __init__(self, view: ModelView, frame: Path) -> None:
-        """`frame` is the tensor frame on this machine; it must stay while the model is used."""
+    def __init__(self, view: ModelView, frame: Path, plan: Source | None = None) -> None:
+        """`frame` is the tensor frame on this machine; it must stay while the model is used.
+
+        `plan` is the caller's own training plan, where it is known.
+        """
         self.view = view
         self._frame = frame
+        self._plan = plan
 
     def __repr__(self) -> str:
         """Name the version, not its content."""
@@ -52,31 +57,45 @@ class Model:
         path = Path(path)
         return self.export(path, format_of(path))
 
-    def export(
+    def export(  # noqa: PLR0913 - by keyword
         self,
         output_path: str | Path,
         format: Format,
         *,
+        plan: Source | None = None,
         module: "nn.Module | None" = None,
         example: "Tensor | tuple[Tensor, ...] | None" = None,
         optimize: bool = True,
     ) -> Path:
         """Write the model to `output_path` as frame, npz, safetensors, state_dict or onnx.
 
-        For onnx `module` is what the plan's `model(args)` makes: the weights are loaded into a
-        copy of it. `example` is an input, the batch in its first dimension; the file appears
-        only when onnxruntime gives what torch gives.
+        For onnx the network is made by the training plan: `plan` is your own file of it (not
+        needed where the experiment was made with it), whose code then runs here. Or `module`
+        is what the plan's `model(args)` makes: the weights are loaded into a copy of it.
+        `example` is an input, the batch in its first dimension; without one, records are made
+        up. The file appears only when onnxruntime gives what torch gives.
         """
         path = Path(output_path)
         if format != "onnx":
             write(self._frame, self.weights, path, format, f"{self.view.id} {self.view.digest}")
             return path
-        if module is None or example is None:
-            raise ConfigError("onnx needs module= and example=: weights alone are no graph")
-        filled = copy.deepcopy(module)
+        made = Network(module, ()) if module is not None else self.network(plan)
+        given = made.example() if example is None else example
+        filled = copy.deepcopy(made.module)
         filled.load_state_dict(self.state_dict())
-        write_onnx(filled, example, path, optimize=optimize)
+        write_onnx(filled, given, path, optimize=optimize)
         return path
+
+    def network(self, plan: Source | None = None) -> Network:
+        """Return the network that the weights belong to, made by your own training plan.
+
+        `plan` is its file, folder or module; its code runs here. ConfigError where none is
+        known, and for another plan than the model's.
+        """
+        own = plan if plan is not None else self._plan
+        if own is None:
+            raise needed(self.view)
+        return network_of(self.view, own)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights as torch tensors, for `module.load_state_dict`.

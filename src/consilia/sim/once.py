@@ -37,8 +37,9 @@ _WAIT = 20.0  # seconds of one wait for events
 class Simulation(Results):
     """What a simulated job leaves behind; its models live as long as this object."""
 
-    def __init__(self) -> None:
-        """Made by `simulate`."""
+    def __init__(self, plan: Plan | None = None) -> None:
+        """Made by `simulate`, of the caller's own `plan`."""
+        self.plan = plan
         self.folder = scratch(self, "consilia-sim-")
         self.evaluations: tuple[EvaluationView, ...] = ()  # oldest first
         self.models: dict[str, ModelView] = {}  # by version id; frames lie in folder/models
@@ -63,7 +64,7 @@ class Simulation(Results):
     def get_model(self, round: int | None = None) -> Model:
         """Return the model version after `round`, the newest by default."""
         version = version_of(self.job.rounds, round, self.job.id)
-        return Model(self.models[version], self.folder / "models" / version)
+        return Model(self.models[version], self.folder / "models" / version, self.plan)
 
 
 def simulate(  # noqa: PLR0913  settings, written with keywords
@@ -91,7 +92,7 @@ def simulate(  # noqa: PLR0913  settings, written with keywords
         raise ConfigError("a simulation needs at least one site: {'north': 'north.csv', ...}")
     chosen = plan if isinstance(plan, Plan) else read_plan(plan)
     experiment = _experiment(chosen, len(tables), rounds, settings)
-    result = Simulation()
+    result = Simulation(chosen)
     threads = threads or len(os.sched_getaffinity(0))
     kept = holdout if isinstance(holdout, Holdout) else Holdout(share=holdout, single=True)
     simulator = _Simulator(result, chosen, experiment, tables, threads, kept)

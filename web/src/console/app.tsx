@@ -1,6 +1,6 @@
-import { Center, Container, Loader } from "@mantine/core";
+import { Box, Center, Container, Loader } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
-import { lazy, Suspense, useEffect } from "react";
+import { lazy, Suspense, useEffect, useRef, useState } from "react";
 import { Redirect, Route, Switch, useLocation } from "wouter";
 
 import { Problem } from "../shared/api/request";
@@ -9,6 +9,7 @@ import { useText } from "../shared/text/language";
 import { Boundary } from "../shared/ui/boundary";
 import { Page } from "../shared/ui/page";
 import { Failure, Waiting } from "../shared/ui/states";
+import type { SessionView } from "./api/roles";
 import { SessionContext, useClient } from "./api/use";
 import { Invitation } from "./pages/invitation";
 import { SetUpSecondFactor } from "./pages/second-factor";
@@ -79,6 +80,22 @@ function Pages() {
   );
 }
 
+/** The door in front of a page whose session has ended: what was typed there waits behind it. */
+function Again({ site }: { site: string }) {
+  const door = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    // An open dialog lies beside the page in the document: nobody reaches it without signing in.
+    const beside = [...document.body.children].filter((one) => !one.contains(door.current));
+    for (const one of beside) one.setAttribute("inert", "");
+    return () => { for (const one of beside) one.removeAttribute("inert"); };
+  }, []);
+  return (
+    <Box ref={door} pos="fixed" inset={0} bg="var(--mantine-color-body)" style={{ zIndex: 1000, overflow: "auto" }}>
+      <SignIn site={site} ended />
+    </Box>
+  );
+}
+
 /** Who is there decides what is shown: the doors (sign-in, invitation) or the console. */
 export function App() {
   const client = useClient();
@@ -89,34 +106,47 @@ export function App() {
   const csrf = session.data?.csrf ?? "";
   useEffect(() => server.rememberToken(csrf), [server, csrf]);
 
+  // Whose page this is: another person who signs in gets a new one, with nothing of theirs in it.
+  const [owner, setOwner] = useState<SessionView | null>(null);
+  const there = session.data?.signed_in ? session.data : null;
+  if (there && there !== owner && (!owner || owner.name === there.name)) setOwner(there);
+  const other = owner !== null && there !== null && owner.name !== there.name;
+  useEffect(() => {
+    if (other) window.location.assign("/");
+  }, [other]);
+
   if (location === "/invitation") return <Invitation />;
-  if (session.isPending) {
+  if (session.isPending || other) {
     return (
       <Center h="100vh">
         <Loader type="dots" />
       </Center>
     );
   }
-  if (session.isError && !(session.error instanceof Problem && session.error.status === 401)) {
+  if (session.isError && !owner && !(session.error instanceof Problem && session.error.status === 401)) {
     return (
       <Container size="xs" py={120}>
         <Failure error={session.error} retry={() => void session.refetch()} />
       </Container>
     );
   }
-  const data = session.data;
-  if (!data?.signed_in) return <SignIn site={data?.site ?? ""} />;
+  const shown = there ?? owner;
+  const ended = session.data?.signed_in === false;
+  if (!shown) return <SignIn site={session.data?.site ?? ""} />;
   if (location === "/sign-in") return <Redirect to="/" />;
   return (
-    <SessionContext value={data}>
-      {data.must_add_second_factor ? (
+    <SessionContext value={shown}>
+      {ended && <Again site={shown.site} />}
+      {shown.must_add_second_factor ? (
         <SetUpSecondFactor />
       ) : (
-        <Shell>
-          <Boundary key={location}>
-            <Pages />
-          </Boundary>
-        </Shell>
+        <div hidden={ended}>
+          <Shell>
+            <Boundary key={location}>
+              <Pages />
+            </Boundary>
+          </Shell>
+        </div>
       )}
     </SessionContext>
   );

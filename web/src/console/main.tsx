@@ -3,23 +3,25 @@ import "@mantine/core/styles.css";
 import "@mantine/notifications/styles.css";
 import "../shared/shared.css";
 
-import { QueryCache, QueryClient } from "@tanstack/react-query";
+import { MutationCache, QueryCache, QueryClient } from "@tanstack/react-query";
 import { createRoot } from "react-dom/client";
 
 import { connect, Problem } from "../shared/api/request";
 import { Root } from "./root";
 import { consoleClient } from "./api/client";
 
+/** A session that ended shows the door again, from whatever page. */
+function askWhoIsThere(error: Error) {
+  if (error instanceof Problem && error.status === 401) void queries.invalidateQueries({ queryKey: ["session"] });
+}
+
 const queries = new QueryClient({
   queryCache: new QueryCache({
     onError: (error, query) => {
-      // A session that ended shows the door again, from whatever page.
-      const ended = error instanceof Problem && error.status === 401;
-      if (ended && query.queryKey[0] !== "session") {
-        void queries.invalidateQueries({ queryKey: ["session"] });
-      }
+      if (query.queryKey[0] !== "session") askWhoIsThere(error);
     },
   }),
+  mutationCache: new MutationCache({ onError: askWhoIsThere }),
   defaultOptions: {
     queries: {
       // A refusal stays one however often it is asked for; only a lost line is worth another try.

@@ -143,7 +143,7 @@ export function Shell({ children }: { children: ReactNode }) {
   const [opened, { toggle, close }] = useDisclosure(false);
   const home = useQuery({ queryKey: ["home"], queryFn: client.home });
   useLiveEvents();
-  const waiting = home.data?.waiting ?? [];
+  const waiting = home.data?.waiting.filter((item) => item.yours) ?? [];
   const admin: readonly Place[] = [
     ...(mayAccounts ? [{ to: "/accounts", key: "accounts", icon: IconUsers }] : []),
     { to: "/settings", key: "settings", icon: IconSettings },

@@ -4,11 +4,11 @@ import { describe, expect, it } from "vitest";
 
 import { baseKey } from "../shared/text/translate";
 import { eventsIn } from "./api/stream";
-import type { EvaluationView, Figure, JobView, ModelView } from "./api/schema";
+import type { EvaluationView, Figure, JobView, ModelView, StatisticsView } from "./api/schema";
 import { askedOf, evaluateOf, evaluationOf, levelsOf, NOTHING_ASKED } from "./model/asked";
 import { draftOf, experimentOf, FIRST, scalar, typed } from "./model/draft";
 import { partsOf } from "./model/evaluated";
-import { aboutOf, identityOf } from "./model/statistics";
+import { aboutOf, betweenOf, identityOf, paidOf, toldOf } from "./model/statistics";
 import { leaseParts, NOTHING, siteFigures, told, type Happening } from "./model/happenings";
 import { stretches } from "./model/lineage";
 import { path, span, thinned, ticks, type Point } from "./model/scale";
@@ -141,6 +141,20 @@ describe("a draft", () => {
     const job = { experiment: asked } as JobView;
     expect(experimentOf(draftOf(job))).toEqual(asked);
   });
+
+  it("of a job keeps what the form does not show, as long as it still fits", () => {
+    const dp = { level: "record" as const, noise_multiplier: 1, clip: 1, sampling: 0.1, steps: 10, delta: 1e-5, distributed: true, colluding: 2 };
+    const asked = {
+      ...experimentOf({ ...FIRST, study: "s", plan: "p", stopEarly: true }), deterministic: true, grace: 30, sites: ["a", "b", "c"],
+      aggregate: { name: "trimmed-mean", options: { share: 0.2 } }, privacy: { aggregation: "secure" as const, range: 64, dp },
+    };
+    const draft = draftOf({ experiment: asked } as unknown as JobView);
+    expect(experimentOf(draft)).toEqual(asked);
+    expect(experimentOf({ ...draft, study: "t" })).not.toHaveProperty("sites");
+    expect(experimentOf({ ...draft, protection: "ckks", dp: false }).privacy).toEqual({ aggregation: "ckks" });
+    expect(experimentOf({ ...draft, level: "client" }).privacy?.dp).toEqual({ level: "client", noise_multiplier: 1, clip: 1, delta: 1e-5 });
+    expect(experimentOf({ ...draft, aggregate: "median" }).aggregate).toEqual({ name: "median" });
+  });
 });
 
 describe("a chart", () => {
@@ -238,5 +252,27 @@ describe("a number of a statistics question", () => {
 
   it("is told apart by group, too", () => {
     expect(identityOf(number)).not.toBe(identityOf({ ...number, group: "f" }));
+  });
+
+  it("counts whole records, whatever the noise, and measures in parts", () => {
+    const count = { ...number, statistic: "count" };
+    expect(toldOf(count, 12_345.67, "en")).toBe("12,346");
+    expect(toldOf(count, -0.3, "en")).toBe("0");
+    expect(toldOf(count, -17.2, "en")).toBe("-17");
+    expect(toldOf(number, 56.1118, "en")).toBe("56.11");
+    expect(toldOf(number, null, "en")).toBe("–");
+  });
+
+  it("has one end where only one is known", () => {
+    expect(betweenOf(number, "en")).toBe("–");
+    expect(betweenOf({ ...number, low: 1.5 }, "en")).toBe("≥ 1.5");
+    expect(betweenOf({ ...number, low: 1.5, high: 2 }, "en")).toBe("1.5 … 2");
+  });
+
+  it("has a price where noise was asked for, and none elsewhere", () => {
+    const dp = { delta: 1e-5, clip: 3 };
+    const view = { dp, epsilon: 0.99, noise: 11.7 } as unknown as StatisticsView;
+    expect(paidOf(view)).toEqual({ epsilon: 0.99, delta: 1e-5, noise: 11.7, records: 3 });
+    expect(paidOf({ ...view, dp: null })).toBeNull();
   });
 });

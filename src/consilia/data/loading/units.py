@@ -167,6 +167,15 @@ def unit(text: str) -> Unit:
     return total
 
 
+def known(text: str) -> bool:
+    """Tell whether `unit` knows it; UCUM has more units than can be converted here."""
+    try:
+        unit(text)
+    except ConfigError:
+        return False
+    return True
+
+
 def conversion(source: str, target: str, substance: str = "") -> Line:
     """Return the line from `source` to `target`; `substance` joins masses and amounts.
 

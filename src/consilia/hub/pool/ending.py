@@ -61,20 +61,26 @@ class Ending:
 
 
 def over(db: Connection, among: Collection[str], today: date) -> list[tuple[StudyRecord, str]]:
-    """Return those of the studies `among`, by their digests' hex, that have ended, and why.
+    """Return those of the studies `among`, by their digests' hex, that have ended, and why."""
+    known = [
+        study
+        for study in records.every_submitted(db)
+        if (study.digest or "").rpartition(":")[2] in among
+    ]
+    return [(study, why) for study in known if (why := ended(study, today))]
+
+
+def ended(study: StudyRecord, today: date) -> str:
+    """Say why nothing of a study is pooled any more, "" while it is open.
 
     The last day of a study ends later elsewhere: the hub waits a day longer than its own.
     """
-    found = []
-    for study in records.every_submitted(db):
-        if (study.digest or "").rpartition(":")[2] not in among:
-            continue
-        until = study.study.until
-        if study.state == "closed":
-            found.append((study, "the study is closed"))
-        elif until and today > date.fromisoformat(until) + timedelta(days=1):
-            found.append((study, f"the study ended on {until}"))
-    return found
+    until = study.study.until
+    if study.state == "closed":
+        return "the study is closed"
+    if until and today > date.fromisoformat(until) + timedelta(days=1):
+        return f"the study ended on {until}"
+    return ""
 
 
 def _note(db: Connection, at: float, gone: list[Gone]) -> None:

@@ -5,17 +5,20 @@
     PUT /v1/pool/STUDY/SITE/UPLOAD/NUMBER     one piece, from the site itself
     GET /v1/pool/STUDY/SITE/UPLOAD/NUMBER     one piece, to the study's data centre
 
-STUDY is the digest of a study that is submitted and invites the caller.
+STUDY is the digest of a study that is submitted, invites the caller and has not ended.
 """
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 
 from sqlalchemy import Connection
 
 from consilia.errors import NotFound, Refused, WireError
 from consilia.hub import records
+from consilia.hub.pool.ending import ended
 from consilia.hub.pool.relay import PoolRelay
 from consilia.hub.records import StudyRecord
 from consilia.hub.siteviews import advertised
@@ -28,10 +31,11 @@ _NUMBER = re.compile("[0-9]{1,6}")  # of a piece
 
 @dataclass(frozen=True, slots=True)
 class PoolFront:
-    """Answers nodes; `relay` keeps the pieces."""
+    """Answers nodes; `relay` keeps the pieces, `now()` is Unix seconds."""
 
     store: Store
     relay: PoolRelay
+    now: Callable[[], float]
 
     async def answer(self, site: str, method: str, path: str, body: bytes) -> object:
         """Return the record, or the bytes, that a node asks for."""
@@ -63,6 +67,8 @@ class PoolFront:
         theirs = await self.store.read(lambda db: records.studies_of(db, site))
         for found in theirs:
             if found.digest == digest:
+                if why := ended(found, date.fromtimestamp(self.now())):
+                    raise Refused(f"study {found.study.name!r} pools nothing any more: {why}")
                 return found
         raise NotFound(f"no open study {digest[:80]!r} invites site {site!r}")
 

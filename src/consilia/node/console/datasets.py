@@ -4,6 +4,7 @@ from litestar import delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from consilia.data import registry, schema
+from consilia.data.loading import units
 from consilia.data.profile import ColumnProfile
 from consilia.data.registry import MISSING
 from consilia.data.schema import Column, Schema
@@ -202,9 +203,8 @@ def _settled(here: Services, found: Registered) -> DatasetView:
     What does not fit any more is told at once: no task runs on the dataset until it does.
     """
     own = f"{found.dataset.name}: "
-    problems = (p for p in loading.refresh(here.store) if p.startswith(own))
-    unfit = tuple(p.removeprefix(own) for p in problems)
-    loadedtwins.retell(here.store, now=here.now())
+    problems = loadedtwins.after_change(here.store, now=here.now())
+    unfit = tuple(p.removeprefix(own) for p in problems if p.startswith(own))
     here.tell_agent()
     return view(found, unfit)
 
@@ -228,7 +228,8 @@ def changed(old: Schema, changes: tuple[ColumnChange, ...]) -> Schema:
 
 def _column(c: Column) -> ColumnView:
     return ColumnView(
-        c.name, c.type, c.unit, c.code_system, c.role, tuple(c.missing), c.description
+        *(c.name, c.type, c.unit, c.code_system, c.role, tuple(c.missing), c.description),
+        not c.unit or units.known(c.unit),
     )
 
 

@@ -6,6 +6,7 @@ It keeps no session alive, and ends with it.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import msgspec
 from litestar import get
@@ -33,12 +34,12 @@ async def _events(here: Services, token: str) -> AsyncIterator[ServerSentEventMe
     loop = asyncio.get_running_loop()
     spoken = loop.time()
     sources: dict[str, Callable[[Services], msgspec.Struct]] = {
-        "home": home.view,
         "runs": runs.view,
     }
     while not here.stopping.is_set():
         try:
-            await asyncio.to_thread(signed_in, here, token, False)
+            found = await asyncio.to_thread(signed_in, here, token, False)
+            sources["home"] = partial(home.view, account=found.account)
             for name, source in sources.items():
                 body = msgspec.json.encode(await asyncio.to_thread(source, here))
                 if said.get(name) != body:

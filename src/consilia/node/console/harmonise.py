@@ -134,6 +134,8 @@ def _view(
                 d.about,
                 d.said,
                 blocks.block_yaml(d.block) if d.block is not None else "",
+                d.key,
+                dict(d.values),
             )
             for d in found.report.of(here.site)
         ),

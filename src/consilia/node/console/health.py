@@ -22,7 +22,9 @@ def get_health(here: Here) -> HealthView:
         __version__,
         settings.sandbox,
         me.not_after,
-        tuple(HealthFinding(f.check, f.ok, f.found, f.advice) for f in findings),
+        tuple(
+            HealthFinding(f.check, f.ok, f.found, f.advice, f.keys, f.values) for f in findings
+        ),
     )
 
 

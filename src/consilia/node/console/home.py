@@ -1,33 +1,53 @@
 """Routes of the home page: what waits for a person's decision, in one look."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from litestar import get
 from msgspec import convert
+from msgspec.structs import replace
 
+from consilia.accounts.store import Account
 from consilia.data import registry
 from consilia.data.registry import Dataset
-from consilia.node import approvals, budget, caps, datasets, identity, loading, studies
-from consilia.node.console.guard import anyone
+from consilia.node import (
+    approvals,
+    budget,
+    caps,
+    datasets,
+    identity,
+    loading,
+    restores,
+    studies,
+)
+from consilia.node.console.guard import Who, anyone
 from consilia.node.console.ledger import standings
 from consilia.node.console.services import Here, Services
 from consilia.node.control import poke
+from consilia.node.policy import person
 from consilia.node.status import AgentStatus
 from consilia.wire.console.site import HomeView, Waiting
 
 NEAR = 0.8  # of a cap: from here on it is worth a word
 LOOK = 60.0  # seconds between two looks at a dataset's files
+# whose decision it is; of what is not here, everybody is told
+DECIDES: Mapping[str, frozenset[str]] = {
+    "study": frozenset(("data_manager", "reviewer")),
+    "plan": frozenset(("reviewer",)),
+    "dataset": frozenset(("data_manager",)),
+    "budget": frozenset(("data_manager",)),
+    "ledger": frozenset(("data_manager",)),
+}
 RENEWAL = 86400.0  # seconds after which a certificate that should have been renewed was not
 
 
 @get("/home", opt=anyone(), sync_to_thread=True)
-def get_home(here: Here) -> HomeView:
+def get_home(here: Here, who: Who) -> HomeView:
     """Return what waits for a decision, and how the node is."""
-    return view(here)
+    return view(here, who.session.account)
 
 
-def view(here: Services) -> HomeView:
-    """Return the home page's content."""
+def view(here: Services, account: Account) -> HomeView:
+    """Return the home page's content, as the person of an account sees it."""
     settings = here.config()
     answer = poke(here.directory, "status")
     found = (
@@ -43,14 +63,47 @@ def view(here: Services) -> HomeView:
         found.contact,
         found.problem,
         len(found.tasks),
-        tuple(_waiting(here, found)),
+        tuple(_for(account, item, asked) for item, asked in _waiting(here, found)),
     )
 
 
-def _waiting(here: Services, agent: AgentStatus) -> Iterator[Waiting]:
-    """Yield what a person should look at, the most pressing first."""
+def _for(account: Account, item: Waiting, asked: frozenset[str]) -> Waiting:
+    """Say whether it waits for this person: who may decide it, and has not done so."""
+    roles = DECIDES.get(item.kind)
+    said = person(account.name) in {person(name) for name in asked}
+    yours = roles is None or (bool(roles & frozenset(account.roles)) and not said)
+    return replace(item, yours=yours)
+
+
+Item = tuple[Waiting, frozenset[str]]  # what waits; the people who have said their word
+NOBODY: frozenset[str] = frozenset()
+
+
+def _waiting(here: Services, agent: AgentStatus) -> Iterator[Item]:
+    """Yield what people should look at, the most pressing first."""
+    for item in _of_the_node(here, agent):
+        yield item, NOBODY
+    yield from _of_the_ledger(here)
+    today = approvals.day(here.now())
+    for study in studies.list_studies(here.store, today):
+        if study.state == "pending":
+            waits = Waiting(
+                "study", study.digest, study.study.name, study.study.purpose,
+                study.offered, f"/studies/{study.digest}",
+            )  # fmt: skip
+            yield waits, NOBODY
+    for plan in approvals.list_plans(here.store, today, "pending"):
+        detail = f"by {plan.author or 'unknown'}, for {', '.join(plan.offered_for)}"
+        link = f"/plans/{plan.digest}"
+        waits = Waiting("plan", plan.digest, plan.plan.name, detail, plan.offered, link)
+        yield waits, frozenset(s.reviewer for s in plan.signoffs)
+    for item in _of_the_datasets(here):
+        yield item, NOBODY
+    yield from _of_the_caps(here)
+
+
+def _of_the_node(here: Services, agent: AgentStatus) -> Iterator[Waiting]:
     now = here.now()
-    today = approvals.day(now)
     if not agent.connected:
         advice = f"{agent.problem}; see the health page"
         yield Waiting(
@@ -61,34 +114,39 @@ def _waiting(here: Services, agent: AgentStatus) -> Iterator[Waiting]:
         days = (me.not_after - now) / 86400
         detail = f"it was not renewed and ends in {days:.0f} days"
         yield Waiting("health", "", "the node's certificate", detail, me.renew_at, "/health")
-    if budget.held(here.store) is not None:
-        detail = "the node was put back to an earlier state; every charge is refused"
-        yield Waiting("ledger", "", "the privacy ledger is held", detail, now, "/ledger")
-    for study in studies.list_studies(here.store, today):
-        if study.state == "pending":
-            yield Waiting(
-                "study", study.digest, study.study.name, study.study.purpose,
-                study.offered, f"/studies/{study.digest}",
-            )  # fmt: skip
-    for plan in approvals.list_plans(here.store, today, "pending"):
-        detail = f"by {plan.author or 'unknown'}, for {', '.join(plan.offered_for)}"
-        yield Waiting(
-            "plan", plan.digest, plan.plan.name, detail, plan.offered, f"/plans/{plan.digest}"
-        )
+
+
+def _of_the_ledger(here: Services) -> Iterator[Item]:
+    if budget.held(here.store) is None:
+        return
+    detail = "the node was put back to an earlier state; every charge is refused"
+    asked = restores.waiting(here.store)
+    said = frozenset((asked.actor,)) if asked else NOBODY
+    yield (
+        Waiting("ledger", "", "the privacy ledger is held", detail, 0.0, "/ledger"),
+        said,
+    )
+
+
+def _of_the_datasets(here: Services) -> Iterator[Waiting]:
     for item in datasets.list_datasets(here.store):
         if problem := item.changed or _change(here, item.dataset):
             name = item.dataset.name
-            yield Waiting("dataset", name, name, problem, now, f"/datasets/{name}")
+            yield Waiting("dataset", name, name, problem, 0.0, f"/datasets/{name}")
     yield from _unfit(here)
+
+
+def _of_the_caps(here: Services) -> Iterator[Item]:
     for asked in caps.proposals(here.store):
         detail = f"{asked.actor} asks for a higher cap: {asked.reason}"
         title = f"{asked.kind} {asked.name}"
-        yield Waiting("budget", f"cap {title}", title, detail, asked.at, "/ledger")
+        waits = Waiting("budget", f"cap {title}", title, detail, asked.at, "/ledger")
+        yield waits, frozenset((asked.actor,))
     for account in standings(here):
         if account.used is not None and account.used >= NEAR:
             detail = f"{account.used:.0%} of its cap of epsilon {account.cap:g} is spent"
             title = f"{account.kind} {account.name}"
-            yield Waiting("budget", account.name, title, detail, now, "/ledger")
+            yield Waiting("budget", account.name, title, detail, 0.0, "/ledger"), NOBODY
 
 
 def _unfit(here: Services) -> Iterator[Waiting]:
@@ -98,7 +156,7 @@ def _unfit(here: Services) -> Iterator[Waiting]:
         name = item.dataset.name
         if problem := prepared(item.dataset, loading.ANY).problem:
             link = f"/datasets/{name}"
-            yield Waiting("dataset", f"{name} as loaded", name, problem, here.now(), link)
+            yield Waiting("dataset", f"{name} as loaded", name, problem, 0.0, link)
 
 
 def _change(here: Services, dataset: Dataset) -> str:

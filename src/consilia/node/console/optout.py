@@ -5,7 +5,7 @@ from litestar.params import JSONBody
 
 from consilia.data.registry import Dataset
 from consilia.errors import ConfigError
-from consilia.node import datasets, loadedtwins, loading, measuring, optout
+from consilia.node import datasets, loadedtwins, loading, optout
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
 from consilia.node.console.trail import newest
@@ -94,11 +94,9 @@ def _left_out(here: Services) -> set[bytes]:
 
 def _applied(here: Services) -> tuple[str, ...]:
     """Find the patients in the datasets; tell where that fails, and let the agent know."""
-    problems = tuple(loading.refresh(here.store))
-    measuring.retell(here.store, now=here.now())
-    loadedtwins.retell(here.store, now=here.now())
+    problems = loadedtwins.after_change(here.store, now=here.now(), opt_out=True)
     here.tell_agent()
-    return problems
+    return tuple(problems)
 
 
 ROUTES = (get_list, add, remove)

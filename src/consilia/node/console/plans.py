@@ -26,6 +26,7 @@ from consilia.wire.console.studies import (
     PlanSummary,
     PlansView,
     PlanView,
+    RejectPlan,
     SourceFile,
 )
 
@@ -59,6 +60,7 @@ def get_plan(here: Here, digest: FromPath[str]) -> PlanView:
         signed,
         here.config().reviewers_needed,
         record.via,
+        approvals.mark(found.plan),
     )
 
 
@@ -89,16 +91,24 @@ def approve(
         until=last_day(data.until),
         arguments={name: allowed_values(values) for name, values in data.arguments.items()},
         studies=data.studies,
+        seen=data.seen,
     )
     here.tell_agent()
     return summary(found)
 
 
 @post("/plans/{digest:str}/reject", opt=REVIEWER, status_code=200, sync_to_thread=True)
-def reject(here: Here, who: Who, digest: FromPath[str], data: JSONBody[Decide]) -> PlanSummary:
+def reject(
+    here: Here, who: Who, digest: FromPath[str], data: JSONBody[RejectPlan]
+) -> PlanSummary:
     """Reject a plan that awaits review."""
     found = approvals.reject(
-        here.store, digest, actor=who.name, now=here.now(), reason=data.reason
+        here.store,
+        digest,
+        actor=who.name,
+        now=here.now(),
+        reason=data.reason,
+        seen=data.seen,
     )
     here.tell_agent()
     return summary(found)
@@ -150,7 +160,7 @@ def summary(record: PlanRecord) -> PlanSummary:
         record.author,
         record.offered,
         record.offered_for,
-        record.reviewer,
+        ", ".join(record.signers) or record.reviewer,
         record.reason,
         record.decided,
         day_text(record.until),

@@ -9,7 +9,6 @@ from typing import Literal
 from litestar import get, post
 from litestar.params import FromPath, JSONBody
 
-from consilia.errors import ConfigError, Wrong
 from consilia.node import approvals, datasets, hubline, peers, studies
 from consilia.node.console.guard import Who, allow, anyone
 from consilia.node.console.services import Here, Services
@@ -66,7 +65,7 @@ def open_pool(here: Here, who: Who, digest: FromPath[str], data: JSONBody[Decide
         here.random_bytes(32),
         actor=who.name,
         now=here.now(),
-        reason=_reason(data.reason),
+        reason=data.reason,
     )
     here.tell_agent()
     return _view(here, record)
@@ -77,7 +76,7 @@ def send(here: Here, who: Who, digest: FromPath[str], data: JSONBody[SendCopy]) 
     """Let a copy of a dataset LEAVE this site, sealed to the data centre's key."""
     record = _study(here, digest)
     asked = transfer.Consent(
-        *(record.digest, data.dataset, data.to, _reason(data.reason), who.name, here.now())
+        *(record.digest, data.dataset, data.to, data.reason, who.name, here.now())
     )
     hubline.asked(
         here.directory,
@@ -91,7 +90,7 @@ def send(here: Here, who: Who, digest: FromPath[str], data: JSONBody[SendCopy]) 
 @post("/studies/{digest:str}/pool/take", opt=MANAGER, status_code=200, sync_to_thread=True)
 def take(here: Here, who: Who, digest: FromPath[str], data: JSONBody[TakeCopy]) -> PoolView:
     """At the data centre: open a site's copy and make it part of the study's dataset here."""
-    record, reason = _study(here, digest), _reason(data.reason)
+    record = _study(here, digest)
     hubline.asked(
         here.directory,
         lambda line: transfer.take(
@@ -101,7 +100,7 @@ def take(here: Here, who: Who, digest: FromPath[str], data: JSONBody[TakeCopy]) 
             data.site,
             actor=who.name,
             now=here.now(),
-            reason=reason,
+            reason=data.reason,
         ),
         MOVING,
     )
@@ -118,7 +117,7 @@ def withdraw(here: Here, who: Who, digest: FromPath[str], data: JSONBody[Decide]
         record.digest,
         actor=who.name,
         now=here.now(),
-        reason=_reason(data.reason),
+        reason=data.reason,
     )
     here.tell_agent()
     return _view(here, record)
@@ -129,14 +128,6 @@ def withdraw(here: Here, who: Who, digest: FromPath[str], data: JSONBody[Decide]
 
 def _study(here: Services, digest: str) -> StudyRecord:
     return studies.get(here.store, digest, approvals.day(here.now()))
-
-
-def _reason(text: str) -> str:
-    if not text.strip():
-        raise ConfigError(
-            Wrong("reason", "nothing", "a sentence: it stays in this site's audit trail")
-        )
-    return text.strip()
 
 
 def _view(here: Services, record: StudyRecord) -> PoolView:

@@ -11,6 +11,7 @@ from consilia.accounts.directory import Person, Turned
 from consilia.accounts.links import Link
 from consilia.accounts.store import Session
 from consilia.errors import AuthError, TransferError
+from consilia.node import seconding
 from consilia.node.console.outside import SILENCE
 from consilia.node.console.services import Services
 
@@ -86,6 +87,7 @@ def _decide(here: Services, link: Link, verdict: Person | Turned) -> None:
             )
         else:
             accounts.end_sessions(tx, name)
+            seconding.forget(tx, name, now=now)
             told = "no longer let in"
             detail = f"{link.kind}: {verdict.detail}"
             tx.audit(now, "console", "account.end", name, "ended", detail)

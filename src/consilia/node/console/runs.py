@@ -7,10 +7,12 @@ from pathlib import Path
 import msgspec
 from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody
+from msgspec.structs import replace
 
+from consilia.errors import ConfigError, Wrong
 from consilia.node import memory, stops
 from consilia.node.console.guard import Who, allow, anyone
-from consilia.node.console.paging import number
+from consilia.node.console.paging import MOST, number
 from consilia.node.console.services import Here, Services
 from consilia.node.console.trail import newest
 from consilia.node.control import poke
@@ -20,7 +22,9 @@ from consilia.wire.console.studies import Decide
 
 STOPS = allow("data_manager", "reviewer", "administrator")
 # what the audit trail calls that something left, or was taken back before it did
-LEFT = ("release", "site.advertise", "mask.", "pool.send")
+ADVERTISE = "site.advertise"
+LEFT = {"release": "release", "advertise": ADVERTISE, "mask": "mask.", "pool": "pool.send"}
+MOST_READ = 20_000  # lines for one page: a longer row of advertisements goes on on the next
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -47,25 +51,62 @@ def resume(here: Here, who: Who, job: FromPath[str], data: JSONBody[Decide]) -> 
 
 
 @get("/releases", opt=anyone(), sync_to_thread=True)
-def list_releases(
+def list_releases(  # noqa: PLR0913, PLR0917 - a filter's fields
     here: Here,
     before: FromQuery[int | None] = None,
+    least: FromQuery[int | None] = None,
     limit: FromQuery[int] = 100,
     job: FromQuery[str] = "",
+    kind: FromQuery[str] = "",
+    fold: FromQuery[bool] = False,
 ) -> ReleasesView:
-    """List what left the site, newest first, of one job or of all."""
-    where = ["(" + " OR ".join("substr(action, 1, ?) = ?" for _ in LEFT) + ")"]
-    values: list[object] = [v for name in LEFT for v in (len(name), name)]
-    if before is not None:
-        where.append("seq < ?")
-        values.append(number(before))
+    """List what left the site, newest first, of one job or kind or of all.
+
+    `before` and `least` bound the lines' numbers. `fold` makes one line of advertisements that
+    follow one another.
+    """
+    if kind and kind not in LEFT:
+        raise ConfigError(Wrong("kind", repr(kind[:40]), f"one of {', '.join(LEFT)}, or none"))
+    names = [LEFT[kind]] if kind else list(LEFT.values())
+    where = ["(" + " OR ".join("substr(action, 1, ?) = ?" for _ in names) + ")"]
+    values: list[object] = [v for name in names for v in (len(name), name)]
+    if least is not None:
+        where.append("seq >= ?")
+        values.append(number(least))
     if job:
         where.append("substr(subject, 1, ?) = ?")
         values += [len(job) + 1, f"{job}."]
-    found = newest(here.store, where, values, limit)
-    shown = tuple(ReleaseView(s, a, act, sub, out, d) for s, a, _, act, sub, out, d, _ in found)
-    shown = shown[:limit]
-    return ReleasesView(shown, shown[-1].seq if len(found) > limit else None)
+    start = None if before is None else number(before)
+    return _releases(here, where, values, start, limit, fold)
+
+
+def _releases(  # noqa: PLR0913, PLR0917 - a page of a filter
+    here: Services,
+    where: list[str],
+    values: list[object],
+    before: int | None,
+    limit: int,
+    fold: bool,
+) -> ReleasesView:
+    """Return a page of the lines that fit, from `before` on backwards."""
+    shown: list[ReleaseView] = []
+    asked, read = (MOST, 0) if fold else (limit, 0)
+    while True:
+        page = (where, values) if before is None else ([*where, "seq < ?"], [*values, before])
+        found = newest(here.store, *page, asked)
+        for seq, at, _, action, subject, outcome, detail, _ in found:
+            last = shown[-1] if shown else None
+            if fold and last is not None and action == last.action == ADVERTISE:
+                shown[-1] = replace(last, count=last.count + 1, oldest=seq, since=at)
+            elif len(shown) == limit:
+                return ReleasesView(tuple(shown), shown[-1].oldest)
+            else:
+                shown.append(ReleaseView(seq, at, action, subject, outcome, detail, 1, seq, at))
+        if len(found) <= asked:
+            return ReleasesView(tuple(shown), None)
+        before, read = int(found[-1][0]), read + len(found)
+        if read >= MOST_READ:
+            return ReleasesView(tuple(shown), before)
 
 
 def view(here: Services) -> RunsView:

@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from consilia.errors import ConfigError
 from consilia.node import config, logs
-from consilia.node.console import outside, signing
+from consilia.node.console import log, outside, signing
 from consilia.node.console.app import make_app
 from consilia.node.console.services import Place, Services
 from consilia.node.console.settings import Console, address, origins
@@ -65,7 +64,7 @@ def _opened(
             store=store,
             now=time.time,
             random_bytes=os.urandom,
-            log=structlog.get_logger("consilia.node.console"),
+            log=log.logger(),
             place=placed(console, address(console)[1]),
             static=STATIC,
             outside=reached,

@@ -15,17 +15,18 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from consilia.errors import Conflict, NotFound, Refused
+from consilia.errors import ConfigError, Conflict, NotFound, Refused, Wrong
 from consilia.node import config, identity, peers, studies
 from consilia.node.config import NodeConfig
 from consilia.node.identity import Identity
-from consilia.node.store import Row, Store, Transaction, hashed_name
+from consilia.node.store import Row, Store, Transaction, hashed_name, printable
 from consilia.node.studies import StudyRecord
 from consilia.privacy import sealing
 from consilia.wire import pool as wire
 from consilia.wire.seal import seal
 from consilia.wire.v1 import Sealed, decode, encode
 
+MAX_REASON = 1000  # characters
 FOLDER = "pool"  # of the node's directory
 SEALED = ".sealed"  # of an upload that is on its way: how its file's name ends
 PART = ".part"  # of one that is being fetched
@@ -213,6 +214,16 @@ def signed(me: Identity, statement: wire.Statement) -> Sealed:
     return seal(wire.CONTEXT, me.site, encode(statement), me.signing)
 
 
+def reason_of(text: str) -> str:
+    """Return a reason as it is kept; ConfigError where there is none."""
+    words = printable(text.strip(), MAX_REASON)
+    if not words:
+        raise ConfigError(
+            Wrong("reason", "none", "a sentence: it stays in this site's audit trail")
+        )
+    return words
+
+
 def rounded(records: int) -> int:
     """Return a count as the hub may read it."""
     return records // wire.ROUNDING * wire.ROUNDING
@@ -228,7 +239,7 @@ def open_channel(  # noqa: PLR0913 - by keyword
 
     `private` is a fresh X25519 key, used unless the channel is open already.
     """
-    me = site_of(store)
+    me, reason = site_of(store), reason_of(reason)
     record = in_force(store, name, date.fromtimestamp(now))
     if record.study.data_centre != me.settings.site:
         raise Conflict(
@@ -267,7 +278,7 @@ def shut(store: Store, study: str, *, now: float, why: str) -> None:
 
 def withdraw(store: Store, name: str, *, actor: str, now: float, reason: str) -> Pooled:
     """Take back the consent to a dataset's copy; its data centre deletes it."""
-    me = site_of(store)
+    me, reason = site_of(store), reason_of(reason)
     record = studies.get(store, name, date.fromtimestamp(now))
     found = get(store, record.digest, me.settings.site)
     if found.role != "sender" or found.state in ("withdrawn", "deleted"):

@@ -140,8 +140,7 @@ def _sending(store: Store, me: Site, asked: Consent) -> StudyRecord:
             f"--to: found {asked.to[:63]!r}, needed {study.data_centre!r}, the data centre of "
             f"study {study.name!r}"
         )
-    if not asked.reason.strip():
-        raise Conflict("reason: found none, needed one: it stays in this site's audit trail")
+    decisions.reason_of(asked.reason)
     if me.settings.dp_required:
         raise Refused(
             "this site's policy (dp_required) lets only differentially private results "
@@ -270,7 +269,7 @@ def _seal(  # noqa: PLR0913, PLR0917 - one consent, to one key
         detail = (
             f"{contents.records} records of {asked.dataset} ({contents.digest}) may leave to "
             f"{asked.to} for study {study.name}; loading plan {ready.plan or 'none'}; "
-            f"{asked.reason}"
+            f"{decisions.reason_of(asked.reason)}"
         )
         tx.audit(asked.at, asked.actor, "pool.consent", upload, "approved", detail)
     return found
@@ -326,7 +325,7 @@ async def take(  # noqa: PLR0913 - whose upload, who takes it, how
     *,
     actor: str,
     now: float,
-    reason: str = "",
+    reason: str,
     shown: Shown = lambda *_: None,
 ) -> Pooled:
     """Fetch a site's upload, open it, and make it part of the study's pooled dataset.
@@ -334,7 +333,7 @@ async def take(  # noqa: PLR0913 - whose upload, who takes it, how
     Raises NotFound while there is none, AuthError or WireError for one that is not what its
     site has signed; nothing is kept then.
     """
-    me = decisions.site_of(store)
+    me, reason = decisions.site_of(store), decisions.reason_of(reason)
     record = decisions.in_force(store, name, date.fromtimestamp(now))
     private = decisions.channel(store, record.digest)
     if record.study.data_centre != me.settings.site or private is None:

@@ -15,6 +15,7 @@ class ColumnView(View, frozen=True):
     role: str = ""  # feature, target, patient, date, text, ignore
     missing: tuple[str, ...] = ()  # codes that mean no value
     description: str = ""
+    unit_known: bool = True  # whether loading plans can convert the unit
 
 
 class FolderView(View, frozen=True):

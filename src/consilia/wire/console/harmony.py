@@ -30,6 +30,8 @@ class DifferenceView(View, frozen=True):
     about: str  # name absent type unit scale missing categories
     said: str
     block: str  # as YAML; "": what to do has to be said by a person
+    key: str = ""  # of what is `said`, for pages in other languages; "": it has none
+    values: dict[str, str | int | float] = {}  # that the sentence is filled with
 
 
 class HarmonyView(View, frozen=True):

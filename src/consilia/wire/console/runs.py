@@ -30,7 +30,11 @@ class RunsView(View, frozen=True):
 
 
 class ReleaseView(View, frozen=True):
-    """Something that left the site, as the audit trail tells it."""
+    """Something that left the site, as the audit trail tells it.
+
+    `count` advertisements that follow one another may be one of them, the newest: then
+    `oldest` and `since` are number and time of the first.
+    """
 
     seq: int
     at: float
@@ -38,6 +42,9 @@ class ReleaseView(View, frozen=True):
     subject: str  # lease or site
     outcome: str
     detail: str
+    count: int = 1
+    oldest: int = 0
+    since: float = 0.0
 
 
 class ReleasesView(View, frozen=True):

@@ -16,6 +16,7 @@ class Waiting(View, frozen=True):
     detail: str
     since: float
     link: str
+    yours: bool = True  # whether the person who asks may decide it
 
 
 class HomeView(View, frozen=True):
@@ -222,6 +223,8 @@ class HealthFinding(View, frozen=True):
     ok: bool
     found: str
     advice: str
+    keys: tuple[str, ...] = ()  # of check, found and advice, for pages in other languages
+    values: dict[str, str | int | float] = {}  # that these sentences are filled with
 
 
 class HealthView(View, frozen=True):

@@ -154,6 +154,7 @@ class PlanView(View, frozen=True):
     reviewers: tuple[str, ...] = ()  # who has approved it so far
     reviewers_needed: int = 1
     via: str = "site"  # how an approval came about: site, shipped, consortium
+    mark: str = ""  # of all that was decided up to now; sent back as `seen` with a decision
 
 
 class DiffLine(View, frozen=True):
@@ -182,12 +183,24 @@ class DiffView(View, frozen=True):
 
 
 class ApprovePlan(Request, frozen=True):
-    """Approve a plan. `arguments`: name -> two numbers (a range) or a list of values."""
+    """Approve a plan. `arguments`: name -> two numbers (a range) or a list of values.
+
+    `seen`: the mark of the plan as the person read it; Conflict when somebody has decided
+    since. "": whatever was decided.
+    """
 
     reason: str = ""
     until: str = ""
     arguments: dict[str, list[Scalar]] = {}
     studies: tuple[str, ...] = ()
+    seen: str = ""
+
+
+class RejectPlan(Request, frozen=True):
+    """Reject a plan, with the reason for the audit trail; `seen` as in ApprovePlan."""
+
+    reason: str
+    seen: str = ""
 
 
 class DryRun(Request, frozen=True):

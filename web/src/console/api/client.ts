@@ -106,7 +106,7 @@ export function consoleClient(server: Server) {
     planDiff: (digest: string) => get<wire.DiffView>(address("/api/plans/{digest}/diff", { digest })),
     approvePlan: (digest: string, body: wire.ApprovePlan) =>
       post<wire.PlanSummary>(address("/api/plans/{digest}/approve", { digest }), body),
-    rejectPlan: (digest: string, body: wire.Decide) =>
+    rejectPlan: (digest: string, body: wire.RejectPlan) =>
       post<wire.PlanSummary>(address("/api/plans/{digest}/reject", { digest }), body),
     revokePlan: (digest: string, body: wire.Decide) =>
       post<wire.PlanSummary>(address("/api/plans/{digest}/revoke", { digest }), body),

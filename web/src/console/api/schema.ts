@@ -89,6 +89,9 @@ export interface components {
         /**
          * ApprovePlan
          * @description Approve a plan. `arguments`: name -> two numbers (a range) or a list of values.
+         *
+         *         `seen`: the mark of the plan as the person read it; Conflict when somebody has decided
+         *         since. "": whatever was decided.
          */
         readonly ApprovePlan: {
             /** @default {} */
@@ -97,6 +100,8 @@ export interface components {
             };
             /** @default  */
             readonly reason?: string;
+            /** @default  */
+            readonly seen?: string;
             /** @default [] */
             readonly studies?: readonly string[];
             /** @default  */
@@ -299,6 +304,8 @@ export interface components {
             readonly type: string;
             /** @default  */
             readonly unit: string;
+            /** @default true */
+            readonly unit_known: boolean;
         };
         /**
          * ComparedColumn
@@ -423,7 +430,13 @@ export interface components {
             readonly about: string;
             readonly block: string;
             readonly column: string;
+            /** @default  */
+            readonly key: string;
             readonly said: string;
+            /** @default {} */
+            readonly values: {
+                readonly [key: string]: string | number;
+            };
         };
         /**
          * DropCap
@@ -581,7 +594,13 @@ export interface components {
             readonly advice: string;
             readonly check: string;
             readonly found: string;
+            /** @default [] */
+            readonly keys: readonly string[];
             readonly ok: boolean;
+            /** @default {} */
+            readonly values: {
+                readonly [key: string]: string | number;
+            };
         };
         /**
          * HealthView
@@ -932,6 +951,8 @@ export interface components {
             readonly entry: string;
             readonly files: readonly components["schemas"]["SourceFile"][];
             readonly findings: readonly components["schemas"]["FindingView"][];
+            /** @default  */
+            readonly mark: string;
             readonly previous: string;
             readonly requirements: readonly string[];
             /** @default [] */
@@ -1100,15 +1121,33 @@ export interface components {
             readonly select: string;
         };
         /**
+         * RejectPlan
+         * @description Reject a plan, with the reason for the audit trail; `seen` as in ApprovePlan.
+         */
+        readonly RejectPlan: {
+            readonly reason: string;
+            /** @default  */
+            readonly seen?: string;
+        };
+        /**
          * ReleaseView
          * @description Something that left the site, as the audit trail tells it.
+         *
+         *         `count` advertisements that follow one another may be one of them, the newest: then
+         *         `oldest` and `since` are number and time of the first.
          */
         readonly ReleaseView: {
             readonly action: string;
             readonly at: number;
+            /** @default 1 */
+            readonly count: number;
             readonly detail: string;
+            /** @default 0 */
+            readonly oldest: number;
             readonly outcome: string;
             readonly seq: number;
+            /** @default 0 */
+            readonly since: number;
             readonly subject: string;
         };
         /**
@@ -1386,6 +1425,8 @@ export interface components {
             readonly since: number;
             readonly subject: string;
             readonly title: string;
+            /** @default true */
+            readonly yours: boolean;
         };
         /**
          * WithdrawProposal
@@ -1495,6 +1536,7 @@ export type ProfileView = components['schemas']['ProfileView'];
 export type ProviderView = components['schemas']['ProviderView'];
 export type ProvidersView = components['schemas']['ProvidersView'];
 export type Query = components['schemas']['Query'];
+export type RejectPlan = components['schemas']['RejectPlan'];
 export type ReleaseView = components['schemas']['ReleaseView'];
 export type ReleasesView = components['schemas']['ReleasesView'];
 export type RemoveOptOut = components['schemas']['RemoveOptOut'];

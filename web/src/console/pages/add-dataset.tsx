@@ -22,9 +22,17 @@ export function withPatient(columns: readonly ColumnView[], patient: string): Co
   return columns.map((column) => (column.name === patient ? { ...column, role: "patient", type: "str" } : column));
 }
 
-function NameStep(props: { found: InspectedView; form: NewDataset; edit: (part: Partial<NewDataset>) => void }) {
+const NAME = /^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$/; // as the node takes it
+
+/** What is wrong with the names of a dataset, by field. */
+export function nameFaults(form: NewDataset): readonly ("name" | "tags")[] {
+  return [...(NAME.test(form.name) ? [] : ["name" as const]), ...(form.tags.length > 0 && form.tags.every((tag) => NAME.test(tag)) ? [] : ["tags" as const])];
+}
+
+function NameStep(props: { found: InspectedView; form: NewDataset; wrong: readonly string[]; edit: (part: Partial<NewDataset>) => void }) {
   const { say, language } = useText();
-  const { found, form, edit } = props;
+  const { found, form, wrong, edit } = props;
+  const fault = (field: "name" | "tags", value: string) => (wrong.includes(field) ? { error: say(`add.wrong.${field}`, { value }) } : {});
   return (
     <Stack gap="lg">
       <Section title={say("add.found")}>
@@ -39,8 +47,8 @@ function NameStep(props: { found: InspectedView; form: NewDataset; edit: (part: 
       </Section>
       <Section title={say("add.name")}>
         <Stack maw={560}>
-          <TextInput label={say("field.name")} description={say("add.name.hint")} required value={form.name} onChange={(event) => edit({ name: event.currentTarget.value })} />
-          <TagsInput label={say("field.tags")} description={say("add.tags.hint")} value={[...form.tags]} onChange={(tags) => edit({ tags })} />
+          <TextInput label={say("field.name")} description={say("add.name.hint")} {...fault("name", form.name)} required value={form.name} onChange={(event) => edit({ name: event.currentTarget.value })} />
+          <TagsInput label={say("field.tags")} description={say("add.tags.hint")} {...fault("tags", form.tags.join(", "))} required acceptValueOnBlur value={[...form.tags]} onChange={(tags) => edit({ tags })} />
           <NativeSelect label={say("add.patient")} description={say("add.patient.hint")} value={form.patient ?? ""}
             data={[{ value: "", label: say("add.patient.none") }, ...found.columns.map((column) => column.name)]}
             onChange={(event) => edit({ patient: event.currentTarget.value })} />
@@ -59,6 +67,7 @@ export default function AddDataset() {
   const [step, setStep] = useState(0);
   const [form, setForm] = useState<NewDataset>({ name: "", tags: [] });
   const [changes, setChanges] = useState<Changes>({});
+  const [wrong, setWrong] = useState<readonly string[]>([]);
   const inspect = useChange(client.inspect);
   const register = useChange(client.register);
   const edit = (part: Partial<NewDataset>) => setForm((old) => ({ ...old, ...part }));
@@ -68,7 +77,13 @@ export default function AddDataset() {
     const patient = found.columns.find((column) => column.role === "patient")?.name ?? "";
     setForm({ ...source, name: nameOf(source.path ?? ""), tags: [], patient });
     setChanges({});
+    setWrong([]);
     setStep(1);
+  }
+  function named() {
+    const faults = nameFaults(form);
+    setWrong(faults); // told when asked for: a line that comes or goes while one types moves the buttons
+    if (faults.length === 0) setStep(2);
   }
   async function finish() {
     const made = await register.mutateAsync({ ...form, columns: Object.values(changes) });
@@ -84,7 +99,7 @@ export default function AddDataset() {
       </Stepper>
       {step === 0 && <SourceStep busy={inspect.isPending} choose={(source) => void choose(source).catch(() => undefined)} />}
       {step === 0 && inspect.isError && <Failure error={inspect.error} />}
-      {step === 1 && inspect.data && <NameStep found={inspect.data} form={form} edit={edit} />}
+      {step === 1 && inspect.data && <NameStep found={inspect.data} form={form} wrong={wrong} edit={edit} />}
       {step === 2 && inspect.data && (
         <Section title={say("dataset.schema")} hint={say("add.columns.hint")} flush>
           <SchemaTable columns={withPatient(inspect.data.columns, form.patient ?? "")} changes={changes}
@@ -95,7 +110,7 @@ export default function AddDataset() {
       {step > 0 && (
         <Group justify="flex-end">
           <Button variant="default" onClick={() => setStep(step - 1)}>{say("action.back")}</Button>
-          {step === 1 && <Button disabled={!form.name} onClick={() => setStep(2)}>{say("action.next")}</Button>}
+          {step === 1 && <Button onClick={named}>{say("action.next")}</Button>}
           {step === 2 && (
             <Button loading={register.isPending} onClick={() => void finish().catch(() => undefined)}>{say("add.register")}</Button>
           )}

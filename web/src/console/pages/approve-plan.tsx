@@ -32,6 +32,7 @@ export function Approve({ plan }: { plan: PlanView }) {
   const { say } = useText();
   const client = useClient();
   const [open, setOpen] = useState(false);
+  const [seen, setSeen] = useState(""); // as it was when the person began to decide
   const [reason, setReason] = useState("");
   const [until, setUntil] = useState("");
   const [ranges, setRanges] = useState<Readonly<Record<string, string>>>({});
@@ -39,7 +40,7 @@ export function Approve({ plan }: { plan: PlanView }) {
   const signed = plan.summary.state !== "approved" && plan.reviewers.length > 0;
   const asked = signed ? [] : plan.arguments; // the second agrees to the first one's terms
   const approve = useChange((given: ReturnType<typeof rangesOf>["ranges"]) =>
-    client.approvePlan(plan.summary.digest, { reason, until, arguments: given }));
+    client.approvePlan(plan.summary.digest, { reason, until, arguments: given, seen }));
   function submit(event: SyntheticEvent) {
     event.preventDefault();
     const read = rangesOf(ranges);
@@ -48,7 +49,7 @@ export function Approve({ plan }: { plan: PlanView }) {
   }
   return (
     <>
-      <Button leftSection={<IconCheck size={17} aria-hidden />} onClick={() => setOpen(true)}>{say("plan.approve")}</Button>
+      <Button leftSection={<IconCheck size={17} aria-hidden />} onClick={() => { approve.reset(); setSeen(plan.mark); setOpen(true); }}>{say("plan.approve")}</Button>
       <Modal opened={open} onClose={() => setOpen(false)} title={say("plan.approve.title", { name: plan.summary.name })} centered size="lg" closeButtonProps={{ "aria-label": say("action.cancel") }}>
         <form onSubmit={submit}>
           <Stack>

@@ -151,7 +151,7 @@ export function BlockInput(asking: Asking): ReactNode {
           data={field.choices.map((choice) => ({ value: choice, label: say(`block.choice.${choice}`) }))} />
       );
     case "expression":
-      return <Textarea {...common} autosize minRows={1} spellCheck={false} className="mono" value={typed} onChange={(event) => set(event.currentTarget.value)} />;
+      return <Textarea {...common} autosize minRows={1} spellCheck={false} classNames={{ input: "mono" }} value={typed} onChange={(event) => set(event.currentTarget.value)} />;
     case "text":
       return <TextInput {...common} value={typed} onChange={(event) => set(event.currentTarget.value || (field.required ? "" : undefined))} />;
   }

@@ -45,7 +45,7 @@ function Comparison({ found }: { found: HarmonyView }) {
 }
 
 function Proposal(props: { digest: string; found: HarmonyView; accepted: (plan: LoadingPlanView) => void }) {
-  const { say } = useText();
+  const { say, knows } = useText();
   const { found } = props;
   const client = useClient();
   const mayAccept = useMay("data_manager");
@@ -64,7 +64,7 @@ function Proposal(props: { digest: string; found: HarmonyView; accepted: (plan: 
       <Rows compact label={say("harmony.differences")} rows={found.differences} id={(row) => `${row.column} ${row.about}`} columns={[
         { head: say("column.name"), cell: (row) => row.column },
         { head: say("harmony.about_what"), cell: (row) => <Mark tone={row.block ? "waiting" : "plain"}>{say(row.about === "missing" ? "harmony.missing_values" : `harmony.${row.about}`)}</Mark> },
-        { head: say("field.detail"), wide: true, cell: (row) => row.said },
+        { head: say("field.detail"), wide: true, cell: (row) => (knows(`harmony.said.${row.key}`) ? say(`harmony.said.${row.key}`, row.values) : row.said) },
         { head: say("harmony.block"), wide: true, cell: (row) => row.block ? <code className="mono" style={{ whiteSpace: "pre-wrap" }}>{row.block}</code> : say("harmony.by_hand") },
       ]} />
     </Section>

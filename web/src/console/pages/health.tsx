@@ -10,16 +10,18 @@ import type { HealthFinding } from "../api/schema";
 import { useClient } from "../api/use";
 
 function Finding({ finding }: { finding: HealthFinding }) {
-  const { say } = useText();
+  const { say, knows } = useText();
+  const [check = "", found = "", advice = ""] = finding.keys;
+  const told = (key: string, text: string) => (text && knows(key) ? say(key, finding.values) : text);
   return (
     <Group wrap="nowrap" align="flex-start" px="lg" py="sm" style={{ borderTop: "1px solid var(--line)" }}>
       <ThemeIcon variant="light" color={finding.ok ? "teal" : "brick"} radius="xl" size={28} role="img" aria-label={say(finding.ok ? "health.ok" : "health.fault")}>
         {finding.ok ? <IconCheck size={16} aria-hidden /> : <IconAlertTriangle size={16} aria-hidden />}
       </ThemeIcon>
       <Stack gap={2} style={{ minWidth: 0 }}>
-        <Text fw={560}>{finding.check}</Text>
-        <Text size="sm" className="quiet" style={{ overflowWrap: "anywhere" }}>{finding.found}</Text>
-        {finding.advice && <Text size="sm" style={{ overflowWrap: "anywhere" }}>{finding.advice}</Text>}
+        <Text fw={560}>{told(`health.check.${check}`, finding.check)}</Text>
+        <Text size="sm" className="quiet" style={{ overflowWrap: "anywhere" }}>{told(`health.found.${found}`, finding.found)}</Text>
+        {finding.advice && <Text size="sm" style={{ overflowWrap: "anywhere" }}>{told(`health.advice.${advice}`, finding.advice)}</Text>}
       </Stack>
     </Group>
   );

@@ -64,11 +64,13 @@ function Figure(props: { label: string; value: string; hint?: string | null; to:
 
 function Overview({ home }: { home: HomeView }) {
   const { say, language } = useText();
+  const yours = home.waiting.filter((item) => item.yours);
+  const others = home.waiting.filter((item) => !item.yours);
   return (
     <Stack gap="lg">
       {home.problem && <Failure error={new Error(home.problem)} />}
       <SimpleGrid cols={{ base: 1, sm: 3 }}>
-        <Figure label={say("home.decisions")} value={home.waiting.length.toLocaleString(language)} to="/" icon={IconCircleCheck} />
+        <Figure label={say("home.decisions")} value={yours.length.toLocaleString(language)} to="/" icon={IconCircleCheck} />
         <Figure label={say("home.tasks")} value={home.tasks.toLocaleString(language)} to="/runs" icon={IconActivity} />
         <Figure
           label={say("home.hub")} hint={home.contact ? say("home.contact", { at: moment(home.contact, language) }) : null}
@@ -76,12 +78,17 @@ function Overview({ home }: { home: HomeView }) {
         />
       </SimpleGrid>
       <Section title={say("home.waiting")} hint={say("home.waiting.hint")} flush>
-        {home.waiting.length === 0 ? (
+        {yours.length === 0 ? (
           <Empty title={say("home.nothing")} hint={say("home.nothing.hint")} icon={<IconCircleCheck stroke={1.5} />} />
         ) : (
-          home.waiting.map((item) => <Decision key={`${item.kind}-${item.subject}`} item={item} />)
+          yours.map((item) => <Decision key={`${item.kind}-${item.subject}`} item={item} />)
         )}
       </Section>
+      {others.length > 0 && (
+        <Section title={say("home.others")} hint={say("home.others.hint")} flush>
+          {others.map((item) => <Decision key={`${item.kind}-${item.subject}`} item={item} />)}
+        </Section>
+      )}
     </Stack>
   );
 }

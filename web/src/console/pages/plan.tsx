@@ -109,7 +109,8 @@ export default function Plan({ digest }: { digest: string }) {
   const client = useClient();
   const mayReview = useMay("reviewer");
   const plan = useQuery({ queryKey: ["plans", digest], queryFn: () => client.plan(digest) });
-  const reject = useChange((reason: string) => client.rejectPlan(digest, { reason }));
+  const [seen, setSeen] = useState(""); // as it was when the person began to decide
+  const reject = useChange((reason: string) => client.rejectPlan(digest, { reason, seen }));
   const revoke = useChange((reason: string) => client.revokePlan(digest, { reason }));
   const state = plan.data?.summary.state;
   const actions = mayReview && plan.data && (
@@ -118,7 +119,7 @@ export default function Plan({ digest }: { digest: string }) {
         <Confirm label={say("plan.revoke")} title={say("plan.revoke")} consequence={say("plan.revoke.consequence")} reason="required" danger act={(reason) => revoke.mutateAsync(reason)} />
       ) : (
         <>
-          {state === "pending" && <Confirm label={say("plan.reject")} title={say("plan.reject")} consequence={say("plan.reject.consequence")} reason="required" danger act={(reason) => reject.mutateAsync(reason)} />}
+          {state === "pending" && <Confirm label={say("plan.reject")} title={say("plan.reject")} consequence={say("plan.reject.consequence")} reason="required" danger opened={() => setSeen(plan.data.mark)} act={(reason) => reject.mutateAsync(reason)} />}
           <Approve plan={plan.data} />
         </>
       )}

@@ -1,19 +1,17 @@
 import { Button, Group, Progress, Stack, Text } from "@mantine/core";
-import { IconActivity, IconMessages, IconPlayerStop, IconSend } from "@tabler/icons-react";
-import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { IconActivity, IconMessages, IconPlayerStop } from "@tabler/icons-react";
+import { useQuery } from "@tanstack/react-query";
 import { Link } from "wouter";
 
 import { useNow } from "../../shared/now";
-import { bytes, duration, figure, moment, percent, withShortDigests } from "../../shared/text/format";
+import { bytes, duration, figure, moment, percent } from "../../shared/text/format";
 import { useText } from "../../shared/text/language";
 import { Confirm } from "../../shared/ui/confirm";
-import { More } from "../../shared/ui/more";
-import { Facts, Mark, Page, Section } from "../../shared/ui/page";
-import { Answer, Empty, Failure, Waiting } from "../../shared/ui/states";
-import { Rows } from "../../shared/ui/table";
-import type { ReleaseView, RunView } from "../api/schema";
+import { Facts, Page, Section } from "../../shared/ui/page";
+import { Answer, Empty, Failure } from "../../shared/ui/states";
+import type { RunView } from "../api/schema";
 import { useChange, useClient, useMay } from "../api/use";
-import { Action, Outcome } from "../audit-words";
+import { Released } from "./released";
 
 function Run({ run }: { run: RunView }) {
   const { say, language, knows } = useText();
@@ -64,35 +62,6 @@ function Stopped({ job }: { job: string }) {
   );
 }
 
-function Released() {
-  const { say, language } = useText();
-  const client = useClient();
-  const pages = useInfiniteQuery({
-    queryKey: ["releases"],
-    queryFn: ({ pageParam }) => client.releases({ before: pageParam, limit: 30 }),
-    initialPageParam: null as number | null,
-    getNextPageParam: (last) => last.next,
-  });
-  if (pages.isPending) return <Waiting />;
-  if (pages.isError) return <Failure error={pages.error} retry={() => void pages.refetch()} />;
-  const releases: readonly ReleaseView[] = pages.data.pages.flatMap((page) => page.releases);
-  if (releases.length === 0) {
-    return <Empty title={say("released.none")} hint={say("released.none.hint")} icon={<IconSend stroke={1.5} />} />;
-  }
-  return (
-    <>
-      <Rows compact stacked label={say("released.title")} rows={releases} id={(row) => row.seq} columns={[
-        { head: say("field.when"), cell: (row) => moment(row.at, language) },
-        { head: say("released.what"), cell: (row) => <Action code={row.action} /> },
-        { head: say("released.task"), wide: true, cell: (row) => <span className="mono">{row.subject}</span> },
-        { head: say("field.outcome"), cell: (row) => <Mark tone="plain"><Outcome code={row.outcome} /></Mark> },
-        { head: say("field.detail"), wide: true, cell: (row) => <span title={row.detail}>{withShortDigests(row.detail)}</span> },
-      ]} />
-      <More shown={pages.hasNextPage} busy={pages.isFetchingNextPage} load={() => void pages.fetchNextPage()} />
-    </>
-  );
-}
-
 export default function Runs() {
   const { say } = useText();
   const client = useClient();
@@ -115,7 +84,7 @@ export default function Runs() {
           </Stack>
         )}
       </Answer>
-      <Section title={say("released.title")} hint={say("released.hint")} flush><Released /></Section>
+      <Released />
     </Page>
   );
 }

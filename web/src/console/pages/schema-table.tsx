@@ -19,12 +19,15 @@ export function SchemaTable(props: {
   const types = [...new Set([...TYPES, ...props.columns.map((column) => column.type)])];
   const roles = [...new Set([...ROLES, ...props.columns.map((column) => column.role)])];
   const words = (role: string) => say(role === "" ? "column.role.none" : `column.role.${role}`);
+  const unknown = (found: ColumnView, shown: ColumnView) => !found.unit_known && shown.unit === found.unit && (
+    <Text size="xs" className="quiet" maw={150} role="note">{say("column.unit.unknown")}</Text>
+  );
   return (
-    <Table.ScrollContainer minWidth={760} scrollAreaProps={{ viewportProps: { tabIndex: 0, role: "region", "aria-label": say("dataset.schema") } }}>
+    <Table.ScrollContainer minWidth={900} scrollAreaProps={{ viewportProps: { tabIndex: 0, role: "region", "aria-label": say("dataset.schema") } }}>
       <Table verticalSpacing={6} horizontalSpacing="md">
         <Table.Thead>
           <Table.Tr>
-            {["name", "type", "role", "unit", "missing", "description"].map((head) => (
+            {["name", "type", "role", "unit", "code_system", "missing", "description"].map((head) => (
               <Table.Th key={head}><Text span size="sm" fw={560} className="quiet">{say(`column.${head}`)}</Text></Table.Th>
             ))}
           </Table.Tr>
@@ -40,7 +43,8 @@ export function SchemaTable(props: {
                   <>
                     <Table.Td><NativeSelect size="xs" miw={104} aria-label={of("type")} data={types} value={column.type} onChange={(event) => change(found.name, { type: event.currentTarget.value })} /></Table.Td>
                     <Table.Td><NativeSelect size="xs" miw={118} aria-label={of("role")} data={roles.map((role) => ({ value: role, label: words(role) }))} value={column.role} onChange={(event) => change(found.name, { role: event.currentTarget.value })} /></Table.Td>
-                    <Table.Td><TextInput size="xs" w={90} aria-label={of("unit")} value={column.unit} onChange={(event) => change(found.name, { unit: event.currentTarget.value })} /></Table.Td>
+                    <Table.Td><TextInput size="xs" w={90} aria-label={of("unit")} value={column.unit} onChange={(event) => change(found.name, { unit: event.currentTarget.value })} />{unknown(found, column)}</Table.Td>
+                    <Table.Td><TextInput size="xs" miw={110} aria-label={of("code_system")} value={column.code_system} onChange={(event) => change(found.name, { code_system: event.currentTarget.value })} /></Table.Td>
                     <Table.Td><TagsInput size="xs" miw={110} aria-label={of("missing")} value={[...column.missing]} onChange={(missing) => change(found.name, { missing })} /></Table.Td>
                     <Table.Td><TextInput size="xs" aria-label={of("description")} value={column.description} onChange={(event) => change(found.name, { description: event.currentTarget.value })} /></Table.Td>
                   </>
@@ -48,7 +52,8 @@ export function SchemaTable(props: {
                   <>
                     <Table.Td className="mono">{column.type}</Table.Td>
                     <Table.Td>{column.role ? words(column.role) : "–"}</Table.Td>
-                    <Table.Td>{column.unit || "–"}</Table.Td>
+                    <Table.Td>{column.unit || "–"}{unknown(found, column)}</Table.Td>
+                    <Table.Td>{column.code_system || "–"}</Table.Td>
                     <Table.Td>{column.missing.join(", ") || "–"}</Table.Td>
                     <Table.Td>{column.description || "–"}</Table.Td>
                   </>

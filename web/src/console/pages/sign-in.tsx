@@ -113,7 +113,7 @@ function Form({ ways, ticket }: { ways: ProvidersView | undefined; ticket: boole
 }
 
 /** The door: the hospital's own directory where it is configured, and the accounts made here. */
-export function SignIn({ site }: { site: string }) {
+export function SignIn({ site, ended = false }: { site: string; ended?: boolean }) {
   const { say } = useText();
   const client = useClient();
   const ways = useQuery({ queryKey: ["providers"], queryFn: client.providers, staleTime: Infinity });
@@ -122,7 +122,7 @@ export function SignIn({ site }: { site: string }) {
     if (back) window.history.replaceState(null, "", window.location.pathname); // a reload asks anew
   }, [back]);
   return (
-    <Door title={site ? say("sign_in.title", { site }) : say("sign_in.title.plain")} lead={say("sign_in.lead")}>
+    <Door title={site ? say("sign_in.title", { site }) : say("sign_in.title.plain")} lead={say(ended ? "sign_in.ended" : "sign_in.lead")}>
       {back !== "" && back !== "code" && <Turned reason={back} contact={ways.data?.contact ?? ""} />}
       {!ways.isPending && <Form ways={ways.data} ticket={back === "code"} />}
     </Door>

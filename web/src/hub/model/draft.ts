@@ -38,6 +38,7 @@ export interface Draft {
   readonly compress: string;
   readonly evaluate: boolean;
   readonly asked: Asked;
+  readonly kept: Experiment | null; // what it was made from: what the form does not show stays
 }
 
 export const FIRST: Draft = {
@@ -45,7 +46,7 @@ export const FIRST: Draft = {
   aggregate: "mean", minUpdates: 2, minSites: 2, fraction: 1, deadline: 600, seed: 0, base: "",
   protection: "default", dp: false, level: "record", noise: 1, clip: 1, sampling: 0.1, steps: 10,
   delta: 1e-5, stopEarly: false, metric: "loss", better: "lower", patience: 5, compress: "none",
-  evaluate: false, asked: NOTHING_ASKED,
+  evaluate: false, asked: NOTHING_ASKED, kept: null,
 };
 
 /** A value as a plan gets it: true, a number, else the text itself; text in quotes stays text. */
@@ -77,8 +78,10 @@ function options(list: readonly Pair[]): Record<string, number> {
 }
 
 function privacyOf(draft: Draft): NonNullable<Experiment["privacy"]> | null {
+  const kept = draft.kept?.privacy ?? null;
   const dp = draft.dp
     ? {
+        ...(kept?.dp?.level === draft.level ? kept.dp : {}),
         level: draft.level,
         noise_multiplier: draft.noise,
         clip: draft.clip,
@@ -88,7 +91,22 @@ function privacyOf(draft: Draft): NonNullable<Experiment["privacy"]> | null {
     : null;
   if (draft.protection === "default" && dp === null) return null;
   const aggregation = draft.protection === "default" ? "secure" : draft.protection;
-  return { aggregation, ...(dp ? { dp } : {}) };
+  const rest = kept?.aggregation === aggregation ? Object.entries(kept).filter(([key]) => key !== "dp") : [];
+  return { ...Object.fromEntries(rest), aggregation, ...(dp ? { dp } : {}) };
+}
+
+/** What the form shows nothing of, as it was; where a study was changed, none of its sites. */
+function hiddenOf(draft: Draft): Partial<Experiment> {
+  const { kept } = draft;
+  if (!kept) return {};
+  const { grace, deterministic, watch, keep, fold, sites } = kept;
+  const own = draft.study === kept.study ? { fold, sites } : {};
+  return Object.fromEntries(Object.entries({ grace, deterministic, watch, keep, ...own }).filter(([, value]) => value !== undefined && value !== null));
+}
+
+function aggregateOf(draft: Draft): NonNullable<Experiment["aggregate"]> {
+  const kept = draft.kept?.aggregate;
+  return kept?.name === draft.aggregate ? kept : { name: draft.aggregate };
 }
 
 /** The record that the hub validates and runs. What stands at its default is left out. */
@@ -96,7 +114,7 @@ export function experimentOf(draft: Draft): Experiment {
   const privacy = privacyOf(draft);
   const chosen: [string, unknown, unknown][] = [
     ["name", draft.name.trim(), ""],
-    ["aggregate", { name: draft.aggregate }, { name: "mean" }],
+    ["aggregate", aggregateOf(draft), { name: "mean" }],
     ["min_updates", draft.minUpdates, 2],
     ["min_sites", draft.minSites, 2],
     ["fraction", draft.fraction, 1],
@@ -105,11 +123,12 @@ export function experimentOf(draft: Draft): Experiment {
     ["base", draft.base.trim() || null, null],
     ["compress", draft.compress, "none"],
     ["privacy", privacy, null],
-    ["early_stop", draft.stopEarly ? { metric: draft.metric, better: draft.better, rounds: draft.patience } : null, null],
-    ["evaluate", draft.evaluate ? evaluateOf(draft.asked) : null, null],
+    ["early_stop", draft.stopEarly ? { ...draft.kept?.early_stop, metric: draft.metric, better: draft.better, rounds: draft.patience } : null, null],
+    ["evaluate", draft.evaluate ? { ...draft.kept?.evaluate, ...evaluateOf(draft.asked) } : null, null],
   ];
   const set = chosen.filter(([, value, usual]) => JSON.stringify(value) !== JSON.stringify(usual));
   return {
+    ...hiddenOf(draft),
     study: draft.study,
     plan: draft.plan,
     rounds: draft.rounds,
@@ -125,6 +144,7 @@ export function draftOf(job: JobView): Draft {
   const dp = e.privacy?.dp;
   return {
     ...FIRST,
+    kept: e,
     name: e.name ?? "",
     study: e.study,
     plan: e.plan,

@@ -25,6 +25,11 @@ import { RUNNING, State } from "../ui/marks";
 import { Pairs } from "../ui/pairs";
 import { Statistics } from "../ui/statistics";
 
+/** A question of sums: no plan is run, no model made. */
+function asksForSums(job: JobView): boolean {
+  return (job.experiment.privacy?.statistics ?? null) !== null;
+}
+
 function ChangeArguments({ job }: { job: JobView }) {
   const { say } = useText();
   const client = useClient();
@@ -97,7 +102,7 @@ function Actions({ job }: { job: JobView }) {
       {own && (!running || job.state === "paused" || job.pausing) && !evaluatesOnly && <Resume job={job} />}
       {own && (!running || job.state === "paused") && job.round > 0 && <RollBack job={job} />}
       {mayWrite && job.round > 0 && <AskEvaluation job={job} />}
-      {mayWrite && <Button component={Link} href={`/experiments/new?from=${encodeURIComponent(job.id)}`} variant="default" leftSection={<IconCopy size={17} aria-hidden />}>{say("job.clone")}</Button>}
+      {mayWrite && !asksForSums(job) && <Button component={Link} href={`/experiments/new?from=${encodeURIComponent(job.id)}`} variant="default" leftSection={<IconCopy size={17} aria-hidden />}>{say("job.clone")}</Button>}
     </>
   );
 }
@@ -139,7 +144,7 @@ function Configuration({ job }: { job: JobView }) {
     <Stack gap="lg">
       <Facts items={[
         [say("field.study"), <Link key="s" href={`/studies/${encodeURIComponent(e.study)}`}>{e.study}</Link>],
-        [say("field.plan"), <Link key="p" href={`/plans/${encodeURIComponent(e.plan)}`} className="mono">{e.plan}</Link>],
+        [say("field.plan"), e.plan && <Link key="p" href={`/plans/${encodeURIComponent(e.plan)}`} className="mono">{e.plan}</Link>],
         [say("field.author"), job.author],
         [say("field.when"), moment(job.created, language)],
         [say("draft.strategy"), e.strategy?.name],
@@ -174,7 +179,7 @@ function Body({ job, live, up }: { job: JobView; live: Live; up: boolean }) {
           <Tabs.Panel value="configuration" p="lg"><Configuration job={job} /></Tabs.Panel>
         </Tabs>
       </Section>
-      <Group><Link href={`/models?job=${encodeURIComponent(job.id)}`}>{say("job.models")}</Link></Group>
+      {!asksForSums(job) && <Group><Link href={`/models?job=${encodeURIComponent(job.id)}`}>{say("job.models")}</Link></Group>}
     </>
   );
 }

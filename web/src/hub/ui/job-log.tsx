@@ -13,7 +13,7 @@ export function Log({ live }: { live: Live }) {
   if (live.log.length === 0) return <Empty title={say("log.none")} />;
   const at = (seconds: number) => new Date(seconds * 1000).toLocaleTimeString(language);
   return (
-    <ScrollArea h={420} viewportProps={{ tabIndex: 0, "aria-label": say("job.tab.log"), role: "region" }}>
+    <ScrollArea h={420} viewportProps={{ tabIndex: 0, "aria-label": say("job.tab.log"), role: "group" }}>
       <Rows compact label={say("job.tab.log")} rows={live.log} id={(row) => row.seq} columns={[
         { head: say("field.when"), cell: (row) => <time dateTime={new Date(row.at * 1000).toISOString()}>{at(row.at)}</time> },
         { head: say("job.round"), right: true, cell: (row) => row.round ?? "" },

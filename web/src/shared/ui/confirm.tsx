@@ -10,6 +10,7 @@ export function Confirm(props: {
   title: string;
   consequence: string;
   act: (reason: string) => Promise<unknown>;
+  opened?: () => void; // when the person begins to decide
   reason?: "required" | "optional";
   typed?: string;
   danger?: boolean;
@@ -50,7 +51,11 @@ export function Confirm(props: {
         variant={props.filled ? "filled" : props.danger ? "light" : "default"}
         disabled={props.disabled ?? false}
         leftSection={props.icon}
-        onClick={() => setOpen(true)}
+        onClick={() => {
+          props.opened?.();
+          setError(null);
+          setOpen(true);
+        }}
       >
         {props.label}
       </Button>
