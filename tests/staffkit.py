@@ -7,7 +7,7 @@ from consilia.node.store import Store
 from consilia.wire.console import ROLES, Role
 
 
-def employ(store: Store, *names: str, roles: Sequence[Role] = ROLES) -> None:
+def employ(store: Store, *names: str, roles: Sequence[Role] = ROLES, now: float = 1.0) -> None:
     """Make an account of each name, with these roles; nobody can sign in to it."""
     for name in names:
         with store.write() as tx:
@@ -15,8 +15,8 @@ def employ(store: Store, *names: str, roles: Sequence[Role] = ROLES) -> None:
                 tx,
                 roles=tuple(roles),
                 actor="test",
-                now=0.0,
+                now=now,
                 seconds=60.0,
                 random=name.encode().ljust(32, b"\0"),
             )
-            accounts.accept(tx, token, name, "no password", 1.0)
+            accounts.accept(tx, token, name, "no password", now)

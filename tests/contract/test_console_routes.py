@@ -277,6 +277,9 @@ async def test_advertisements_in_a_row_are_one_line_that_opens(node: Console) ->
     assert [r["count"] for r in plain["releases"]] == [1, 1, 1] and plain["next"] is not None
     text = await person.refused("GET", "/api/releases?kind=adverts", None, 400)
     assert "kind" in text and "advertise" in text
+    for limit in (0, -1, 1001):  # lines that are made one are read by the thousand all the same
+        text = await person.refused("GET", f"/api/releases?fold=true&limit={limit}", None, 400)
+        assert f"limit: found {limit}" in text
 
 
 async def test_home_tells_what_waits_for_whom(node: Console, tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -44,6 +45,7 @@ from consilia.wire.token import JoinToken
 
 MB = 1 << 20
 INVITE = "one-time"
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 @pytest.fixture
@@ -362,7 +364,17 @@ def test_a_pace_gives_back_what_time_brings() -> None:
     assert [pace.wait("a", 100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.1]  # never over 3
 
 
-async def test_one_certificate_holds_few_control_connections(tmp_path: Path) -> None:
+# the hub's own event loop is uvloop, the parts' other tests run on asyncio's
+on_both_loops = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+
+
+@on_both_loops
+def test_one_certificate_holds_few_control_connections(tmp_path: Path, loop: NewLoop) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_one_certificate(tmp_path))
+
+
+async def _one_certificate(tmp_path: Path) -> None:
     """Also one that was revoked, which no request of its own would give away."""
     async with running(tmp_path, bounds=Bounds(lines=2)) as bench:
         bench.hub.revoked = {"north"}
@@ -388,6 +400,26 @@ async def test_one_certificate_holds_few_control_connections(tmp_path: Path) -> 
         await link.close()
         for _, writer in lines:
             writer.transport.abort()
+
+
+@on_both_loops
+def test_an_enrolment_that_says_nothing_ends(tmp_path: Path, loop: NewLoop) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_silent_enrolment(tmp_path))
+
+
+async def _silent_enrolment(tmp_path: Path) -> None:
+    """Whoever calls has proved nothing: their line ends, whatever the client makes of it."""
+    async with running(tmp_path, bounds=Bounds(enrol=0.3)) as bench:
+        context = client_context(hello.ENROL, bench.hub.authority.pem, None)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", bench.port, ssl=context, server_hostname="127.0.0.1"
+        )
+        writer.write(b"POST /v1/enrol HTTP/1.1\r\nHost: h\r\nX: ")  # and never the rest
+        async with asyncio.timeout(4.5):  # aiohttp would end it after five seconds
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                assert await reader.read() == b""
+        writer.transport.abort()
 
 
 async def test_who_asks_for_nothing_keeps_no_place_at_the_peoples_port(tmp_path: Path) -> None:

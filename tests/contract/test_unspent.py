@@ -115,7 +115,8 @@ def test_what_a_killed_agent_had_not_begun_is_given_back(
     before = spent(store)["patients"]
     if restored:  # what this state has reserved may have begun in the one that was lost
         assert budget.compare(store, Head(99, "sha256:" + "1" * 64), 1.0)
-        budget.accept_restore(store, actor="mara", reason="the disk was replaced", now=2.0)
+        with store.write() as tx:
+            budget.accept_restore(tx, actor="mara", reason="the disk was replaced", now=2.0)
     swept = Spending(store, Budgets(), lambda: 3.0).sweep()
     if restored:
         assert swept == () and spent(store)["patients"] == before

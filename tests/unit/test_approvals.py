@@ -114,16 +114,21 @@ def test_the_digest_covers_source_entry_and_requirements_only() -> None:
     assert len({base, *map(plan_digest, others)}) == 5
 
 
+def unified(store: Store, digest: str) -> str:
+    """Return what a reviewer sees changed since the version that was approved last."""
+    return "\n".join(d.unified for d in approvals.review(store, digest, TODAY).differences)
+
+
 def test_a_diff_is_against_the_version_that_was_approved_last(store: Store) -> None:
     first = offer(store)
-    assert "+def init(args, seed):" in approvals.diff(store, first, TODAY)
+    assert "+def init(args, seed):" in unified(store, first)
     approvals.approve(store, first, actor="m", now=NOW)
     second = offer(store, NEXT)
-    changed = approvals.diff(store, second, TODAY).splitlines()
+    changed = unified(store, second).splitlines()
     plus = [line for line in changed if line.startswith("+") and not line.startswith("+++")]
     assert len(plus) == 1 and "2 * np.float32" in plus[0]
     assert approvals.previous(store, second, TODAY).digest == first  # type: ignore[union-attr]
-    assert approvals.diff(store, first, TODAY) != ""
+    assert unified(store, first) != ""
 
 
 def test_a_prefix_names_one_plan_or_none(store: Store) -> None:

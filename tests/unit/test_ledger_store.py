@@ -221,12 +221,14 @@ def test_each_account_has_its_own_cap(store: Store, kind: Scope) -> None:
         reserve(store, "l", default)
     assert fill(store, default, 500, **{kind: "other"}) > 0  # what is left of the universe
     decided = {"actor": "mara", "reason": "board"}
-    budget.set_cap(store, kind, mine, Cap(0.1), now=1.0, **decided)
+    with store.write() as tx:
+        budget.set_cap(tx, kind, mine, Cap(0.1), now=1.0, **decided)
     assert few and fill(store, Budgets(Cap(100.0)), 900) == 0
-    budget.drop_cap(store, kind, mine, now=1.0, **decided)
+    with store.write() as tx:
+        budget.drop_cap(tx, kind, mine, now=1.0, **decided)
     assert fill(store, Budgets(Cap(11.0)), 900) > 0
-    with pytest.raises(Conflict, match="no command has set a cap"):
-        budget.drop_cap(store, kind, mine, now=1.0, **decided)
+    with pytest.raises(Conflict, match="no command has set a cap"), store.write() as tx:
+        budget.drop_cap(tx, kind, mine, now=1.0, **decided)
     assert ledgerlog.verify(store) == ledgerlog.head(store)
 
 
@@ -287,14 +289,14 @@ def test_standings_show_open_leases_and_defaults(store: Store) -> None:
 def test_names_that_could_fool_a_reader_are_refused(store: Store, text: str) -> None:
     with pytest.raises(Refused, match="names no account"):
         reserve(store, "l", study=text)
-    with pytest.raises(ConfigError, match="names no account"):
-        budget.set_cap(store, "study", text, Cap(1.0), actor="m", reason="r", now=1.0)
+    with pytest.raises(ConfigError, match="names no account"), store.write() as tx:
+        budget.set_cap(tx, "study", text, Cap(1.0), actor="m", reason="r", now=1.0)
 
 
 def test_a_decision_needs_a_reason_and_a_cap_that_caps(store: Store) -> None:
     for cap, reason in ((Cap(1.0), "  "), (Cap(math.nan), "why"), (Cap(1.0, 0.5), "why")):
-        with pytest.raises(ConfigError):
-            budget.set_cap(store, "study", "s", cap, actor="m", reason=reason, now=1.0)
+        with pytest.raises(ConfigError), store.write() as tx:
+            budget.set_cap(tx, "study", "s", cap, actor="m", reason=reason, now=1.0)
     assert ledgerlog.head(store).length == 0
 
 
@@ -329,7 +331,8 @@ def test_orders_stay_those_of_the_first_entry(store: Store) -> None:
 def test_a_changed_ledger_is_noticed(
     store: Store, tmp_path: Path, tamper: str, says: str
 ) -> None:
-    budget.set_cap(store, "study", "hearts", Cap(9.0), actor="m", reason="r", now=1.0)
+    with store.write() as tx:
+        budget.set_cap(tx, "study", "hearts", Cap(9.0), actor="m", reason="r", now=1.0)
     prepare(store, "settled")
     with sqlite3.connect(tmp_path / "node.sqlite") as bare:
         for trigger in ("budget_stays", "budget_remains"):
@@ -366,7 +369,8 @@ def test_every_change_has_its_audit_line(store: Store) -> None:
     prepare(store, "settled")
     reserve(store, "m")
     ledger.refund(store, "m", reason="x", now=1.0)
-    budget.set_cap(store, "study", "s", Cap(1.0), actor="mara", reason="r", now=1.0)
+    with store.write() as tx:
+        budget.set_cap(tx, "study", "s", Cap(1.0), actor="mara", reason="r", now=1.0)
     assert actions(store) == [
         "budget.reserve:reserved",
         "budget.settle:settled",
@@ -413,14 +417,15 @@ def test_a_ledger_behind_its_mirror_refuses_until_a_person_decides(tmp_path: Pat
     assert not ledger.estimate(old, BUDGETS, DP, 1, {"universe": "patients"}).fits
     assert "this ledger has 1" in budget.check_mirror(old, mirror, public, 3.0)  # still so
     assert "mirrors 8 entries" in budget.compare(old, Head(8, "sha256:" + "8" * 64), 3.0)
-    with pytest.raises(ConfigError, match="reason: found none"):
-        budget.accept_restore(old, actor="mara", reason=" ", now=4.0)
-    assert budget.accept_restore(old, actor="mara", reason="disk lost", now=4.0).length == 4
+    with pytest.raises(ConfigError, match="reason: found none"), old.write() as tx:
+        budget.accept_restore(tx, actor="mara", reason=" ", now=4.0)
+    with old.write() as tx:
+        assert budget.accept_restore(tx, actor="mara", reason="disk lost", now=4.0).length == 4
     ledger.begin(old, "before", now=4.0)
     reserve(old, "new")
     assert budget.check_mirror(old, mirror, public, 5.0) == ""  # the same question, answered
-    with pytest.raises(Conflict, match="nothing to accept"):
-        budget.accept_restore(old, actor="mara", reason="again", now=5.0)
+    with pytest.raises(Conflict, match="nothing to accept"), old.write() as tx:
+        budget.accept_restore(tx, actor="mara", reason="again", now=5.0)
     assert ledgerlog.verify(old) == ledgerlog.head(old)
     assert actions(old).count("budget.hold:held") == 1
     assert actions(old).count("budget.restore:accepted") == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from consilia.data.registry import change, changed, inspect_table, to_source
+from consilia.data.registry import change, inspect_table, to_source
 from consilia.data.table import Table
 from consilia.errors import ConfigError, DataError
 
@@ -130,17 +130,17 @@ def test_braces_and_quotes_in_column_names(tmp_path: Path) -> None:
 def test_changed(tmp_path: Path) -> None:
     path = written(tmp_path, "a\n1\n")
     dataset = inspect_table(path, "t", (), now=0)
-    assert not changed(dataset)
+    assert not change(dataset)
     os.utime(path, (1, 1))
-    assert not changed(dataset)  # touched, with the same content
+    assert not change(dataset)  # touched, with the same content
     path.write_text("a\n2\n")
-    assert changed(dataset)
+    assert change(dataset)
     path.write_text("a\n1\n")
-    assert not changed(dataset)
+    assert not change(dataset)
     path.write_text("a\n1\n\n2\n")
-    assert changed(dataset)
+    assert change(dataset)
     path.unlink()
-    assert changed(dataset)
+    assert change(dataset)
 
 
 def test_to_source(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from consilia import errors
 from consilia.errors import AuthError, ConfigError, ConsiliaError, TransferError, WireError
 from consilia.hub.keyfiles import Secrets
 from consilia.sdk.client import Client
+from consilia.sdk.experiment import Experiment as Running
 from consilia.sdk.profile import Profile, load_profile, profile_path, save_profile
-from consilia.wire.people import ProblemView, WhoamiView
+from consilia.wire.people import Experiment, JobView, ProblemView, WhoamiView
 
 Answer = tuple[int, bytes]
 WHO = msgspec.json.encode(WhoamiView(name="ada", role="researcher", hub="hub", version="1"))
@@ -87,6 +88,24 @@ def test_arguments_win_over_environment_over_profile(secrets: Path, tmp_path: Pa
             with Client(token=given, environ=environ | more) as client:
                 assert client.whoami().name == "ada"
             assert seen[-1] == f"GET /api/v1/whoami Bearer {token}"
+
+
+@pytest.mark.parametrize("named", ["own.py", "./own.py", "."])
+def test_a_hub_that_names_a_file_in_a_plans_place_gets_nothing_of_it(
+    secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """It would be read, and submitted to the hub, by whoever goes on from such a job."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("SECRET = 1\n")
+    asked = Experiment(study="s", plan=named, rounds=1)
+    told = msgspec.json.encode(JobView("job-1", asked, "done", 1, "", "ada", 0.0, {}, {}))
+    with (
+        server(secrets, lambda _: (200, told)) as (url, seen),
+        Client(url, ca=secrets / "ca.pem", environ={"CONSILIA_TOKEN": "t"}) as client,
+        pytest.raises(WireError, match="plan of job job-1, as the hub tells it"),
+    ):
+        Running.attach(client, "job-1").branch().start()
+    assert len(seen) == 1
 
 
 def test_the_profile_is_for_its_owner_only(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from consilia.node import (
     standing,
 )
 from consilia.node.config import Budgets, NodeConfig
+from consilia.node.signoffs import sign_off, terms_of
 from consilia.node.store import Store
 from consilia.privacy.ledger import Cap, Head
 from consilia.wire.console import Role
@@ -113,13 +114,19 @@ def removed(store: Store, _: Role) -> None:
         accounts.remove(tx, "mara")
 
 
+def followed(store: Store, _: Role) -> None:
+    """Somebody else gets the name, and every role."""
+    removed(store, _)
+    employ(store, "mara", now=NOW + 1.0)
+
+
 def turned_away(store: Store, _: Role) -> None:
     with store.write() as tx:
         seconding.forget(tx, "mara", now=NOW)
 
 
 @pytest.mark.parametrize("asked", DECISIONS, ids=lambda d: d.decide.__name__)
-@pytest.mark.parametrize("lost", [without_role, disabled, removed, turned_away])
+@pytest.mark.parametrize("lost", [without_role, disabled, removed, followed, turned_away])
 def test_a_word_counts_no_more_when_its_author_may_not_decide(
     store: Store, asked: Decision, lost: Callable[[Store, Role], None]
 ) -> None:
@@ -130,6 +137,32 @@ def test_a_word_counts_no_more_when_its_author_may_not_decide(
     outcomes = [(line.actor, line.outcome) for line, _ in audit.every(store)]
     if asked.decide is not loosen or lost is turned_away:
         assert ("console", "void") in outcomes
+
+
+def test_a_role_lost_between_the_second_word_and_the_approval(store: Store) -> None:
+    """Both words were read as good; the transaction that approves reads the first one again."""
+    assert not approve(store, "mara")
+    record = approvals.get(store, plan_digest(make_plan()), approvals.day(NOW))
+    (first,) = record.signoffs
+    second = replace(first, reviewer="paul")
+    both = sign_off(store, record.digest, second, repeats=True, needed=2)
+    assert both == (first, second)
+    without_role(store, "reviewer")
+    with pytest.raises(Conflict, match=r"the word of mara .* counts no more"):
+        approvals.settle(
+            store, record, terms_of(first.terms), both, via="site", actor="paul", now=NOW
+        )
+    assert not approvals.grants(store)
+
+
+def test_two_who_sign_at_once_are_two(store: Store) -> None:
+    """Neither word is lost, and nobody has to say it again."""
+    both = [threading.Thread(target=approve, args=(store, name)) for name in ("mara", "paul")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert approvals.grants(store)
 
 
 @pytest.mark.parametrize("asked", DECISIONS, ids=lambda d: d.decide.__name__)

@@ -618,7 +618,8 @@ def test_a_ledger_that_was_put_back_goes_on_by_two_people(
         settings.write_text(before)
         with contextlib.closing(Store.open(hospitals.node)) as store:
             if budget.held(store) is not None:  # the other tests' jobs go on
-                budget.accept_restore(store, actor="user:test", reason="over", now=time.time())
+                with store.write() as tx:
+                    budget.accept_restore(tx, actor="user:test", reason="over", now=time.time())
 
 
 def go_on(page: Any, button: str, reason: str) -> None:

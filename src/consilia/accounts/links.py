@@ -34,11 +34,6 @@ def find(db: Reads, account: str) -> Link | None:
     return Link(*rows[0]) if rows else None
 
 
-def kinds(db: Reads) -> dict[str, str]:
-    """Return account -> kind of all linked accounts."""
-    return {name: kind for name, kind in db.rows("SELECT account, kind FROM account_links")}
-
-
 def enter(
     tx: Writes, found: Person, now: float, reserved: tuple[str, ...] = ()
 ) -> Account | Turned:

@@ -1,7 +1,7 @@
 """Smaller updates: a model's step in 8 or 16 bits, or its largest values only, or both.
 
     p = step + memory          error feedback: what earlier rounds left out is tried again
-    c = clip(p, C)             |c| <= C: from here on a bound travels with the values
+    c = clip(p, C)             |c| <= C: from here on a bound goes with the values
     q = code(c)                quantise in blocks, keep the largest of each group
     memory' = c - restore(q)   stays at the site; explicit state, an array like the model
 
@@ -15,15 +15,13 @@ values.
 | clip | C | scaled by min(1, C / |p|) |
 | keep | C | a part of the values is no longer than all |
 | quantise | C (1 + sqrt(BLOCK) / L) | a block's error is below sqrt(BLOCK) max|x| / L |
-| grid of step g | C + g sqrt(d) | each of d values moves by less than g |
-| noise | the same: noise is added to, not part of, what is bounded | |
 
-That bound is the sensitivity to leaving the whole site out (client level). **Noise for
-differential privacy goes on a grid, not on blocks**: the scales of blocks are themselves values
-of patients and would leave unprotected. So `Bounded` can become `Coded` (no noise fits it) or
-`Grid` (integers of a step that everybody knows), and only a `Grid` can be noised. At record
-level noise is in the training; whatever is compressed after it is post-processing and needs
-none of this, but memory then holds what was noised, never a raw step.
+That bound is the sensitivity to leaving the whole site out (client level); `core.carried` takes
+it from stage to stage. **Noise for differential privacy goes on a grid, not on blocks**: the
+scales of blocks are themselves values of patients and would leave unprotected. So nothing that
+is coded here is noised afterwards. At record level noise is in the training; whatever is
+compressed after it is post-processing and needs none of this, but memory then holds what was
+noised, never a raw step.
 
 Frame form (`compressed`): a float tensor t becomes t (int8, int16 or float32), t/scale (one
 float32 for each block) if quantised, t/at (uint16, where in its group each value was) if only
@@ -31,15 +29,14 @@ some are kept. Integer and bool tensors travel as they are. All is done by piece
 
 Sources: Alistarh et al., QSGD, NeurIPS 2017 (random rounding). Stich, Cordonnier, Jaggi,
 Sparsified SGD with Memory, NeurIPS 2018; Karimireddy et al., Error Feedback Fixes SignSGD, ICML
-2019 (memory). Kairouz, Liu, Steinke, The Distributed Discrete Gaussian Mechanism, ICML 2021
-(grid, then noise). McMahan et al., Learning Differentially Private Recurrent Language Models,
-ICLR 2018 (clip).
+2019 (memory). McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR
+2018 (clip).
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
+from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,79 +161,11 @@ def kept(size: int, keep: float) -> int:
     return min(size, ceil(size * keep - 1e-9))
 
 
-# ---- clip, code, noise: the bound travels with the values ------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Bounded:
-    """Values whose L2 norm is at most `bound`: made by `clipped`."""
-
-    values: Single
-    bound: float
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """What is left of values after coding, at most `bound` long. Carries no noise."""
-
-    values: Single
-    bound: float
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Integers of a public `step`, in all at most `bound` long; `noise` is its multiplier."""
-
-    integers: NDArray[np.int64]
-    step: float
-    bound: float
-    noise: float = 0.0  # standard deviation over bound
-
-
-def clipped(step: Single, memory: Single, clip: float) -> Bounded:
-    """Return step + memory, made no longer than `clip`; UpdateRejected when it is not finite.
-
-    Memory comes before the clip: after it, what earlier rounds left out would go unbounded.
-    """
-    total = step.astype(np.float64) + memory
-    norm = sqrt(float(np.einsum("i,i->", total, total)))
-    if not norm < inf:
-        raise UpdateRejected("the step to compress holds NaN or infinity; training diverged")
-    factor = 1.0 if norm <= clip else clip / norm
-    return Bounded((total * factor).astype(np.float32), clip * _ROUNDING)
-
-
-def coded(given: Bounded, codec: Codec, draw: Draw) -> Coded:
-    """Return what the receiver will restore, and the bound of that."""
-    parts = list(_groups([given.values]))
-    values = np.concatenate([_code(part, codec, draw).restored for part in parts] or parts)
-    return Coded(values.astype(np.float32), given.bound * expansion(codec))
-
-
-def remembered(given: Bounded, sent: Coded) -> Single:
-    """Return the memory for the next round: what was not sent of what was meant."""
-    return given.values - sent.values
-
-
 def expansion(codec: Codec) -> float:
     """Return by which factor coding can make values longer."""
     if codec.bits == 32:
         return 1.0
     return (1.0 + sqrt(BLOCK) / _LEVELS[codec.bits]) * _ROUNDING
-
-
-def gridded(given: Bounded, step: float, uniform: Single) -> Grid:
-    """Round to multiples of `step`, at random but right on average."""
-    wide = given.values.astype(np.float64) / step
-    integers = np.floor(wide + uniform).astype(np.int64)
-    bound = given.bound + step * sqrt(given.values.size)
-    return Grid(integers, step, bound)
-
-
-def noised(given: Grid, noise: NDArray[np.int64], deviation: float) -> Grid:
-    """Add integer noise of a standard deviation (in grid steps), drawn by a safe sampler."""
-    multiplier = deviation * given.step / given.bound
-    return Grid(given.integers + noise, given.step, given.bound, multiplier)
 
 
 # ---- a tensor, piece by piece ----------------------------------------------------------------
@@ -280,12 +209,6 @@ def compressed(schema: Schema, codec: Codec) -> Schema:
     return found
 
 
-def ratio(schema: Schema, codec: Codec) -> float:
-    """Return the bytes of a compressed update's tensors over the model's."""
-    whole = sum(spec.nbytes for spec in schema)
-    return sum(spec.nbytes for spec in compressed(schema, codec)) / max(1, whole)
-
-
 def _parts(spec: TensorSpec, codec: Codec) -> tuple[TensorSpec, ...]:
     if not steps(spec):
         return (spec,)
@@ -308,7 +231,7 @@ def encode(
     """Yield the bytes of a float tensor's parts, in frame order, as arrays to append.
 
     `pieces` are (step, memory) of GROUP elements each, the last one shorter; the step is
-    clipped (`clipped` over the whole model) with memory inside. Each memory is overwritten
+    clipped (over the whole model) with memory inside. Each memory is overwritten
     with what was not sent: it belongs to the next round once the update was delivered.
     """
     scales, places = [], []
@@ -398,12 +321,6 @@ def _moved(old: Array, step: Array, spec: TensorSpec) -> Array:
     if new.size and not -most <= float(new.min()) <= float(new.max()) <= most:  # nor NaN
         raise UpdateRejected(f"tensor {spec.name!r} is not finite when its step is added")
     return cast(new, spec.dtype)
-
-
-def _groups(pieces: Iterable[Single]) -> Iterator[Single]:
-    for piece in pieces:
-        for start in range(0, piece.size, GROUP):
-            yield piece[start : start + GROUP]
 
 
 class _Stream:

@@ -32,11 +32,11 @@ NodeDir = Annotated[
         help="The node's directory.",
     ),
 ]
-_LOGIN = Path("/proc/self/loginuid")
-_NOBODY = 2**32 - 1  # what stands there for a process that no login began
-
 Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 Until = Annotated[str, typer.Option(help="Last day, YYYY-MM-DD; without it, no end.")]
+
+_LOGIN = Path("/proc/self/loginuid")
+_NOBODY = 2**32 - 1  # what stands there for a process that no login began
 
 
 def group(name: str, purpose: str) -> typer.Typer:
@@ -72,10 +72,11 @@ def actor() -> str:
 def login_name(login: int, uid: int, sudo: str) -> str:
     """Return the name of the account that a person signed in with at this machine.
 
-    The kernel keeps it (`login`) through su and sudo, and only root can change it. Where it
-    knows none, as in containers and for services, `sudo` (the user id that sudo tells) counts,
-    then the process's own `uid`. LOGNAME and USER do not: whoever types a command sets them as
-    they like, and two names would be two people.
+    The kernel keeps it (`login`) through su and sudo. Where it knows none, as in containers and
+    for services, `sudo` (the user id that sudo tells) counts, then the process's own `uid`.
+    LOGNAME and USER do not: whoever types a command sets them as they like, and two names would
+    be two people. This keeps honest people apart, no others: a user namespace shows another
+    login. Whoever can do that as the node's user can write to the node's files as well.
     """
     found = uid
     if login != _NOBODY:

@@ -180,11 +180,6 @@ def change(dataset: Dataset) -> str:
         return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def changed(dataset: Dataset) -> bool:
-    """Say whether the table is another than the one registered (or gone)."""
-    return bool(change(dataset))
-
-
 def to_source(dataset: Dataset, path: str | None = None) -> TableSource:
     """Return the worker's view of `dataset`, found at `path` inside its sandbox."""
     return TableSource(
@@ -206,11 +201,6 @@ def to_source(dataset: Dataset, path: str | None = None) -> TableSource:
         holdout=dataset.held,
         holdout_records=dataset.held_records,
     )
-
-
-def moved(dataset: Dataset, path: str | Path) -> Dataset:
-    """Return `dataset` at another path; the content is as it was or `changed` tells."""
-    return replace(dataset, path=str(Path(path).expanduser().resolve()), modified=0.0)
 
 
 def _format(file: Path) -> str:

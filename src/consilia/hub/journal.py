@@ -8,7 +8,7 @@ event would go on from a state that never was.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, get_args
@@ -56,14 +56,6 @@ def append(db: Connection, job: str, event: core.Event) -> int:
     """Add one event to a job's journal and return its number, from 1."""
     row = (job, job, event.at, type(event).__name__, encode(event))
     return int(db.exec_driver_sql(_APPENDS[db.dialect.name], row).scalar_one())
-
-
-def extend(db: Connection, job: str, events: Iterable[core.Event]) -> int | None:
-    """Add several events in order; return the number of the last, None when there are none."""
-    last = None
-    for event in events:
-        last = append(db, job, event)
-    return last
 
 
 def replay(db: Connection, job: str, after: int = 0) -> list[tuple[int, core.Event]]:

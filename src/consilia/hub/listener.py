@@ -167,8 +167,8 @@ class NodeListener:
         self._rounds = Pace(*self._bounds.rounds, self._bounds.queue)
         self._others = Pace(*self._bounds.others, self._bounds.queue)
         self._pending: OrderedDict[asyncio.Task[None], None] = OrderedDict()
-        self._enrolling: set[asyncio.BaseTransport] = set()
-        self._lines: dict[bytes, list[asyncio.WriteTransport]] = {}  # by certificate's digest
+        self._enrolling: set[asyncio.Transport] = set()
+        self._lines: dict[bytes, list[asyncio.Transport]] = {}  # by certificate's digest
         self._sockets: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -263,16 +263,15 @@ class NodeListener:
 
         def end() -> None:
             self._enrolling.discard(transport)
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+            transport.abort()
 
         asyncio.get_running_loop().call_later(self._bounds.enrol, end)
 
-    def _keep(self, transport: asyncio.BaseTransport) -> None:
+    def _keep(self, transport: asyncio.Transport) -> None:
         """Count a control connection in; the oldest of too many of one certificate ends."""
         secured = transport.get_extra_info("ssl_object")
         certificate = secured.getpeercert(True) if secured else None
-        if certificate is None or not isinstance(transport, asyncio.WriteTransport):
+        if certificate is None:
             return  # it has just ended
         key = hashlib.sha256(certificate).digest()
         held = [t for t in self._lines.get(key, ()) if not t.is_closing()]
@@ -282,7 +281,8 @@ class NodeListener:
 
     async def _handshake(
         self, sock: socket.socket, server: web.Server, context: ssl.SSLContext
-    ) -> asyncio.BaseTransport:
+    ) -> asyncio.Transport:
+        # Of this form, not of this class: uvloop's transports are none of asyncio's.
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_accepted_socket(
             server,

@@ -32,6 +32,7 @@ from consilia.node.policy import PlanGrant, Via, short
 from consilia.node.signoffs import (
     SignOff,
     Terms,
+    check_words,
     dump,
     load,
     sign_off,
@@ -292,13 +293,6 @@ def previous(store: Store, digest: str, today: date) -> PlanRecord | None:
     return _record(store, rows[0], today) if rows else None
 
 
-def diff(store: Store, digest: str, today: date) -> str:
-    """Return what changed since the last approved version; everything when there is none."""
-    record, before = get(store, digest, today), previous(store, digest, today)
-    old = before.plan if before else Plan(record.plan.name, {}, "")
-    return source.difference(old, record.plan)
-
-
 def review(store: Store, digest: str, today: date) -> Review:
     """Return what a reviewer of a plan reads: source, findings, differences."""
     record, before = get(store, digest, today), previous(store, digest, today)
@@ -369,6 +363,8 @@ def _decide(
                 f"somebody else has decided about plan {short(record.digest)} meanwhile; look "
                 "at it again"
             )
+        if signed is not None and signed[0] == "site":
+            check_words(tx, record.digest, signed[1][:-1])
         tx.execute(
             f"UPDATE plans SET {sets} WHERE digest = ?",  # noqa: S608 - our column names
             (*values.values(), record.digest),

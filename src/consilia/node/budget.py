@@ -6,10 +6,10 @@ refuses every charge until a person has decided. The hub can only bring about su
 it can neither answer it nor change a figure.
 """
 
-from consilia.errors import AuthError, ConfigError, Conflict, Wrong
+from consilia.errors import AuthError, ConfigError, Conflict
 from consilia.node import ledgerlog
-from consilia.node.ledger import MAX_NAME, MAX_REASON, SCOPES, Scope
-from consilia.node.store import Store, Transaction, printable
+from consilia.node.ledger import MAX_NAME, SCOPES, Scope
+from consilia.node.store import Store, Transaction, printable, reason_of
 from consilia.privacy.ledger import Cap, Entry, Head, check_cap
 from consilia.wire import seal
 from consilia.wire.v1 import Advertisement, Sealed, decode
@@ -18,17 +18,9 @@ MAX_LENGTH = 1 << 53  # of a ledger that a hub may speak of
 
 
 def set_cap(  # noqa: PLR0913 - by keyword
-    store: Store, kind: Scope, name: str, cap: Cap, *, actor: str, reason: str, now: float
-) -> None:
-    """Cap one account for good; it wins over the default of node.yaml. Raises ConfigError."""
-    with store.write() as tx:
-        set_cap_in(tx, kind, name, cap, actor=actor, reason=reason, now=now)
-
-
-def set_cap_in(  # noqa: PLR0913 - by keyword
     tx: Transaction, kind: Scope, name: str, cap: Cap, *, actor: str, reason: str, now: float
 ) -> None:
-    """As `set_cap`, inside a transaction of the caller."""
+    """Cap one account for good; it wins over the default of node.yaml. Raises ConfigError."""
     check_cap(cap)
     text = f"epsilon {cap.epsilon:g} at delta {cap.delta:g}"
     tx.execute(
@@ -39,17 +31,9 @@ def set_cap_in(  # noqa: PLR0913 - by keyword
 
 
 def drop_cap(  # noqa: PLR0913 - by keyword
-    store: Store, kind: Scope, name: str, *, actor: str, reason: str, now: float
-) -> None:
-    """Take a cap back: the default of node.yaml holds again. Conflict when none was set."""
-    with store.write() as tx:
-        drop_cap_in(tx, kind, name, actor=actor, reason=reason, now=now)
-
-
-def drop_cap_in(  # noqa: PLR0913 - by keyword
     tx: Transaction, kind: Scope, name: str, *, actor: str, reason: str, now: float
 ) -> None:
-    """As `drop_cap`, inside a transaction of the caller."""
+    """Take a cap back: the default of node.yaml holds again. Conflict when none was set."""
     sql = "DELETE FROM budget_caps WHERE kind = ? AND name = ?"
     if not tx.execute(sql, (_kind(kind), _name(name))):
         raise Conflict(f"no command has set a cap for {kind} {name!r}")
@@ -106,19 +90,13 @@ def held(store: Store) -> Head | None:
     return Head(*rows[0]) if rows else None
 
 
-def accept_restore(store: Store, *, actor: str, reason: str, now: float) -> Head:
+def accept_restore(tx: Transaction, *, actor: str, reason: str, now: float) -> Head:
     """Go on with the ledger as it is; return the mirrored head that was given up.
 
     What the lost entries spent is not counted any more: who decides so should lower the cap
     by it. Conflict when nothing is held, ConfigError without a reason.
     """
     words = reason_of(reason)
-    with store.write() as tx:
-        return accept_restore_in(tx, actor=actor, words=words, now=now)
-
-
-def accept_restore_in(tx: Transaction, *, actor: str, words: str, now: float) -> Head:
-    """As `accept_restore`, inside a transaction of the caller; `words` are of `reason_of`."""
     rows = tx.rows("SELECT length, digest FROM budget_mirrors WHERE accepted = 0")
     if not rows:
         raise Conflict("the privacy ledger is not held: there is nothing to accept")
@@ -169,13 +147,3 @@ def _name(name: str) -> str:
     if not name or name != printable(name, MAX_NAME):
         raise ConfigError(f"{name[:80]!r} names no account: 1 to {MAX_NAME} characters")
     return name
-
-
-def reason_of(reason: str) -> str:
-    """Return a reason as it is kept; ConfigError where there is none."""
-    words = printable(reason.strip(), MAX_REASON)
-    if not words:
-        raise ConfigError(
-            Wrong("reason", "none", "a sentence: it stays in the ledger for ever")
-        )
-    return words

@@ -6,16 +6,15 @@ about patients for ever; where this site wants two people for a training plan
 """
 
 from dataclasses import dataclass
-from typing import get_args
 
 from consilia.accounts.store import Reads
 from consilia.errors import ConfigError, Wrong
 from consilia.node import budget, seconding
 from consilia.node.approvals import reviewers_needed
 from consilia.node.config import Budgets
-from consilia.node.ledger import MAX_NAME, MAX_REASON, Scope
+from consilia.node.ledger import MAX_NAME, SCOPES, Scope
 from consilia.node.policy import person
-from consilia.node.store import Store, Transaction, printable
+from consilia.node.store import Store, Transaction, printable, reason_of
 from consilia.privacy.ledger import Cap, check_cap
 
 
@@ -49,13 +48,11 @@ def decide(  # noqa: PLR0913 - by keyword
     """
     if cap is not None:
         check_cap(cap)
-    if kind not in get_args(Scope):
-        raise ConfigError(
-            Wrong("kind", repr(kind[:40]), f"one of {', '.join(get_args(Scope))}")
-        )
+    if kind not in SCOPES:
+        raise ConfigError(Wrong("kind", repr(kind[:40]), f"one of {', '.join(SCOPES)}"))
     if not name or name != printable(name, MAX_NAME):
         raise ConfigError(Wrong("name", repr(name[:80]), f"1 to {MAX_NAME} characters"))
-    reason = budget.reason_of(reason)
+    reason = reason_of(reason)
     default: Cap | None = getattr(budgets, kind)
     two = reviewers_needed(store) > 1
     # One transaction: the cap that a raise is held against, the word that waits, and what
@@ -71,11 +68,10 @@ def decide(  # noqa: PLR0913 - by keyword
             if second and waits
             else reason
         )
-        words = printable(words, MAX_REASON)
         if cap is None:
-            budget.drop_cap_in(tx, kind, name, actor=actor, reason=words, now=now)
+            budget.drop_cap(tx, kind, name, actor=actor, reason=words, now=now)
         else:
-            budget.set_cap_in(tx, kind, name, cap, actor=actor, reason=words, now=now)
+            budget.set_cap(tx, kind, name, cap, actor=actor, reason=words, now=now)
         _forget(tx, kind, name)
         return None
 
@@ -108,7 +104,7 @@ def proposals(db: Reads) -> list[Proposal]:
             str(actor), float(at), str(reason),
         )
         for kind, name, epsilon, delta, actor, at, reason in rows
-        if seconding.counts(db, actor, "data_manager")
+        if seconding.counts(db, actor, "data_manager", at)
     ]  # fmt: skip
 
 
@@ -126,19 +122,18 @@ def withdraw(store: Store, kind: Scope, name: str, *, actor: str, now: float) ->
 
 
 def _wait(tx: Transaction, asked: Proposal) -> Proposal:
-    reason = printable(asked.reason.strip(), MAX_REASON)
     epsilon, delta = (asked.cap.epsilon, asked.cap.delta) if asked.cap else (None, None)
     subject = f"{asked.kind}:{asked.name}"
-    sql = "SELECT actor FROM cap_proposals WHERE kind = ? AND name = ?"
-    for (before,) in tx.rows(sql, (asked.kind, asked.name)):
-        if not seconding.counts(tx, before, "data_manager"):
+    sql = "SELECT actor, at FROM cap_proposals WHERE kind = ? AND name = ?"
+    for before, at in tx.rows(sql, (asked.kind, asked.name)):
+        if not seconding.counts(tx, before, "data_manager", at):
             seconding.void(tx, before, "budget.propose", subject, now=asked.at)
     tx.execute(
         "INSERT OR REPLACE INTO cap_proposals VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (asked.kind, asked.name, epsilon, delta, asked.actor, asked.at, reason),
+        (asked.kind, asked.name, epsilon, delta, asked.actor, asked.at, asked.reason),
     )
     shown = f"epsilon {epsilon:g} at delta {delta:g}" if asked.cap else "the default"
-    detail = f"{shown}; waits for a second person: {reason}"
+    detail = f"{shown}; waits for a second person: {asked.reason}"
     tx.audit(asked.at, asked.actor, "budget.propose", subject, "waits", detail)
     return asked
 

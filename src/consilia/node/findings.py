@@ -147,13 +147,6 @@ def findings(plan: Plan) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def worst(found: tuple[Finding, ...]) -> Severity | None:
-    """Return the highest severity among findings, None for none."""
-    order: tuple[Severity, ...] = ("danger", "caution", "note")
-    present = {f.severity for f in found}
-    return next((s for s in order if s in present), None)
-
-
 def _of_text(path: str, text: str) -> Iterator[Finding]:
     """Find what only the characters tell."""
     for number, line in enumerate(text.splitlines(), 1):

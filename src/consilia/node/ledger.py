@@ -26,7 +26,7 @@ from typing import Literal, get_args
 from consilia.errors import Conflict, NotFound, Refused
 from consilia.node import ledgerlog
 from consilia.node.config import Budgets
-from consilia.node.store import Row, Store, Transaction, printable
+from consilia.node.store import MAX_REASON, Row, Store, Transaction, printable
 from consilia.privacy import ledger as rules
 from consilia.privacy.accountant import ORDERS, cost
 from consilia.privacy.ledger import Cap, Entry, Vector
@@ -38,7 +38,6 @@ State = Literal["reserved", "started", "settled", "refunded"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 DEFAULT_UNIVERSE = "patients"
 MAX_NAME = 200  # characters of a lease, a name or a researcher
-MAX_REASON = 1000
 MOST_ROUNDS = 1_000_000  # that an estimate counts
 _SPEND = "SELECT lease, run, state FROM budget_spends WHERE lease = ?"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from consilia.accounts.store import Reads
 from consilia.errors import ConfigError, Conflict
 from consilia.files import write_whole
 from consilia.node import config as configs
@@ -196,10 +197,13 @@ def apply(  # noqa: PLR0913 - by keyword
     Conflict when it is another by now. A change that loosens what two people guard here takes
     effect when as many different people have applied the very same text; Conflict before.
     """
-    found = propose(store, directory, text, source, policies)
-    _agreed(store, configs.load(directory), configs.parse(text, source), text, actor, now)
+    found, new = propose(store, directory, text, source, policies), configs.parse(text, source)
+    _agreed(store, configs.load(directory), new, text, actor, now)
     path = directory / configs.FILE
     with store.write() as tx:  # one at a time: two must not share the draft
+        held = configs.load(directory)  # it, and whose word counts, may be others by now
+        if loosened(held, new) and len(_people(tx, text, actor)) < held.reviewers_needed:
+            raise Conflict("whose word was needed may not decide any more; apply it again")
         if made_from and (known := digest_of(_read(path))) != made_from:
             raise Conflict(
                 f"digest: {configs.FILE} was changed meanwhile (it is {known[:19]} now); load "
@@ -245,8 +249,7 @@ def _agreed(  # noqa: PLR0913, PLR0917 - both policies, and who applies the new 
     names, digest = loosened(old, new), digest_of(text)
     if old.reviewers_needed < 2 or not names:
         return
-    people = {person(s.reviewer) for s in signoffs(store, digest, "administrator")}
-    people |= {person(actor)}
+    people = _people(store, text, actor)
     if len(people) >= old.reviewers_needed:
         return
     count = f"{len(people)} of {old.reviewers_needed} people"
@@ -261,6 +264,12 @@ def _agreed(  # noqa: PLR0913, PLR0917 - both policies, and who applies the new 
         f"(reviewers_needed). {count} have asked for it so far, and nothing has changed yet: "
         "somebody else has to apply the very same text"
     )
+
+
+def _people(db: Reads, text: str, actor: str) -> set[str]:
+    """Return who stands for a text: whose word for it waits and counts, and `actor`."""
+    words = signoffs(db, digest_of(text), "administrator")
+    return {person(s.reviewer) for s in words} | {person(actor)}
 
 
 def replay(store: Store, old: Policy, new: Policy) -> tuple[int, tuple[Differs, ...]]:

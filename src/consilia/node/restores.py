@@ -11,9 +11,8 @@ from consilia.accounts.store import Reads
 from consilia.errors import Conflict
 from consilia.node import budget, seconding
 from consilia.node.approvals import reviewers_needed
-from consilia.node.ledger import MAX_REASON
 from consilia.node.policy import person
-from consilia.node.store import Store, Transaction, printable
+from consilia.node.store import Store, Transaction, reason_of
 from consilia.privacy.ledger import Head
 
 
@@ -34,7 +33,7 @@ def decide(store: Store, *, actor: str, reason: str, now: float) -> Head | None:
     Returns the head that was given up, None where the word waits. Raises Conflict when nothing
     is held, or for the same person again, ConfigError without a reason.
     """
-    words = budget.reason_of(reason)
+    words = reason_of(reason)
     two = reviewers_needed(store) > 1
     # One transaction: what the second person agrees to is what the first one asked for, and
     # neither the head nor the first word can go in between.
@@ -53,8 +52,7 @@ def decide(store: Store, *, actor: str, reason: str, now: float) -> Head | None:
                     "consilia node budget accept-restore"
                 )
             words = f"{words} (asked for by {asked.actor}: {asked.reason})"
-        words = printable(words, MAX_REASON)
-        lost = budget.accept_restore_in(tx, actor=actor, words=words, now=now)
+        lost = budget.accept_restore(tx, actor=actor, reason=words, now=now)
         _forget(tx)
         return lost
 
@@ -88,14 +86,16 @@ def _waiting(db: Reads) -> Asked | None:
     held = _held(db)
     found = db.rows("SELECT length, digest, actor, at, reason FROM restores_asked")
     asked = Asked(*found[0]) if found else None
-    if held is None or asked is None or not seconding.counts(db, asked.actor, "data_manager"):
+    if held is None or asked is None:
+        return None
+    if not seconding.counts(db, asked.actor, "data_manager", asked.at):
         return None
     return asked if (asked.length, asked.digest) == (held.length, held.digest) else None
 
 
 def _wait(tx: Transaction, asked: Asked) -> None:
-    for length, actor in tx.rows("SELECT length, actor FROM restores_asked"):
-        if not seconding.counts(tx, actor, "data_manager"):
+    for length, actor, at in tx.rows("SELECT length, actor, at FROM restores_asked"):
+        if not seconding.counts(tx, actor, "data_manager", at):
             seconding.void(tx, actor, "budget.restore", str(length), now=asked.at)
     _forget(tx)
     tx.execute(

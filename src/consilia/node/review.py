@@ -22,7 +22,14 @@ from consilia.errors import AuthError, ConfigError, Conflict, NotFound, Refused
 from consilia.node import approvals, config, peers, studies
 from consilia.node.approvals import PlanRecord
 from consilia.node.policy import ConsortiumReview, reviewed, short
-from consilia.node.signoffs import SignOff, Terms, sign_off, terms_of, terms_text
+from consilia.node.signoffs import (
+    SignOff,
+    Terms,
+    check_words,
+    sign_off,
+    terms_of,
+    terms_text,
+)
 from consilia.node.store import Store, printable
 from consilia.wire import seal
 from consilia.wire.planreview import CONTEXT, PlanReview, from_text, to_text
@@ -85,6 +92,7 @@ def approve_shipped(  # noqa: PLR0913 - by keyword
     agreed, names = terms_of(signers[0].terms), [s.reviewer for s in signers]
     last = agreed.until.isoformat() if agreed.until else ""
     with store.write() as tx:
+        check_words(tx, SHIPPED, names[:-1])
         tx.execute("DELETE FROM signoffs WHERE plan = ?", (SHIPPED,))
         tx.execute(
             "INSERT OR REPLACE INTO plan_classes VALUES (?, ?, ?, ?, ?, ?)",

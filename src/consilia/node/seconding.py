@@ -2,8 +2,8 @@
 
 A word that waits for a second one is read again whenever somebody asks. What a person said at
 the console counts while their account is there, is not disabled, and holds the role that the
-decision needs. What was said by command (user:NAME) has no account: it counts for whoever may
-use this machine.
+decision needs; an account made since is another person's, whatever its name. What was said by
+command (user:NAME) has no account: it counts for whoever may use this machine.
 """
 
 from consilia.accounts import store as accounts
@@ -14,12 +14,14 @@ from consilia.wire.console import Role
 COMMAND = "user:"  # how the actor of a command is written
 
 
-def counts(db: Reads, actor: str, role: Role) -> bool:
-    """Tell whether a word of `actor` still counts for what people of `role` decide."""
+def counts(db: Reads, actor: str, role: Role, at: float) -> bool:
+    """Tell whether what `actor` said `at` still counts for what people of `role` decide."""
     if actor.startswith(COMMAND):
         return True
     found = accounts.find(db, actor)
-    return found is not None and not found.disabled and role in found.roles
+    if found is None or found.disabled or found.created > at:
+        return False
+    return role in found.roles
 
 
 def forget(tx: Transaction, actor: str, *, now: float) -> None:

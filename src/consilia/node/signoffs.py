@@ -6,15 +6,16 @@ stands behind a name is the matter of whoever lets them in.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 
+from consilia.accounts.store import Reads
 from consilia.errors import Conflict
 from consilia.node import seconding
 from consilia.node.arguments import Allowed, Interval, OneOf, describe
 from consilia.node.policy import person, short
-from consilia.node.store import Store
+from consilia.node.store import Store, Transaction
 from consilia.wire.console import Role
 from consilia.wire.v1 import Scalar
 
@@ -47,49 +48,68 @@ def sign_off(
     they agree to the first one's. Raises Conflict when two reviewers' terms differ, or when
     the same person signs twice.
     """
-    known, who = signoffs(store, subject), person(given.reviewer)
-    before = tuple(s for s in known if person(s.reviewer) != who)
-    if needed > 1 and len(before) < len(known):
-        raise Conflict(
-            f"{given.reviewer} has approved {_shown(subject)} already; {needed} different "
-            "people are needed: somebody else has to read it too"
-        )
-    if before and repeats:
-        given = replace(given, terms=before[0].terms)
-    if before and given.terms != before[0].terms:
-        raise Conflict(
-            f"{before[0].reviewer} approved {_shown(subject)} on the terms "
-            f"{terms_said(before[0].terms)}; these are: {terms_said(given.terms)}. Give none "
-            "to agree, or reject it and begin anew"
-        )
-    if len(before) + 1 >= needed:
-        return (*before, given)
+    who = person(given.reviewer)
+    # One transaction: of two who sign at the same time the later one sees the other's word.
     with store.write() as tx:
-        for (name,) in tx.rows("SELECT reviewer FROM signoffs WHERE plan = ?", (subject,)):
-            if not seconding.counts(tx, name, "reviewer"):
-                seconding.void(tx, name, "plan.sign-off", subject, now=given.at)
-                tx.execute(
-                    "DELETE FROM signoffs WHERE plan = ? AND reviewer = ?", (subject, name)
-                )
-        tx.execute(
-            "INSERT INTO signoffs VALUES (?, ?, ?, ?, ?)",
-            (subject, given.reviewer, given.at, given.reason, given.terms),
-        )
-        count = f"{len(before) + 1} of {needed} reviewers; {given.reason}"
-        tx.audit(given.at, given.reviewer, "plan.sign-off", subject, "pending", count)
+        known = signoffs(tx, subject)
+        before = tuple(s for s in known if person(s.reviewer) != who)
+        if needed > 1 and len(before) < len(known):
+            raise Conflict(
+                f"{given.reviewer} has approved {_shown(subject)} already; {needed} different "
+                "people are needed: somebody else has to read it too"
+            )
+        if before and repeats:
+            given = replace(given, terms=before[0].terms)
+        if before and given.terms != before[0].terms:
+            raise Conflict(
+                f"{before[0].reviewer} approved {_shown(subject)} on the terms "
+                f"{terms_said(before[0].terms)}; these are: {terms_said(given.terms)}. Give "
+                "none to agree, or reject it and begin anew"
+            )
+        if len(before) + 1 >= needed:
+            return (*before, given)
+        _note(tx, subject, given, f"{len(before) + 1} of {needed} reviewers; {given.reason}")
     return None
 
 
-def signoffs(store: Store, subject: str, role: Role = "reviewer") -> tuple[SignOff, ...]:
+def _note(tx: Transaction, subject: str, given: SignOff, count: str) -> None:
+    """Keep a word that waits; those that count no more go, each with a line."""
+    sql = "SELECT reviewer, at FROM signoffs WHERE plan = ?"
+    for name, at in tx.rows(sql, (subject,)):
+        if not seconding.counts(tx, name, "reviewer", at):
+            seconding.void(tx, name, "plan.sign-off", subject, now=given.at)
+            tx.execute("DELETE FROM signoffs WHERE plan = ? AND reviewer = ?", (subject, name))
+    tx.execute(
+        "INSERT INTO signoffs VALUES (?, ?, ?, ?, ?)",
+        (subject, given.reviewer, given.at, given.reason, given.terms),
+    )
+    tx.audit(given.at, given.reviewer, "plan.sign-off", subject, "pending", count)
+
+
+def check_words(tx: Transaction, subject: str, names: Sequence[str]) -> None:
+    """Raise Conflict unless the words of `names` for a subject still wait, and count.
+
+    For the transaction that decides by them: their authors may have lost the role meanwhile.
+    """
+    waiting = {s.reviewer for s in signoffs(tx, subject)}
+    for name in names:
+        if name not in waiting:
+            raise Conflict(
+                f"the word of {name} for {_shown(subject)} counts no more; look at it again"
+            )
+
+
+def signoffs(db: Reads, subject: str, role: Role = "reviewer") -> tuple[SignOff, ...]:
     """Return who has signed so far for a plan or class that needs more of them, in order.
 
     A word whose author has lost the role since is not among them.
     """
-    rows = store.rows(
+    rows = db.rows(
         "SELECT reviewer, at, reason, terms FROM signoffs WHERE plan = ? ORDER BY at, reviewer",
         (subject,),
     )
-    return tuple(SignOff(*row) for row in rows if seconding.counts(store, row[0], role))
+    found = (SignOff(*row) for row in rows)
+    return tuple(s for s in found if seconding.counts(db, s.reviewer, role, s.at))
 
 
 def terms_text(terms: Terms) -> str:

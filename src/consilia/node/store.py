@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from consilia.core import chain
-from consilia.errors import StorageError
+from consilia.errors import ConfigError, StorageError, Wrong
 
 FILE = "node.sqlite"
 BUSY_SECONDS = 30.0  # how long a writer waits for another process's transaction
 MAX_DETAIL = 4000  # characters of an audit line's detail
+MAX_REASON = 1000  # characters of a reason that is given for good
 
 Value = str | int | float | bytes | None
 Row = tuple[Any, ...]  # typed by the STRICT tables below
@@ -421,6 +422,16 @@ def printable(text: str, limit: int) -> str:
     """Return `text` as one line that no terminal can be fooled with, at most `limit` long."""
     clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 6] + " (cut)"
+
+
+def reason_of(text: str) -> str:
+    """Return a reason as it is kept; ConfigError where there is none."""
+    words = printable(text.strip(), MAX_REASON)
+    if not words:
+        raise ConfigError(
+            Wrong("reason", "none", "a sentence: it stays on record at this site")
+        )
+    return words
 
 
 def hashed_name(word: str) -> str:

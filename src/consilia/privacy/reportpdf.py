@@ -205,11 +205,6 @@ def _figure(paper: "FPDF", figure: says.Figure, left: float, top: float) -> floa
     return float(paper.get_y())
 
 
-def _lines(paper: "FPDF", width: float, height: float, text: str) -> None:
-    """Write a text in lines of `height`; go on below it."""
-    paper.multi_cell(width, height, _latin(text), align="L", new_x="LMARGIN", new_y="NEXT")
-
-
 def _need(paper: "FPDF", height: float) -> None:
     """Go on to the next page when less than `height` is left of this one."""
     if paper.get_y() + height > 297 - _MARGIN:

@@ -20,7 +20,8 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound
+from consilia.core import ids
+from consilia.errors import ConfigError, Conflict, ConsiliaError, NotFound, WireError
 from consilia.sdk.autolog import sinks
 from consilia.sdk.client import Client
 from consilia.sdk.digests import resolve
@@ -85,9 +86,7 @@ class Experiment(Results):
     @classmethod
     def of(cls, client: Client, view: JobView) -> Self:
         """Return the experiment of a job that was seen already."""
-        config = view.experiment
-        fields = {name: getattr(config, name) for name in config.__struct_fields__}
-        found = cls(client, **fields)
+        found = cls(client, **_told(view))
         found._job = view
         return found
 
@@ -194,8 +193,7 @@ class Experiment(Results):
         It has this one's settings but for `changes`, and is not started: this job goes on
         beside it. `roll_back` goes back in the same job.
         """
-        config = self.refresh().experiment
-        fields = {name: getattr(config, name) for name in config.__struct_fields__}
+        fields = _told(self.refresh())
         base = version_of(self.job.rounds, round, self.job.id)
         return type(self)(self.client, **{**fields, "base": base, **changes})
 
@@ -218,8 +216,7 @@ class Experiment(Results):
         of three sites or more, and no site's numbers. A job with differential privacy needs it,
         and `noise_multiplier`. See `evaluations` for what comes of it.
         """
-        config = self.refresh().experiment
-        fields = {name: getattr(config, name) for name in config.__struct_fields__}
+        fields = _told(self.refresh())
         view = next((r for r in self.job.rounds if r.round == round), None)
         base = version_of(self.job.rounds, round, self.job.id)
         made = self.client.model(base)
@@ -323,8 +320,24 @@ class Experiment(Results):
         return plan_digest(plan)
 
 
+def _told(view: JobView) -> dict[str, Any]:
+    """Return the settings of a job as the hub tells them; WireError for what is no digest.
+
+    In the place of the plan's digest a hub could name a file of this machine: it would be read,
+    submitted when the settings are used again, and its code run when a model is exported. Jobs
+    of statistics have no plan.
+    """
+    config = view.experiment
+    try:
+        if config.plan:
+            ids.digest(config.plan)
+    except ConfigError as error:
+        raise WireError(f"plan of job {view.id}, as the hub tells it: {error}") from None
+    return {name: getattr(config, name) for name in config.__struct_fields__}
+
+
 def _is_source(text: str) -> bool:
-    return text.endswith(".py") or Path(text).is_dir()
+    return text.endswith(".py") or (text != "" and Path(text).is_dir())
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,13 +33,13 @@ async def _events(here: Services, token: str) -> AsyncIterator[ServerSentEventMe
     said: dict[str, bytes] = {}
     loop = asyncio.get_running_loop()
     spoken = loop.time()
-    sources: dict[str, Callable[[Services], msgspec.Struct]] = {
-        "runs": runs.view,
-    }
     while not here.stopping.is_set():
         try:
-            found = await asyncio.to_thread(signed_in, here, token, False)
-            sources["home"] = partial(home.view, account=found.account)
+            session = await asyncio.to_thread(signed_in, here, token, False)
+            sources: dict[str, Callable[[Services], msgspec.Struct]] = {
+                "home": partial(home.view, account=session.account),  # as it is by now
+                "runs": runs.view,
+            }
             for name, source in sources.items():
                 body = msgspec.json.encode(await asyncio.to_thread(source, here))
                 if said.get(name) != body:

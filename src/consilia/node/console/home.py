@@ -29,6 +29,7 @@ from consilia.wire.console.site import HomeView, Waiting
 
 NEAR = 0.8  # of a cap: from here on it is worth a word
 LOOK = 60.0  # seconds between two looks at a dataset's files
+RENEWAL = 86400.0  # seconds after which a certificate that should have been renewed was not
 # whose decision it is; of what is not here, everybody is told
 DECIDES: Mapping[str, frozenset[str]] = {
     "study": frozenset(("data_manager", "reviewer")),
@@ -37,7 +38,8 @@ DECIDES: Mapping[str, frozenset[str]] = {
     "budget": frozenset(("data_manager",)),
     "ledger": frozenset(("data_manager",)),
 }
-RENEWAL = 86400.0  # seconds after which a certificate that should have been renewed was not
+NOBODY: frozenset[str] = frozenset()
+Item = tuple[Waiting, frozenset[str]]  # what waits; the people who have said their word
 
 
 @get("/home", opt=anyone(), sync_to_thread=True)
@@ -73,10 +75,6 @@ def _for(account: Account, item: Waiting, asked: frozenset[str]) -> Waiting:
     said = person(account.name) in {person(name) for name in asked}
     yours = roles is None or (bool(roles & frozenset(account.roles)) and not said)
     return replace(item, yours=yours)
-
-
-Item = tuple[Waiting, frozenset[str]]  # what waits; the people who have said their word
-NOBODY: frozenset[str] = frozenset()
 
 
 def _waiting(here: Services, agent: AgentStatus) -> Iterator[Item]:

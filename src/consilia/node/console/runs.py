@@ -67,6 +67,8 @@ def list_releases(  # noqa: PLR0913, PLR0917 - a filter's fields
     """
     if kind and kind not in LEFT:
         raise ConfigError(Wrong("kind", repr(kind[:40]), f"one of {', '.join(LEFT)}, or none"))
+    if not 1 <= limit <= MOST:
+        raise ConfigError(Wrong("limit", f"{limit}", f"1 to {MOST}"))
     names = [LEFT[kind]] if kind else list(LEFT.values())
     where = ["(" + " OR ".join("substr(action, 1, ?) = ?" for _ in names) + ")"]
     values: list[object] = [v for name in names for v in (len(name), name)]

@@ -15,18 +15,17 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from consilia.errors import ConfigError, Conflict, NotFound, Refused, Wrong
+from consilia.errors import Conflict, NotFound, Refused
 from consilia.node import config, identity, peers, studies
 from consilia.node.config import NodeConfig
 from consilia.node.identity import Identity
-from consilia.node.store import Row, Store, Transaction, hashed_name, printable
+from consilia.node.store import Row, Store, Transaction, hashed_name, reason_of
 from consilia.node.studies import StudyRecord
 from consilia.privacy import sealing
 from consilia.wire import pool as wire
 from consilia.wire.seal import seal
 from consilia.wire.v1 import Sealed, decode, encode
 
-MAX_REASON = 1000  # characters
 FOLDER = "pool"  # of the node's directory
 SEALED = ".sealed"  # of an upload that is on its way: how its file's name ends
 PART = ".part"  # of one that is being fetched
@@ -212,16 +211,6 @@ def statements(store: Store) -> tuple[Sealed, ...]:
 def signed(me: Identity, statement: wire.Statement) -> Sealed:
     """Return a statement in this site's name."""
     return seal(wire.CONTEXT, me.site, encode(statement), me.signing)
-
-
-def reason_of(text: str) -> str:
-    """Return a reason as it is kept; ConfigError where there is none."""
-    words = printable(text.strip(), MAX_REASON)
-    if not words:
-        raise ConfigError(
-            Wrong("reason", "none", "a sentence: it stays in this site's audit trail")
-        )
-    return words
 
 
 def rounded(records: int) -> int:

@@ -38,7 +38,7 @@ from consilia.node.pool import decisions
 from consilia.node.pool.decisions import Pooled, Site
 from consilia.node.pool.table import digest, export
 from consilia.node.standing import policy_of
-from consilia.node.store import Store
+from consilia.node.store import Store, reason_of
 from consilia.node.studies import StudyRecord
 from consilia.privacy import filecrypt, sealing
 from consilia.wire import masks
@@ -140,7 +140,7 @@ def _sending(store: Store, me: Site, asked: Consent) -> StudyRecord:
             f"--to: found {asked.to[:63]!r}, needed {study.data_centre!r}, the data centre of "
             f"study {study.name!r}"
         )
-    decisions.reason_of(asked.reason)
+    reason_of(asked.reason)
     if me.settings.dp_required:
         raise Refused(
             "this site's policy (dp_required) lets only differentially private results "
@@ -269,7 +269,7 @@ def _seal(  # noqa: PLR0913, PLR0917 - one consent, to one key
         detail = (
             f"{contents.records} records of {asked.dataset} ({contents.digest}) may leave to "
             f"{asked.to} for study {study.name}; loading plan {ready.plan or 'none'}; "
-            f"{decisions.reason_of(asked.reason)}"
+            f"{reason_of(asked.reason)}"
         )
         tx.audit(asked.at, asked.actor, "pool.consent", upload, "approved", detail)
     return found
@@ -333,7 +333,7 @@ async def take(  # noqa: PLR0913 - whose upload, who takes it, how
     Raises NotFound while there is none, AuthError or WireError for one that is not what its
     site has signed; nothing is kept then.
     """
-    me, reason = decisions.site_of(store), decisions.reason_of(reason)
+    me, reason = decisions.site_of(store), reason_of(reason)
     record = decisions.in_force(store, name, date.fromtimestamp(now))
     private = decisions.channel(store, record.digest)
     if record.study.data_centre != me.settings.site or private is None:
