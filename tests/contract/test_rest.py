@@ -17,6 +17,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from restkit import CONFIG, RestHub, plan, put_version, running_hub, study, weights
 
 from consilia import errors
@@ -317,6 +318,43 @@ def test_a_study_goes_from_draft_to_closed(hub: RestHub, ada: Client) -> None:
         ada.submit_plan("road", plan())
     for action in ("create", "edit", "submit", "close"):
         assert hub.lines(f"study.{action}").count(("user:ada", "road")) == 1
+
+
+def test_a_submitted_study_is_offered_anew_under_changed_terms(
+    hub: RestHub, ada: Client
+) -> None:
+    terms = ada.create_study(study("changing")).study
+    with pytest.raises(Conflict, match="is draft: only a study that is submitted"):
+        ada.revise_study(terms)
+    ada.submit_study("changing")
+    digest = ada.submit_plan("changing", plan()).digest
+    job = ada.start(Experiment(study="changing", plan=digest, rounds=1)).id
+    longer = replace(terms, until="2099-12-31", purpose="to learn more")
+    with pytest.raises(Conflict, match=f"job {job} runs under the terms of today: stop it"):
+        ada.revise_study(longer)
+    ada.stop(job)
+    with pytest.raises(Conflict, match="has these very terms: nothing is changed"):
+        ada.revise_study(terms)
+    with pytest.raises(ConfigError, match="has no purpose"):
+        ada.revise_study(replace(terms, purpose=" "))
+    before = ada.study("changing").digest
+    view = ada.revise_study(longer)
+    assert (view.state, view.study, view.digest) == ("submitted", longer, study_digest(longer))
+    assert ada.study("changing") == view
+    with pytest.raises(Conflict, match="was started under earlier terms of study 'changing'"):
+        ada.resume(job)
+    with pytest.raises(Conflict, match="had these very terms before"):
+        ada.revise_study(terms)
+    with hub.client("operator") as operator:
+        (line,) = (v for v in operator.audit() if v.action == "study.revise")
+    assert (line.actor, line.subject) == ("user:ada", "changing")
+    assert line.detail == (
+        f"{before} -> {view.digest} "
+        '{"purpose": ["to test", "to learn more"], "until": ["", "2099-12-31"]}'
+    )
+    ada.close_study("changing")
+    with pytest.raises(Conflict, match="is closed"):
+        ada.revise_study(replace(longer, until=""))
 
 
 def test_closing_a_study_stops_its_jobs(ada: Client) -> None:

@@ -62,6 +62,37 @@ def workers(folder: Path) -> list[psutil.Process]:
     return [child for agent in agents for child in agent.children(recursive=True)]
 
 
+def changed_terms(cluster: Cluster, job: str) -> str:
+    """Change the study: one site accepts exactly what changed. Return its digest of before."""
+    shown = cluster.json("study", "show", "regression")
+    north, later = cluster.node("north"), "2099-12-31"
+    new = cluster.json("study", "revise", "regression", "--until", later)
+    assert new["sites"] == dict.fromkeys(SITES, "invited"), "nobody has agreed to these terms"
+    assert new["digest"] != shown["digest"]
+    assert new["study"] == {**shown["study"], "until": later}
+    refused = cluster.run("resume", job)
+    assert refused.returncode and "earlier terms of study 'regression'" in refused.stderr
+
+    def offered() -> list[dict[str, str]]:
+        found: list[dict[str, str]] = cluster.json("node", "studies", "--dir", north)
+        return [s for s in found if s["state"] == "pending"]
+
+    until("the changed study", lambda: [s["digest"] for s in offered()] == [new["digest"]])
+    (change,) = cluster.json("node", "study-diff", "regression", "--dir", north)
+    assert change == {"field": "until", "old": "", "new": later}
+    unread = cluster.run("node", "accept", "regression", "--dir", north)
+    assert (
+        unread.returncode and "has changed since it was accepted here: until" in unread.stderr
+    )
+    cluster.cli("node", "accept", new["digest"], "--dir", north)
+    until(
+        "the hub to know",
+        lambda: cluster.json("study", "show", "regression")["sites"]["north"] == "accepted",
+    )
+    assert "study.end" in cluster.cli("node", "log", "--last", "50", "--dir", north)
+    return str(shown["digest"])
+
+
 @pytest.mark.slow
 def test_a_package_trains_is_revoked_and_a_site_leaves(cluster: Cluster) -> None:
     folder = package(cluster.root / "linear")
@@ -81,6 +112,7 @@ def test_a_package_trains_is_revoked_and_a_site_leaves(cluster: Cluster) -> None
     assert not left, "they would have trained for ever"
     cluster.run("stop", job)
 
+    old = changed_terms(cluster, job)
     made = cluster.json("models", "list", "--job", job)[0]["id"]
     assert cluster.json("models", "get", made)["withdrawn"] == []
     cluster.cli("node", "leave", "regression", "--reason", "contract ended", "--dir", south)
@@ -91,7 +123,7 @@ def test_a_package_trains_is_revoked_and_a_site_leaves(cluster: Cluster) -> None
     assert "south" in cluster.cli("models", "list", "--job", job).split("\n")[1]
     assert job in "".join(p.name for p in (south / "log/jobs").iterdir())
     assert len(list((south / "studykeys").iterdir())) == 1, "updates left here unsealed"
-    done = cluster.json("node", "purge", "regression", "--dir", south)
+    done = cluster.json("node", "purge", old, "--dir", south)
     assert list((south / "studykeys").iterdir()) == []
     assert done["jobs"] == [job] and done["files"] >= 1
     assert list((south / "log/jobs").iterdir()) == [] == list((south / "cache").glob("*.frame"))

@@ -60,6 +60,7 @@ def test_every_command_of_the_manual_is_there() -> None:
         |pool open|pool send|pool take|pool withdraw|pool status
         |node optout add|node optout import|node optout remove|node optout list
         |dataset holdout|study create|study submit|study show|study list|study close
+        |study revise
         |experiment run|experiment validate|experiment change|experiment rollback
         |experiment branch|experiment evaluate|experiment evaluations|jobs|pause|stop|resume
         |models list|models get|models download|models stage|models card|models compare

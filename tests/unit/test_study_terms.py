@@ -1,6 +1,7 @@
 """What a study says of itself: in its digest, checked by the hub, met by a node or not."""
 
 from collections.abc import Iterator
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,33 @@ def test_regions_are_short_words(tmp_path: Path) -> None:
     for bad in ("''", "' '", f"'{'x' * 81}'", "'a\\u0007b'"):
         with pytest.raises(ConfigError, match="regions: found"):
             settings(tmp_path, bad.replace("'a\\u0007b'", '"a\\u0007b"'))
+
+
+def test_what_ended_at_the_hub_ends_here(store: Store) -> None:
+    """Today is its last day; nothing else is touched, and being told again is nothing new."""
+    other, pending = replace(PLAIN, name="lungs"), replace(PLAIN, name="skin")
+    for study in (PLAIN, other, pending):
+        studies.offer(store, study, NOW)
+    for name in ("hearts", "lungs"):
+        studies.accept(store, name, actor="mara", now=NOW)
+    told = [study_digest(s) for s in (PLAIN, pending, replace(PLAIN, name="unheard-of"))]
+    assert studies.end(store, told, NOW) == 1
+    assert studies.end(store, told, NOW) == 0
+    today = date.fromtimestamp(NOW)
+    for name, day, state in (
+        ("hearts", today, "accepted"),
+        ("hearts", today + timedelta(days=1), "expired"),
+        ("lungs", today + timedelta(days=1), "accepted"),
+        ("skin", today, "pending"),
+    ):
+        assert studies.get(store, name, day).state == state
+    ends = [line for line, _ in audit.every(store) if line.action == "study.end"]
+    assert [(line.actor, line.subject) for line in ends] == [("hub", study_digest(PLAIN))]
+
+
+def test_the_hub_is_told_what_was_declined_and_not_why(store: Store) -> None:
+    studies.offer(store, PLAIN, NOW)
+    assert studies.declined(store) == ()
+    studies.decline(store, "hearts", actor="mara", now=NOW, reason="no money in it")
+    assert studies.declined(store) == (study_digest(PLAIN),)
+    assert studies.withdrawn(store) == ()

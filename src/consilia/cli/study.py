@@ -1,9 +1,10 @@
 """`consilia study`: governed projects at the hub, from draft to close."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import structs
 
 from consilia.cli.options import Json, example, group
 from consilia.cli.output import done, listing, record, short
@@ -81,7 +82,7 @@ def create(
 
 @app.command(epilog=example("consilia study submit heart-failure"))
 def submit(name: Name, as_json: Json = False) -> None:
-    """Lock a draft and offer it to its sites. It never changes afterwards."""
+    """Lock a draft and offer it to its sites. See `revise` for terms that change later."""
     from consilia.sdk.client import Client
 
     with Client() as client:
@@ -202,6 +203,62 @@ def mock(
     with Client() as client:
         paths = client.datasets.mock(name, site, out=out, rows=rows, seed=seed)
     done("\n".join(f"{what}: {path}" for what, path in paths.items()), paths, as_json)
+
+
+@app.command(
+    epilog=example(
+        "consilia study revise heart-failure --until 2028-12-31 --ethics 'EC 2026-17, annex 2'"
+    )
+)
+def revise(
+    name: Name,
+    purpose: Annotated[str | None, typer.Option(help="What the study is for.")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="All invited sites, the new ones too.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="All tags its datasets must carry.")
+    ] = None,
+    controller: Annotated[str | None, typer.Option(help="Who answers for the data.")] = None,
+    legal_basis: Annotated[str | None, typer.Option(help="Such as: GDPR Art. 9(2)(j).")] = None,
+    ethics: Annotated[str | None, typer.Option(help="The ethics vote's reference.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day, YYYY-MM-DD; '': none.")] = None,
+    min_records: Annotated[
+        int | None, typer.Option(help="Fewest records a site must have.")
+    ] = None,
+    retention_days: Annotated[
+        int | None, typer.Option(help="Days after its end until sites delete what it left.")
+    ] = None,
+    residency: Annotated[str | None, typer.Option(help="Region; '': any.")] = None,
+    statistics: Annotated[
+        bool | None, typer.Option("--statistics/--no-statistics", help="Ask for sums, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Offer a submitted study under changed terms. What is not given stays.
+
+    Nothing runs until sites have accepted them: each sees what has changed, field by field.
+    """
+    from consilia.sdk.client import Client
+
+    given: dict[str, Any] = {
+        "purpose": purpose,
+        "sites": tuple(sorted(site)) if site else None,
+        "tags": tuple(sorted(tag)) if tag else None,
+        "controller": controller,
+        "legal_basis": legal_basis,
+        "ethics": ethics,
+        "until": until,
+        "min_records": min_records,
+        "retention_days": retention_days,
+        "residency": residency,
+        "statistics": statistics,
+    }
+    changed = {field: value for field, value in given.items() if value is not None}
+    with Client() as client:
+        study = structs.replace(client.study(name).study, **changed)
+        view = client.revise_study(study)
+    done(f"study {name}: offered anew, digest {view.digest}", view, as_json)
 
 
 @app.command(epilog=example("consilia study close heart-failure"))

@@ -269,6 +269,7 @@ class Engine:
                 f"rounds is {rounds}, job {id} has {job.state.config.rounds} already: "
                 "give that many or more"
             )
+        await self._store.read(lambda db: records.need_terms(db, job.book.record))
         now = self._clock.now()
         self._sync(job, always=True)
         detail = "" if rounds is None else f"rounds {rounds}"

@@ -470,4 +470,5 @@ def _catalogue(db: Connection, site: str, version: int) -> Catalogue:
     }
     kept = records.mirror(db, site)
     mirror = None if kept is None else decode(kept, Sealed)
-    return Catalogue(version, studies, tuple(plans), keys, mirror)
+    ended = records.ended_terms(db, site)
+    return Catalogue(version, studies, tuple(plans), keys, mirror, ended=ended)

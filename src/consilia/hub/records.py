@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_STUDIES = 1000  # of one author, drafts and submitted ones
 MAX_PLANS = 1000  # offered to one study
-StudyState = Literal["draft", "submitted", "closed"]
+MAX_ENDED = 1000  # ended studies that a site is told of
+StudyState = Literal["draft", "submitted", "closed", "replaced"]  # replaced: earlier terms
 SiteState = Literal["invited", "enrolled", "revoked"]
 
 
@@ -217,6 +218,67 @@ def submit_study(db: Connection, name: str, at: float) -> StudyRecord:
     return _move_study(db, found, "submitted", study_digest(found.study), at)
 
 
+def revise_study(db: Connection, study: Study, at: float) -> StudyRecord:
+    """Offer a submitted study under changed terms; each of its sites decides anew.
+
+    The terms of before are kept. Raises Conflict while a job runs under them, and when the
+    terms are today's or those of an earlier time.
+    """
+    found = get_study(db, study.name)
+    _need_state(found, "submitted", "offered under changed terms")
+    digest, old, j = study_digest(study), t.earlier_terms, t.jobs.c
+    if digest == found.digest:
+        raise Conflict(f"study {study.name!r} has these very terms: nothing is changed")
+    if db.execute(sa.select(old.c.digest).where(old.c.digest == digest)).first():
+        raise Conflict(
+            f"study {study.name!r} had these very terms before, and its sites have decided on "
+            "them: let the new ones differ, if only in the words of the purpose"
+        )
+    unfinished = j.phase.in_(("waiting", "running", "closing"))
+    running = sa.select(j.id).where((j.study == study.name) & unfinished)
+    if job := db.execute(running.order_by(j.id)).scalar():
+        raise Conflict(
+            f"job {job} runs under the terms of today: stop it, or wait for its end, before "
+            f"study {study.name!r} is changed"
+        )
+    db.execute(
+        sa.insert(old).values(
+            digest=found.digest, study=study.name, body=document(found.study), replaced=at
+        )
+    )
+    row = sa.update(t.studies).where(t.studies.c.name == study.name)
+    db.execute(row.values(body=document(study)))
+    changed = StudyRecord(study, digest, "submitted", found.author, found.created, at)
+    return _move_study(db, changed, "submitted", digest, at)
+
+
+def need_terms(db: Connection, job: JobRecord) -> None:
+    """Raise Conflict when a job's study has other terms now than when the job was started."""
+    now = get_study(db, job.experiment.study)
+    if now.digest != job.study_digest:
+        raise Conflict(
+            f"job {job.id} was started under earlier terms of study {now.study.name!r}, which "
+            "no site works by any more: start a new job"
+        )
+
+
+def ended_terms(db: Connection, site: str) -> tuple[str, ...]:
+    """Return the digests under which a site was invited and nothing runs any more, newest last.
+
+    Those of closed studies and those that were replaced; the latest MAX_ENDED.
+    """
+    s, old = t.studies.c, t.earlier_terms.c
+    closed = sa.select(s.digest, s.body, s.changed).where(s.state == "closed")
+    replaced = sa.select(old.digest, old.body, old.replaced)
+    ends = sorted(
+        (at, digest)
+        for query in (closed, replaced)
+        for digest, body, at in db.execute(query)
+        if digest is not None and site in read_document(body, Study).sites
+    )
+    return tuple(digest for _, digest in ends[-MAX_ENDED:])
+
+
 def close_study(db: Connection, name: str, at: float) -> StudyRecord:
     """End a submitted study: nothing new runs in it."""
     found = get_study(db, name)
@@ -255,9 +317,12 @@ def every_study_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
 
 
 def every_submitted(db: Connection) -> Iterator[StudyRecord]:
-    """Yield the studies that were submitted, also the closed ones, by name."""
+    """Yield the studies that were submitted, also the closed ones and all earlier terms."""
     query = sa.select(t.studies).where(t.studies.c.state != "draft")
     yield from map(_study, db.execute(query.order_by(t.studies.c.name)))
+    for row in db.execute(sa.select(t.earlier_terms).order_by(t.earlier_terms.c.study)):
+        study = read_document(row.body, Study)
+        yield StudyRecord(study, row.digest, "replaced", "", row.replaced, row.replaced)
 
 
 def studies_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:

@@ -207,6 +207,15 @@ studies = sa.Table(
     sa.Column("changed", sa.Double, nullable=False),
 )
 
+earlier_terms = sa.Table(  # of studies whose author has offered changed ones since
+    "earlier_terms",
+    metadata,
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("study", sa.String(63), nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),  # wire.v1.Study
+    sa.Column("replaced", sa.Double, nullable=False),
+)
+
 plan_sources = sa.Table(
     "plan_sources",
     metadata,

@@ -24,9 +24,14 @@ def note(db: Connection, site: str, said: Advertisement, at: float) -> tuple[lis
     Only studies of this hub that invite the site are taken. A site that accepts a study again
     has returned to it: the mark goes.
     """
-    t = tables.studies.c
-    rows = db.execute(sa.select(t.digest, t.body).where(t.digest.in_(said.withdrawn)))
-    mine = {d for d, body in rows if site in msgspec.json.decode(body, type=Study).sites}
+    mine = {
+        digest
+        for terms in (tables.studies.c, tables.earlier_terms.c)
+        for digest, body in db.execute(
+            sa.select(terms.digest, terms.body).where(terms.digest.in_(said.withdrawn))
+        )
+        if site in msgspec.json.decode(body, type=Study).sites
+    }
     before = set(db.execute(sa.select(_W.study_digest).where(_W.site == site)).scalars())
     news = sorted(mine - before)
     for digest in news:

@@ -43,7 +43,7 @@ async def sync(
     Raises what the link raises; an offer that is malformed is skipped, and logged.
     """
     found = await link.catalogue()
-    if len(found.studies) > MAX_ENTRIES or len(found.plans) > MAX_ENTRIES:
+    if max(map(len, (found.studies, found.plans, found.ended))) > MAX_ENTRIES:
         raise WireError(f"the hub's catalogue lists more than {MAX_ENTRIES} entries")
     await asyncio.to_thread(mirror, found.mirror)
     await asyncio.to_thread(_take_head, found, store, now)
@@ -79,7 +79,7 @@ def _take_studies(found: Catalogue, store: Store, site: str, now: Callable[[], f
         except (WireError, Conflict) as e:
             _LOG.warning("study not taken in: %s", printable(str(e), 400))
             attempts.note(store, "study.offer", study.name[:200], str(e), now())
-    return news
+    return bool(studies.end(store, found.ended, now())) or news
 
 
 async def _take_plan(

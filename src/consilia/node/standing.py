@@ -173,6 +173,7 @@ class Standing:
             tuple(sorted(d for d, g in policy.studies.items() if today <= g.until)),
             tuple(sorted(d for d, g in policy.plans.items() if today <= g.until)),
             withdrawn=studies.withdrawn(self._store),
+            declined=studies.declined(self._store),
             pool=decisions.statements(self._store),
             summed=self.config.disclosure.metrics == "summed",
         )

@@ -8,11 +8,12 @@ Accepting pins the study's digest, computed here: its purpose, sites, tags, lega
 every other field as the person read them. A study that changes has another digest and is
 pending again; `difference` shows what changed since a version was accepted, and accepting it
 takes that digest, so that nobody agrees to a change unread. `until` ends a study earlier than
-it says itself. A study that was left is told to the hub, by its digest alone.
+it says itself, and so does its end at the hub. A study that was left or declined is told to the
+hub, by its digest alone.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from types import MappingProxyType
@@ -208,11 +209,44 @@ def difference(store: Store, name: str, today: date) -> tuple[FieldChange, ...]:
 
 def withdrawn(store: Store) -> tuple[str, ...]:
     """Return the digests of studies that this site has left, the latest MAX_WITHDRAWN."""
+    return _decided(store, "left")
+
+
+def declined(store: Store) -> tuple[str, ...]:
+    """Return the digests of studies that this site has declined, the latest MAX_WITHDRAWN."""
+    return _decided(store, "declined")
+
+
+def _decided(store: Store, state: State) -> tuple[str, ...]:
     rows = store.rows(
-        "SELECT digest FROM studies WHERE state = 'left' ORDER BY decided DESC, digest LIMIT ?",
-        (MAX_WITHDRAWN,),
+        "SELECT digest FROM studies WHERE state = ? ORDER BY decided DESC, digest LIMIT ?",
+        (state, MAX_WITHDRAWN),
     )
     return tuple(sorted(str(digest) for (digest,) in rows))
+
+
+def end(store: Store, digests: Iterable[str], now: float) -> int:
+    """Let today be the last day of accepted studies that the hub says are over; count them.
+
+    Retention runs from that day. A hub that lies here loses its own study, and nothing else.
+    """
+    today = date.fromtimestamp(now)
+    over = set(digests)
+    running = [
+        r
+        for r in (_record(row, today) for row in _select(store, "state = 'accepted'", ()))
+        if r.digest in over and r.state == "accepted" and r.until > today
+    ]
+    for record in running:
+        with store.write() as tx:
+            tx.execute(
+                "UPDATE studies SET until = ? WHERE digest = ? AND state = 'accepted'",
+                (today.isoformat(), record.digest),
+            )
+            tx.touch()
+            said = f"{record.study.name}: closed, or changed, at the hub"
+            tx.audit(now, "hub", "study.end", record.digest, "ended", said)
+    return len(running)
 
 
 def decline(

@@ -360,6 +360,7 @@ class AsyncClient(_Twin[Client]):
     create_study = _awaited(Client.create_study)
     edit_study = _awaited(Client.edit_study)
     submit_study = _awaited(Client.submit_study)
+    revise_study = _awaited(Client.revise_study)
     close_study = _awaited(Client.close_study)
     plans = _awaited(Client.plans)
     plan = _awaited(Client.plan)

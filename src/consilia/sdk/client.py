@@ -204,6 +204,11 @@ class Client:
         """Lock the draft and offer it to its sites."""
         return self._api.post(f"/studies/{_part(name)}/submit", people.StudyView)
 
+    def revise_study(self, study: Study) -> people.StudyView:
+        """Offer a submitted study under changed terms; each of its sites decides anew."""
+        path = f"/studies/{_part(study.name)}/revise"
+        return self._api.post(path, people.StudyView, study)
+
     def close_study(self, name: str) -> people.StudyView:
         """End a study: no job starts in it any more."""
         return self._api.post(f"/studies/{_part(name)}/close", people.StudyView)

@@ -189,7 +189,7 @@ class StudyView(View, frozen=True):
     digest: str | None  # None while a draft
     state: str  # draft, submitted, closed
     author: str
-    sites: dict[str, str]  # site -> invited, accepted
+    sites: dict[str, str]  # site -> invited, accepted, declined, left
     degree: DegreeView | None = None  # None: a hub from before there were data centres
 
 

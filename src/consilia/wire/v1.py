@@ -302,6 +302,7 @@ class Catalogue(Record, frozen=True):
     keys: dict[str, bytes] = {}  # enrolled sites of these studies -> Ed25519 public key
     mirror: "Sealed | None" = None  # the site's last advertisement that told its ledger's head
     head: "Sealed | None" = None  # AuditHead of the hub's own trail, signed by the hub
+    ended: tuple[str, ...] = ()  # digests of terms closed, or replaced by changed ones
 
 
 class PlanEntry(Record, frozen=True):
@@ -433,6 +434,7 @@ class Advertisement(Record, frozen=True):
     withdrawn: tuple[str, ...] = ()  # digests of studies that the site has left
     pool: tuple["Sealed", ...] = ()  # what it has said of pooled datasets (wire.pool)
     summed: bool = False  # what it finds of models leaves in masked sums only
+    declined: tuple[str, ...] = ()  # digests of studies that the site has declined
 
 
 class Progress(Record, frozen=True, tag="progress"):

@@ -70,6 +70,7 @@ RIGHTS: Final[Mapping[str, Roles | Open]] = {
     "GET /api/v1/studies/{name}": AT_SITES,
     "PUT /api/v1/studies/{name}": WRITERS,
     "POST /api/v1/studies/{name}/submit": WRITERS,
+    "POST /api/v1/studies/{name}/revise": WRITERS,
     "POST /api/v1/studies/{name}/close": WRITERS,
     "GET /api/v1/studies/{name}/datasets": AT_SITES,
     "GET /api/v1/plans": AT_SITES,

@@ -78,6 +78,8 @@ def ended(study: StudyRecord, today: date) -> str:
     until = study.study.until
     if study.state == "closed":
         return "the study is closed"
+    if study.state == "replaced":
+        return "the study has other terms now"
     if until and today > date.fromisoformat(until) + timedelta(days=1):
         return f"the study ended on {until}"
     return ""

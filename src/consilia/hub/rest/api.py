@@ -91,6 +91,7 @@ ROUTES: tuple[Any, ...] = (
     governance.get_study,
     governance.change_study,
     governance.submit_study,
+    governance.revise_study,
     governance.close_study,
     offers.list_offers,
     governance.list_plans,

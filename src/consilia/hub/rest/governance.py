@@ -6,6 +6,7 @@ sites see it. A researcher sees and moves only what is their own; an operator ev
 
 import asyncio
 import contextlib
+import json
 from datetime import date
 from functools import partial
 
@@ -110,11 +111,7 @@ async def change_study(
     hub: Hub, who: Who, name: FromPath[str], data: JSONBody[Study]
 ) -> StudyView:
     """Replace a draft."""
-    if data.name != name:
-        raise ConfigError(
-            f"the body's name {data.name[:80]!r} is not the {name!r} of the address; "
-            "a study keeps its name"
-        )
+    _same_name(name, data)
     study, at = checked_study(data, hub.now()), hub.now()
 
     def write(db: Connection) -> StudyRecord:
@@ -140,6 +137,41 @@ async def submit_study(hub: Hub, who: Who, name: FromPath[str]) -> StudyView:
     view = await hub.store.write(write)
     hub.engine.catalogue_changed()
     return view
+
+
+@post("/studies/{name:str}/revise", status_code=200)
+async def revise_study(
+    hub: Hub, who: Who, name: FromPath[str], data: JSONBody[Study]
+) -> StudyView:
+    """Offer a submitted study under changed terms, which each of its sites has to accept."""
+    _same_name(name, data)
+    study, at = checked_study(data, hub.now()), hub.now()
+
+    def write(db: Connection) -> StudyView:
+        before = own_study(db, who, name)
+        done = records.revise_study(db, study, at)
+        detail = json.dumps(_changes(before.study, study), ensure_ascii=False)
+        digests = f"{before.digest} -> {done.digest}"
+        audit.append(db, at, who.actor, "study.revise", name, detail=f"{digests} {detail}")
+        return study_view(done, said_by_all(db))
+
+    view = await hub.store.write(write)
+    hub.engine.catalogue_changed()
+    return view
+
+
+def _changes(old: Study, new: Study) -> dict[str, tuple[object, object]]:
+    """Return each field that differs, with what it was and what it is."""
+    fields = ((name, getattr(old, name), getattr(new, name)) for name in old.__struct_fields__)
+    return {name: (was, now) for name, was, now in fields if was != now}
+
+
+def _same_name(name: str, study: Study) -> None:
+    if study.name != name:
+        raise ConfigError(
+            f"the body's name {study.name[:80]!r} is not the {name!r} of the address; "
+            "a study keeps its name"
+        )
 
 
 @post("/studies/{name:str}/close", status_code=200)

@@ -17,6 +17,7 @@ from consilia.wire.people import (
     PlanView,
     StudyView,
 )
+from consilia.wire.v1 import Advertisement
 
 
 def said_by_all(db: Connection) -> Said:
@@ -71,13 +72,8 @@ def seen_sites_studies(db: Connection, who: Caller) -> Seeing | None:
 
 
 def study_view(record: StudyRecord, said: Said) -> StudyView:
-    """Show a study and which of its sites have accepted it."""
-    sites = {
-        site: "accepted"
-        if record.digest is not None and site in said and record.digest in said[site].studies
-        else "invited"
-        for site in record.study.sites
-    }
+    """Show a study and what each of its sites has decided."""
+    sites = {site: _decision(record.digest, said.get(site)) for site in record.study.sites}
     return StudyView(
         study=record.study,
         digest=record.digest,
@@ -86,6 +82,14 @@ def study_view(record: StudyRecord, said: Said) -> StudyView:
         sites=sites,
         degree=placement.degree(record.study, record.digest, said),
     )
+
+
+def _decision(digest: str | None, said: Advertisement | None) -> str:
+    """Return what a site says it has decided on a study's terms."""
+    if digest is None or said is None:
+        return "invited"
+    decided = {"accepted": said.studies, "left": said.withdrawn, "declined": said.declined}
+    return next((word for word, digests in decided.items() if digest in digests), "invited")
 
 
 def plan_view(record: PlanRecord, said: Said, *, source: bool) -> PlanView:

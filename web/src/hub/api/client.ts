@@ -63,6 +63,8 @@ export function hubClient(server: Server) {
     changeStudy: (name: string, body: wire.Study) =>
       put<wire.StudyView>(address("/api/v1/studies/{name}", { name }), body),
     submitStudy: (name: string) => post<wire.StudyView>(address("/api/v1/studies/{name}/submit", { name })),
+    reviseStudy: (name: string, body: wire.Study) =>
+      post<wire.StudyView>(address("/api/v1/studies/{name}/revise", { name }), body),
     closeStudy: (name: string) => post<wire.StudyView>(address("/api/v1/studies/{name}/close", { name })),
     offers: (name: string) =>
       get<readonly wire.OfferView[]>(address("/api/v1/studies/{name}/datasets", { name })),

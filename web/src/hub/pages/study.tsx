@@ -121,6 +121,7 @@ function Actions({ view }: { view: StudyView }) {
   return (
     <>
       <Button component={Link} href={`/experiments/new?study=${encodeURIComponent(name)}`} leftSection={<IconPlus size={17} aria-hidden />}>{say("experiments.new")}</Button>
+      <Button component={Link} href={`/studies/${encodeURIComponent(name)}/edit`} variant="default">{say("study.revise")}</Button>
       <Confirm danger typed={name} label={say("study.close")} title={say("study.close")} consequence={say("study.close.consequence")} act={() => close.mutateAsync(undefined)} />
     </>
   );

@@ -90,13 +90,20 @@ function Check({ study }: { study: Study }) {
   );
 }
 
-function Wizard({ first, fixed }: { first: Study; fixed: boolean }) {
+/** What becomes of the terms: a new draft, a changed one, or an offer to the sites anew. */
+type Aim = "create" | "change" | "revise";
+
+function Wizard({ first, aim }: { first: Study; aim: Aim }) {
   const { say } = useText();
   const client = useClient();
   const [, go] = useLocation();
   const [study, setStudy] = useState(first);
   const [step, setStep] = useState(0);
-  const save = useChange((body: Study) => (fixed ? client.changeStudy(body.name, body) : client.createStudy(body)));
+  const save = useChange((body: Study) => ({
+    create: () => client.createStudy(body),
+    change: () => client.changeStudy(body.name, body),
+    revise: () => client.reviseStudy(body.name, body),
+  })[aim]());
   const edit: Edit = (part) => setStudy((old) => ({ ...old, ...part }));
   const complete = [
     study.name.trim() !== "" && study.purpose.trim() !== "",
@@ -108,10 +115,10 @@ function Wizard({ first, fixed }: { first: Study; fixed: boolean }) {
   return (
     <Section>
       <Stepper active={step} onStepClick={(wanted) => { if (wanted < step) setStep(wanted); }} size="sm" wrap={false}>
-        <Stepper.Step label={say("study.step.purpose")}><Stack pt="md"><Purpose study={study} edit={edit} fixed={fixed} /></Stack></Stepper.Step>
+        <Stepper.Step label={say("study.step.purpose")}><Stack pt="md"><Purpose study={study} edit={edit} fixed={aim !== "create"} /></Stack></Stepper.Step>
         <Stepper.Step label={say("study.step.law")}><Stack pt="md"><Law study={study} edit={edit} /></Stack></Stepper.Step>
         <Stepper.Step label={say("study.step.sites")}><Stack pt="md"><Sites study={study} edit={edit} /></Stack></Stepper.Step>
-        <Stepper.Step label={say("study.step.check")}><Stack pt="md"><Check study={study} /><Text size="sm" className="quiet">{say("study.check.hint")}</Text></Stack></Stepper.Step>
+        <Stepper.Step label={say("study.step.check")}><Stack pt="md"><Check study={study} /><Text size="sm" className="quiet">{say(aim === "revise" ? "study.revise.hint" : "study.check.hint")}</Text></Stack></Stepper.Step>
       </Stepper>
       <Stack pt="lg">
         {save.isError && <Failure error={save.error} />}
@@ -119,21 +126,21 @@ function Wizard({ first, fixed }: { first: Study; fixed: boolean }) {
           <Button variant="default" disabled={step === 0} onClick={() => setStep(step - 1)}>{say("action.back")}</Button>
           {step < 3
             ? <Button disabled={!complete} onClick={() => setStep(step + 1)}>{say("action.next")}</Button>
-            : <Button loading={save.isPending} onClick={keep}>{say("study.save")}</Button>}
+            : <Button loading={save.isPending} onClick={keep}>{say(aim === "revise" ? "study.revise.offer" : "study.save")}</Button>}
         </Group>
       </Stack>
     </Section>
   );
 }
 
-/** Four steps to a draft; an existing draft is changed in the same way. */
+/** Four steps to a draft; an existing draft, or a study's terms, are changed in the same way. */
 export default function WriteStudy({ name }: { name?: string }) {
   const { say } = useText();
   const client = useClient();
   const found = useQuery({ queryKey: ["study", name ?? ""], queryFn: () => client.study(name ?? ""), enabled: name !== undefined });
   return (
     <Page title={name === undefined ? say("study.new") : say("study.edit", { name })} lead={say("study.new.lead")} back={{ to: "/studies", label: say("nav.studies") }}>
-      {name === undefined ? <Wizard first={BLANK} fixed={false} /> : <Answer query={found}>{(view) => <Wizard first={view.study} fixed />}</Answer>}
+      {name === undefined ? <Wizard first={BLANK} aim="create" /> : <Answer query={found}>{(view) => <Wizard first={view.study} aim={view.state === "draft" ? "change" : "revise"} />}</Answer>}
     </Page>
   );
 }
