@@ -64,6 +64,11 @@ def declared_arguments(plan: Plan) -> Mapping[str, Scalar] | None:
     return {} if given is None else _literal_arguments(given)
 
 
+def difference(old: Plan, new: Plan) -> str:
+    """Return a unified diff of entry, requirements and files, "" when none differs."""
+    return "\n".join(d.unified for d in file_diffs(old, new) if d.unified)
+
+
 def file_diffs(old: Plan, new: Plan) -> tuple[FileDiff, ...]:
     """Return what became of entry, requirements and each file, by path."""
     before, after = _parts(old), _parts(new)
