@@ -513,10 +513,11 @@ def small_disk(path: Path, size: int) -> Iterator[None]:
 
 def fill(directory: Path, leave: int) -> Path:
     """Fill the file system of `directory` up to `leave` free bytes; return the ballast."""
-    disk = os.statvfs(directory)
-    count = disk.f_bavail * disk.f_frsize - leave
-    assert count > 0, f"{directory} has no {leave} bytes free"
     ballast = directory / "ballast"
-    with ballast.open("wb") as out:
-        os.posix_fallocate(out.fileno(), 0, count)
-    return ballast
+    while True:
+        disk = os.statvfs(directory)
+        count = disk.f_bavail * disk.f_frsize - leave
+        assert count > 0, f"{directory} has no {leave} bytes free"
+        with ballast.open("wb") as out, contextlib.suppress(OSError):  # who lives here wrote
+            os.posix_fallocate(out.fileno(), 0, count)
+            return ballast
