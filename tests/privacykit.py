@@ -1,7 +1,7 @@
 """A real dataset, a plan that overfits, and a model of it, for tests of the privacy report."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,22 @@ def fitted(  # noqa: PLR0917
     weights = outcome(tasks(work, dataset), Audit("fit", rounds), given=given, dp=dp)
     frames.write(folder / "model.frame", weights)
     return folder / "model.frame"
+
+
+def mislabelled(folder: Path, work: Plan, rows: Sequence[int]) -> None:
+    """Write model.npz of 80 right labels, and cohort.csv, in which those of `rows` are wrong.
+
+    Its patients are p001 and so on.
+    """
+    here, _ = cohort(folder, 80)
+    model = fitted(folder, work, here, {"lr": 0.1, "epochs": 20}, None, 1)
+    np.savez(folder / "model.npz", **frames.read(model))  # type: ignore[arg-type]
+    lines = (folder / "here.csv").read_text().splitlines()
+    for row in rows:
+        values, _, label = lines[row].rpartition(",")
+        lines[row] = f"{values},{1 - int(label)}"
+    named = [f"{'patient' if i == 0 else f'p{i:03}'},{line}" for i, line in enumerate(lines)]
+    (folder / "cohort.csv").write_text("\n".join(named) + "\n")
 
 
 def asked(

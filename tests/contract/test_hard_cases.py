@@ -34,15 +34,7 @@ FLIPPED = (4, 17, 40)  # records with a wrong label
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A node with a cohort in which three labels are wrong, and a model of the right ones."""
     folder = tmp_path_factory.mktemp("hard")
-    here, _ = kit.cohort(folder, 80)
-    model = kit.fitted(folder, PLAN, here, {"lr": 0.1, "epochs": 20}, None, 1)
-    np.savez(folder / "model.npz", **frames.read(model))  # type: ignore[arg-type]
-    lines = (folder / "here.csv").read_text().splitlines()
-    for row in FLIPPED:
-        values, _, label = lines[row].rpartition(",")
-        lines[row] = f"{values},{1 - int(label)}"
-    named = [f"{'patient' if i == 0 else f'p{i:03}'},{line}" for i, line in enumerate(lines)]
-    (folder / "cohort.csv").write_text("\n".join(named) + "\n")
+    kit.mislabelled(folder, PLAN, FLIPPED)
     directory = folder / "node"
     directory.mkdir(mode=0o700)
     sandbox: Sandbox = "off" if Bubblewrap().available() else "required"

@@ -28,10 +28,12 @@ from browserkit import (
     until,
 )
 
+import privacykit
 from consilia import Client, Experiment, Study
-from consilia.node import budget
+from consilia.node import approvals, budget
 from consilia.node.store import Store
 from consilia.privacy.ledger import Head
+from consilia.wire.v1 import plan_digest
 from pgkit import Postgres
 
 pytestmark = pytest.mark.slow
@@ -556,6 +558,49 @@ def test_a_running_job_is_seen_and_stopped_at_once(page: Any, hospitals: Hospita
     assert messages.get_by_text(running.job.id, exact=True).count() > 0
     accessible(page)
     picture(page, "messages")
+
+
+def test_hard_cases_are_explained_and_looking_at_them_is_on_record(
+    page: Any, hospitals: Hospitals
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (extra: torch)")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: sklearn)")
+    work = privacykit.plan(
+        ("nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 1)", "nn.Linear(30, 1)")
+    )
+    folder = hospitals.root / "exports" / "hard"
+    folder.mkdir()
+    privacykit.mislabelled(folder, work, wrong := (4, 17, 40))
+    add(hospitals, folder / "cohort.csv", "hard")
+    digest = plan_digest(work)
+    with contextlib.closing(Store.open(hospitals.node)) as store:
+        approvals.offer(store, work, digest, study="hard", author="ada", now=time.time())
+    hospitals.cli("node", "approve", digest, "--dir", hospitals.node)
+    page.goto(f"{hospitals.origin}/datasets/hard")
+    page.get_by_role("tab", name="Hard cases").click()
+    page.get_by_label("Model file").fill("/etc/passwd")
+    page.get_by_label("Training plan").select_option(digest)
+    page.get_by_role("button", name="Find them").click()
+    page.get_by_text("outside of the data roots").wait_for()
+    page.get_by_label("Model file").fill(str(folder / "model.npz"))
+    page.get_by_label("How many records").fill("3")
+    page.get_by_role("button", name="Find them").click()
+    table = page.get_by_role("table", name="Hard cases")
+    table.wait_for()
+    for row in wrong:
+        assert (
+            table.get_by_role("row", name=re.compile(f"p{row:03} .*f[0-9]{{2}}")).count() == 1
+        )
+    accessible(page)
+    for address, kind, word in (
+        ("audit", "CSV", "hard.cases"),
+        ("audit", "JSON", '"hard.cases"'),
+        ("ledger", "CSV", "epsilon"),
+    ):
+        page.goto(f"{hospitals.origin}/{address}")
+        with page.expect_download() as given:
+            page.get_by_role("link", name=kind).click()
+        assert word in Path(given.value.path()).read_text()
 
 
 # ---- oversight -------------------------------------------------------------------------------

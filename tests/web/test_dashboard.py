@@ -459,3 +459,18 @@ def test_the_operators_token_opens_the_door_too(people: People) -> None:
     page.reload()
     page.get_by_role("heading", name="Sign in to the hub").wait_for()  # it was in memory only
     context.close()
+
+
+def test_what_is_there_stays_when_asking_again_fails(people: People) -> None:
+    """A page asks again every few seconds; a hub that is away for one takes nothing away."""
+    page = people.pages["olga"]
+    go(page, "Sites")
+    row = page.get_by_role("row", name=re.compile(f"^{SITES[0]}"))
+    row.wait_for()
+    page.route("**/api/v1/sites**", lambda route: route.abort())
+    page.get_by_role("alert").wait_for()
+    assert row.is_visible()
+    page.unroute("**/api/v1/sites**")
+    page.get_by_role("alert").wait_for(state="detached")
+    assert row.is_visible()
+    people.faults.seen.clear()  # the browser's own words for a request that was cut

@@ -77,14 +77,15 @@ export function App() {
       </Center>
     );
   }
-  if (person.isError && !(person.error instanceof Problem && person.error.status === 401)) {
+  const gone = person.error instanceof Problem && person.error.status === 401;
+  if (person.isError && !person.data && !gone) {
     return (
       <Container size="xs" py={120}>
         <Failure error={person.error} retry={() => void person.refetch()} />
       </Container>
     );
   }
-  if (!person.data || person.isError) return <SignIn />;
+  if (!person.data || gone) return <SignIn />;  // any other failure passes, and nothing is lost
   if (location === "/sign-in") return <Redirect to="/" />;
   return (
     <PersonContext value={person.data}>

@@ -27,11 +27,13 @@ export function Listing<Row>(props: {
     refetchInterval: (query) => ((query.state.data?.pages.length ?? 0) <= FRESH_PAGES && props.refresh) || false,
   });
   if (pages.isPending) return <div style={{ padding: "1.2rem" }}><Waiting lines={6} /></div>;
-  if (pages.isError) return <div style={{ padding: "1.2rem" }}><Failure error={pages.error} retry={() => void pages.refetch()} /></div>;
+  const failure = pages.isError && <div style={{ padding: "1.2rem" }}><Failure error={pages.error} retry={() => void pages.refetch()} /></div>;
+  if (!pages.data) return failure;
   const rows = pages.data.pages.flatMap((page) => page.items);
-  if (rows.length === 0) return props.empty;
+  if (rows.length === 0) return <>{failure}{props.empty}</>;
   return (
     <>
+      {failure}
       <Rows label={props.label} rows={rows} columns={props.columns} id={props.id} compact={props.compact ?? false} />
       <More shown={pages.hasNextPage} busy={pages.isFetchingNextPage} load={() => void pages.fetchNextPage()} />
     </>

@@ -54,7 +54,9 @@ export function Waiting({ lines = 4 }: { lines?: number }) {
   );
 }
 
-/** What a query has to show: its waiting, its error with a remedy, or its data. */
+/** What a query has to show: its waiting, its error with a remedy, or its data.
+ *
+ * What is there stays when asking for it again fails: somebody may be writing in it. */
 export function Answer<T>(props: {
   query: UseQueryResult<T>;
   children: (data: T) => ReactNode;
@@ -62,6 +64,10 @@ export function Answer<T>(props: {
 }) {
   const { query } = props;
   if (query.isPending) return <Waiting lines={props.lines ?? 4} />;
-  if (query.isError) return <Failure error={query.error} retry={() => void query.refetch()} />;
-  return <>{props.children(query.data)}</>;
+  return (
+    <>
+      {query.isError && <Failure error={query.error} retry={() => void query.refetch()} />}
+      {query.data !== undefined && props.children(query.data)}
+    </>
+  );
 }
