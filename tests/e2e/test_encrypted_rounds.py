@@ -7,6 +7,7 @@ import base64
 import contextlib
 import csv
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
@@ -256,7 +257,8 @@ def test_two_of_four_lost_fails_closed(lab: Clinics) -> None:
         lab.kill("b")
         until(lab, "the job fails", lambda: client.job(job).state == "failed")
         view = client.job(job)
-        assert "found 2 of 3" in view.cause, view.cause  # updates, or sites with shares
+        found = re.search(r"found \d of 3 (updates|sites with shares)", view.cause)
+        assert found, view.cause
         assert len(view.rounds) == 2
         for site in ("a", "b"):
             lab.start_node(site)
