@@ -7,7 +7,7 @@ records, so a new optional field needs no migration. Every list endpoint has its
 
 import sqlalchemy as sa
 
-HEAD = "r0007"  # the migration that makes exactly these tables
+HEAD = "r0008"  # the migration that makes exactly these tables
 
 metadata = sa.MetaData(
     naming_convention={
