@@ -392,7 +392,7 @@ class TestRefusedByTheDisk:
             from consilia.hub import audit
             from consilia.hub.store import Store
             store = Store.open(sys.argv[1])
-            resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
             async def main():
                 for n in range(1000):
                     text = f"{n}." + "x" * 1000
