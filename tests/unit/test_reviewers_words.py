@@ -43,8 +43,9 @@ def offer(store: Store, plan: Plan, at: float = NOW) -> str:
 
 
 def node_command(store: Store, *words: str) -> str:
-    """Run a command of the node whose store this is; return what it prints."""
-    done = CliRunner().invoke(app, ["node", *words, "--dir", str(store.path.parent)])
+    """Run a command of the node whose store this is; return what it prints on 125 columns."""
+    given = ["node", *words, "--dir", str(store.path.parent)]
+    done = CliRunner().invoke(app, given, env={"COLUMNS": "125"})
     assert done.exit_code == 0, done.output
     return done.stdout
 
