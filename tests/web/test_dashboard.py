@@ -355,6 +355,30 @@ def heard(hub: Consortium, node: Path) -> bool:
     return "counted" in hub.cli("node", "studies", "--dir", node)
 
 
+def test_changed_terms_are_offered_anew_and_declines_are_seen(people: People) -> None:
+    hub = people.hub
+    node = hub.root / SITES[0]
+    with Client(environ=hub.person) as client:
+        client.create_study(Study("renewed", PURPOSE, SITES, ("kidney",)))
+        before = client.submit_study("renewed").digest
+        page = people.pages["olga"]
+        page.goto(f"{hub.origin}/studies/renewed")
+        page.get_by_role("link", name="Change terms").click()
+        page.get_by_label("Purpose").fill("To learn more")
+        for _ in range(3):
+            page.get_by_role("button", name="Next").click()
+        page.get_by_text("Each site sees what has changed, field by field").wait_for()
+        page.get_by_role("button", name="Offer to the sites anew").click()
+        page.get_by_role("heading", name="renewed", level=1).wait_for()
+        page.get_by_text("To learn more").wait_for()
+        now = client.study("renewed")
+        assert now.digest != before and now.state == "submitted"
+        until(lambda: str(now.digest) in hub.cli("node", "studies", "--json", "--dir", node))
+        hub.cli("node", "decline", str(now.digest), "--dir", node)
+        page.get_by_role("row", name=re.compile(f"^{SITES[0]}.*declined")).wait_for()
+    assert people.faults.seen == []
+
+
 def test_what_strangers_wrote_is_shown_as_text(people: People) -> None:
     with Client(environ=people.hub.person) as client:
         client.create_study(Study("strange", HOSTILE, SITES, ("x",), HOSTILE, ethics=HOSTILE))

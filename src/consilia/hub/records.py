@@ -268,8 +268,9 @@ def ended_terms(db: Connection, site: str) -> tuple[str, ...]:
     Those of closed studies and those that were replaced; the latest MAX_ENDED.
     """
     s, old = t.studies.c, t.earlier_terms.c
-    closed = sa.select(s.digest, s.body, s.changed).where(s.state == "closed")
-    replaced = sa.select(old.digest, old.body, old.replaced)
+    closed = sa.select(s.digest, s.body, s.changed).where(_named(s.body, site))
+    closed = closed.where(s.state == "closed")
+    replaced = sa.select(old.digest, old.body, old.replaced).where(_named(old.body, site))
     ends = sorted(
         (at, digest)
         for query in (closed, replaced)
@@ -310,10 +311,14 @@ def list_studies(
 def every_study_of(db: Connection, site: str) -> tuple[StudyRecord, ...]:
     """The studies that invite a site and were submitted, also the closed ones, by name."""
     query = sa.select(t.studies).where(t.studies.c.state != "draft")
-    # most rows are left out by the text; which of the rest name the site, the record tells
-    named = t.studies.c.body.contains(f'"{site}"', autoescape=True)
-    every = map(_study, db.execute(query.where(named).order_by(t.studies.c.name)))
+    named = query.where(_named(t.studies.c.body, site))
+    every = map(_study, db.execute(named.order_by(t.studies.c.name)))
     return tuple(s for s in every if site in s.study.sites)
+
+
+def _named(body: sa.Column[str], site: str) -> sa.ColumnElement[bool]:
+    """Leave most studies out by their text; which of the rest name a site, the record tells."""
+    return body.contains(f'"{site}"', autoescape=True)
 
 
 def every_submitted(db: Connection) -> Iterator[StudyRecord]:
